@@ -1,0 +1,94 @@
+"""The bus as an agent sees it: one connection, every system an attribute of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ..bus.client import Client
+from ..bus.connection import ConnectOptions, NatsConnection
+from ..bus.discovery import discover
+from ..bus.subjects import Subjects
+from ..bus.transport import Transport
+from ..config import Settings, load
+from .matrix import Matrix
+from .models import Models
+
+
+class Bus:
+    """What an agent can ask for.
+
+    Attributes:
+        matrix: matrix operations.
+        models: neural networks.
+        call: any operation, one row; see `bus.client.Client.call`.
+        call_many: any operation, many rows at once; see `Client.call_many`.
+        stream: any operation, chunk after chunk; see `Client.stream`.
+    """
+
+    def __init__(self, client: Client, transport: Transport) -> None:
+        self.matrix = Matrix(client)
+        self.models = Models(client)
+        self.call = client.call
+        self.call_many = client.call_many
+        self.stream = client.stream
+        self._transport = transport
+
+    async def workers(self, wait_s: float = 0.3) -> list[dict[str, object]]:
+        """Every worker that answers within `wait_s` seconds: identity, endpoints and statistics (ADR-32)."""
+        return await discover(self._transport, wait_s)
+
+
+@asynccontextmanager
+async def connect(url: str | None = None, *, settings: Settings | None = None) -> AsyncIterator[Bus]:
+    """Connect to the bus.
+
+    Args:
+        url: the NATS server; by default the settings' `nats.url`.
+        settings: by default those of `aikoryu.toml` and the `AIKORYU_*` variables.
+
+    Raises:
+        ConfigError: a setting is not allowed; the message names it.
+        ConnectionFailed: the server cannot be reached, or refuses.
+    """
+    settings = settings or load(flags={} if url is None else {"nats.url": url})
+    transport = await open_transport(settings)
+    try:
+        async with session(transport, settings) as bus:
+            yield bus
+    finally:
+        await transport.close()
+
+
+@asynccontextmanager
+async def session(transport: Transport, settings: Settings) -> AsyncIterator[Bus]:
+    """A bus over a connection that is there already, such as one in memory; it stays open."""
+    subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
+    client = Client(transport, subjects, timeout_s=settings.bus.timeout_s, frame_bytes=settings.bus.frame_bytes)
+    await client.start()
+    try:
+        yield Bus(client, transport)
+    finally:
+        await client.close()
+
+
+async def open_transport(settings: Settings) -> NatsConnection:
+    """A supervised connection as the settings' group `nats` says.
+
+    Raises:
+        ConnectionFailed: the server cannot be reached, or refuses.
+    """
+    nats = settings.nats
+    options = ConnectOptions(
+        url=nats.url,
+        user=nats.user,
+        password=nats.password,
+        nkey_seed_file=nats.nkey_seed_file,
+        creds_file=nats.creds_file,
+        tls_ca=nats.tls_ca,
+        tls_cert=nats.tls_cert,
+        tls_key=nats.tls_key,
+        inbox_prefix=nats.inbox_prefix,
+        connect_timeout_s=nats.connect_timeout_s,
+    )
+    return await NatsConnection.open(options)

@@ -1,0 +1,47 @@
+"""Neural networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bus.client import Client
+
+Vectors: TypeAlias = NDArray[np.float32]
+
+DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
+
+
+class Models:
+    """Models the workers hold, by name."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def embed(
+        self, text: str | Sequence[str], *, model: str = DEFAULT_EMBEDDING, timeout_s: float | None = None
+    ) -> Vectors:
+        """Sentence embeddings: mean-pooled and of length 1, so that a dot product is the cosine similarity.
+
+        Args:
+            text: a sentence, or n of them.
+            model: a model some worker holds.
+            timeout_s: how long to wait, s.
+
+        Returns:
+            (d,) for one sentence, (n, d) for n, float32; d is the model's width, 384 for the default.
+
+        Raises:
+            NoWorker: no worker holds this model.
+        """
+        operation = f"models.embed.{model}"
+        if isinstance(text, str):
+            row = await self._client.call(operation, {"text": text}, timeout_s=timeout_s, idempotent=True)
+            vector: Vectors = row["embedding"]
+            return vector
+        rows = await self._client.call_many(operation, {"text": list(text)}, timeout_s=timeout_s, idempotent=True)
+        vectors: Vectors = rows["embedding"]
+        return vectors

@@ -1,0 +1,50 @@
+"""Echo of 384-float rows over the bus: `python -m benchmarks.bus --rounds 3 --seconds 4 --json OUT`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from benchmarks import record
+from benchmarks.harness import entrants, run_rounds
+from benchmarks.shapes import BUS_SHAPES
+
+MODULES = (
+    "benchmarks.peers.plain_nats",
+    "benchmarks.peers.greedy_batcher",
+    "benchmarks.peers.pure_echo",
+    "benchmarks.peers.mosec_echo",
+    "benchmarks.peers.faststream_echo",
+)
+BASELINE = "nats-request"
+
+
+def main() -> None:
+    """Run the rounds, print the table, write the record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bus", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="times that everything is measured (default 3)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of one measurement (default 4)")
+    parser.add_argument("--json", type=Path, help="write the result record to this file")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="contestants to run (default all)")
+    parser.add_argument("--shapes", nargs="+", choices=[s.name for s in BUS_SHAPES], help="shapes to run (default all)")
+    options = parser.parse_args()
+
+    shapes = [shape for shape in BUS_SHAPES if not options.shapes or shape.name in options.shapes]
+    able, skipped = entrants(MODULES, options.only)
+    samples = asyncio.run(run_rounds(able, shapes, options.rounds, options.seconds))
+    result = record.record(
+        "bus",
+        samples,
+        baseline=BASELINE,
+        shapes={shape.name: shape.as_dict() | {"rows_in_flight": shape.rows_in_flight} for shape in shapes},
+        distributions=["nats-py", "numpy", "uvloop", *(name for _, c in able for name in c.needs)],
+        skipped=skipped,
+    )
+    print(record.table(result))
+    if options.json:
+        record.write(result, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""The request client: many callers of one process, few messages.
+
+A call appends its row to the operation's outbox; at the end of the loop tick each outbox becomes one frame. Replies
+come to the client's own inbox, and a frame's number and row numbers find the futures: no subscription, no task and no
+timer a request. One sweeper serves all deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import msgspec
+
+from .columns import Values, pack
+from .errors import BusError, Busy, Closed, Disconnected, Expired, NoWorker
+from .frames import Cancel, Reply, decode_reply, encode
+from .outbox import Building, Envelope, as_row, cuts, rows_of, type_key
+from .outgoing import Outgoing
+from .pending import Answer, Gathered, ManyRows, Pending, RowsFailed, SingleRows
+from .stream import Source, Stream
+from .subjects import Subjects
+from .transport import Message, Subscription, Transport, no_responders
+
+BUSY_RETRIES = 2
+MANY_BYTES = 256 * 1024  # frames of a call_many: nobody waits for the first of them alone
+MANY_IN_FLIGHT_BYTES = 4 * 1024 * 1024
+FRAME_OVERHEAD = 4096  # headroom of a frame's map, names and offsets below max_payload, bytes
+RESEND_DELAY_S = 0.05
+
+_parameters = msgspec.msgpack.Encoder(order="sorted")
+
+
+class Client:
+    """Asks workers for operations over one connection.
+
+    Args:
+        transport: the connection; it stays open when the client is closed.
+        subjects: the bus's subject tree.
+        timeout_s: how long a call waits unless it says otherwise.
+        frame_bytes: size at which a frame of coalesced calls is sent within a tick.
+
+    Attributes:
+        number: by which workers tell clients apart.
+        largest_bytes: most bytes of columns one frame can carry.
+    """
+
+    def __init__(self, transport: Transport, subjects: Subjects, *, timeout_s: float, frame_bytes: int) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._timeout_s = timeout_s
+        self.largest_bytes = transport.max_payload - FRAME_OVERHEAD
+        self._frame_bytes = min(frame_bytes, self.largest_bytes)
+        self.number = secrets.randbits(63) | 1
+        self._inbox = f"{transport.inbox_prefix}.{self.number:x}"
+        self._loop = asyncio.get_running_loop()
+        self._outgoing = Outgoing(transport, self._collect)
+        self._building: dict[tuple[Any, ...], Building] = {}
+        self._pending: dict[int, Pending] = {}
+        self._withdrawn: dict[int, list[int]] = {}
+        self._last_id = 0
+        self._sweep_at = float("inf")
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._subscription: Subscription | None = None
+        self._closed = False
+
+    async def start(self) -> None:
+        """Listen for replies; before the first call."""
+        self._subscription = await self._transport.subscribe(f"{self._inbox}.*", self._on_reply)
+        self._transport.on_reconnect.append(self._on_reconnect)
+        await self._transport.flush()
+
+    def call(
+        self,
+        operation: str,
+        row: Mapping[str, Any],
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        idempotent: bool = False,
+    ) -> Answer:
+        """Ask for one row; the future that is returned resolves to the answer's columns, `{name: value}`.
+
+        Args:
+            operation: its name, `matrix.matmul`.
+            row: by column, an array (without a row axis), a number, str or bytes; copied before this returns.
+            parameters: the operation's parameters.
+            timeout_s: how long to wait; the client's own unless given.
+            priority: 0 normal, 1 high, -1 low.
+            idempotent: send again after a lost connection instead of failing with `Disconnected`.
+
+        Returns:
+            A future; cancel it, or the task that awaits it, to withdraw the row. It raises the bus's errors.
+        """
+        row = as_row(row)
+        encoded = _parameters.encode(parameters) if parameters else b""
+        key = (operation, encoded, timeout_s, priority, idempotent, *type_key(row))
+        building = self._building.get(key)
+        if building is None:
+            envelope = self._envelope(operation, encoded, timeout_s, priority, idempotent)
+            building = self._building[key] = self._start_frame(envelope, row)
+        frame = building.frame
+        answer = Answer(loop=self._loop)
+        answer.frame = frame
+        answer.row = len(frame.answers)
+        full = building.append(row)
+        frame.answers.append(answer)
+        if full:
+            self._seal(self._building.pop(key))
+        return answer
+
+    async def call_many(
+        self,
+        operation: str,
+        columns: Mapping[str, Values],
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        idempotent: bool = False,
+    ) -> dict[str, Any]:
+        """Ask for many rows at once.
+
+        Args:
+            operation: its name.
+            columns: by name, an array whose first axis is the row, or a list of str or bytes.
+            parameters, timeout_s, priority, idempotent: as for `call`.
+
+        Returns:
+            The answer's columns, rows in the order asked.
+
+        Raises:
+            RowsFailed: some rows got an error; it carries the others' answers.
+        """
+        encoded = _parameters.encode(parameters) if parameters else b""
+        envelope = self._envelope(operation, encoded, timeout_s, priority, idempotent)
+        whole = Gathered(rows_of(columns))
+        deadline = self.deadline(envelope)
+        frames: list[ManyRows] = []
+        try:
+            for first, end in cuts(columns, min(MANY_BYTES, self.largest_bytes)):
+                await whole.room(MANY_IN_FLIGHT_BYTES)
+                part = {name: pack(values[first:end]) for name, values in columns.items()}
+                id_, rows = self.next_id(), end - first
+                payload = encode(envelope.request(self.number, id_, rows, part))
+                frame = ManyRows(id_, envelope.subject, payload, rows, deadline, idempotent, whole, first)
+                frames.append(frame)
+                self.send(frame)
+            await whole.room(0)
+        except asyncio.CancelledError:
+            for frame in frames:
+                if frame.open:
+                    self._pending.pop(frame.id, None)
+                    self.withdraw(frame.id, [])
+            raise
+        if whole.errors:
+            raise RowsFailed(whole.columns, whole.errors)
+        return whole.columns
+
+    def stream(
+        self,
+        operation: str,
+        source: Source,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Send chunk after chunk of rows to one worker, and get their answers in order.
+
+        Args:
+            operation: its name.
+            source: an iterable, async or not, of chunks; a chunk is columns as for `call_many`.
+            parameters, priority: as for `call`.
+            timeout_s: how long a chunk may take.
+
+        Returns:
+            An async iterator of the answers' columns, one a chunk. Leaving it cancels what is under way.
+        """
+        encoded = _parameters.encode(parameters) if parameters else b""
+        return Stream(self, self._envelope(operation, encoded, timeout_s, priority, False)).answers(source)
+
+    async def close(self) -> None:
+        """Withdraw what is still unanswered, failing it with `Closed`, and stop listening. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for building in self._building.values():
+            building.frame.fail(Closed("the client was closed before the call was sent"))
+        self._building.clear()
+        for pending in list(self._pending.values()):
+            self.withdraw(pending.id, [])
+            pending.fail(Closed("the client was closed before the answer came"))
+        self._pending.clear()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self._outgoing.drain()
+        self._transport.on_reconnect.remove(self._on_reconnect)
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+
+    def _envelope(
+        self, operation: str, parameters: bytes, timeout_s: float | None, priority: int, idempotent: bool
+    ) -> Envelope:
+        if self._closed:
+            raise Closed("the client is closed")
+        subject = self._subjects.operation(operation)
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return Envelope(operation, subject, parameters, timeout_s, priority, idempotent)
+
+    def _start_frame(self, envelope: Envelope, row: Mapping[str, Any]) -> Building:
+        deadline = self.deadline(envelope)
+        frame = SingleRows(self.next_id(), envelope.subject, deadline, envelope.idempotent, self._withdraw_row)
+        self._outgoing.wake()
+        return Building(envelope, frame, row, self._frame_bytes)
+
+    def next_id(self) -> int:
+        """A number no frame or stream of this client has yet."""
+        self._last_id += 1
+        return self._last_id
+
+    def _seal(self, building: Building) -> None:
+        frame = building.frame
+        frame.rows = frame.open = len(frame.answers)
+        frame.payload = building.encode(self.number)
+        self.send(frame)
+
+    def _collect(self) -> None:
+        """Hand every frame begun in this tick, and every withdrawal, to the connection."""
+        if self._building:
+            for building in self._building.values():
+                self._seal(building)
+            self._building.clear()
+        if self._withdrawn:
+            for id_, rows in self._withdrawn.items():
+                self._outgoing.send(self._subjects.control, encode(Cancel(self.number, id_, rows)))
+            self._withdrawn.clear()
+
+    def deadline(self, envelope: Envelope) -> float:
+        """When a frame sent now is given up, loop time, s."""
+        return self._loop.time() + envelope.timeout_s
+
+    def send(self, pending: Pending) -> None:
+        """Send a frame and await its replies."""
+        self._pending[pending.id] = pending
+        if pending.deadline < self._sweep_at:
+            self._sweep_no_later_than(pending.deadline)
+        self._publish(pending)
+
+    def _publish(self, pending: Pending) -> None:
+        def failed(error: BusError) -> None:
+            # A frame that could not leave a lost connection is sent again when it is back.
+            if not (pending.idempotent and isinstance(error, Disconnected)):
+                self._pending.pop(pending.id, None)
+                pending.fail(error)
+
+        self._outgoing.send(pending.subject, pending.payload, f"{self._inbox}.{pending.id}", failed)
+
+    def _on_reply(self, message: Message) -> None:
+        pending = self._pending.get(int(message.subject.rpartition(".")[2]))
+        if pending is None:
+            return
+        if no_responders(message):
+            self._on_no_responders(pending)
+            return
+        if not message.data:
+            return  # a worker asks whether anybody still listens here; that the subject exists is the answer
+        reply = decode_reply(message.data)
+        if self._retry_if_busy(pending, reply):
+            return
+        try:
+            pending.deliver(reply)
+        except BusError as error:
+            pending.fail(error)
+        if pending.open <= 0 or reply.last:
+            del self._pending[pending.id]
+            if pending.open > 0:
+                pending.fail(BusError("the worker closed the request without answering every row"))
+
+    def _on_no_responders(self, pending: Pending) -> None:
+        if pending.idempotent and pending.resent:
+            # After a lost connection the worker may need a moment longer than we did.
+            self._loop.call_later(RESEND_DELAY_S * (1 + random.random()), self._again, pending)
+            return
+        del self._pending[pending.id]
+        pending.fail(NoWorker(f"no worker serves {pending.subject}: start one, or correct the operation's name"))
+
+    def _retry_if_busy(self, pending: Pending, reply: Reply) -> bool:
+        """Send a frame again that a full queue refused whole, at most twice and within its deadline."""
+        if len(reply.err) != 1 or reply.err[0].code != Busy.code or reply.err[0].n or pending.attempts == BUSY_RETRIES:
+            return False
+        pending.attempts += 1
+        delay_s = reply.err[0].retry_ms / 1000 * pending.attempts * (0.5 + random.random())
+        if self._loop.time() + delay_s >= pending.deadline:
+            return False
+        self._loop.call_later(delay_s, self._again, pending)
+        return True
+
+    def _again(self, pending: Pending) -> None:
+        if pending.id in self._pending:
+            self._publish(pending)
+
+    def _on_reconnect(self) -> None:
+        """Send again what may be; whoever held the rest may have run it or not."""
+        for pending in list(self._pending.values()):
+            if pending.idempotent:
+                pending.resent = True
+                self._publish(pending)
+            else:
+                del self._pending[pending.id]
+                pending.fail(Disconnected("the connection was lost; the call may or may not have run"))
+
+    def _withdraw_row(self, frame: SingleRows, row: int) -> None:
+        self.withdraw(frame.id, [row])
+
+    def leave_stream(self, number: int) -> None:
+        """Tell the worker that a stream has ended."""
+        self._outgoing.send(self._subjects.control, encode(Cancel(self.number, 0, stream=number)))
+
+    def withdraw(self, id_: int, rows: list[int]) -> None:
+        """Tell workers, at the end of this tick, that nobody waits for these rows of a frame (none named: all)."""
+        self._withdrawn.setdefault(id_, []).extend(rows)
+        self._outgoing.wake()
+
+    def _sweep_no_later_than(self, deadline: float) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._sweep_at = deadline
+        self._sweeper = self._loop.call_at(deadline, self._sweep)
+
+    def _sweep(self) -> None:
+        """Fail what has passed its deadline, and sleep until the next may."""
+        now = self._loop.time()
+        for pending in [pending for pending in self._pending.values() if pending.deadline <= now]:
+            del self._pending[pending.id]
+            pending.fail(Expired("no answer before the deadline"))
+        self._sweep_at = float("inf")
+        if self._pending:
+            self._sweep_no_later_than(min(pending.deadline for pending in self._pending.values()))

@@ -1,0 +1,182 @@
+"""Columns: how the rows of a frame lie in memory, and how they become NumPy arrays and back.
+
+A fixed-width column is its rows in C order; a variable-width one (`utf8`, `bin`) is Arrow's pair of u32 offsets and
+data. All numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+
+from .errors import BadColumn, BadValue
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Values: TypeAlias = "Array | list[str] | list[bytes]"
+
+FIXED: dict[str, np.dtype[Any]] = {
+    "bool": np.dtype("?"),
+    "i1": np.dtype("<i1"),
+    "i2": np.dtype("<i2"),
+    "i4": np.dtype("<i4"),
+    "i8": np.dtype("<i8"),
+    "u1": np.dtype("<u1"),
+    "u2": np.dtype("<u2"),
+    "u4": np.dtype("<u4"),
+    "u8": np.dtype("<u8"),
+    "f2": np.dtype("<f2"),
+    "bf16": np.dtype("<u2"),  # NumPy has no bfloat16: the two bytes of each number, as they are
+    "f4": np.dtype("<f4"),
+    "f8": np.dtype("<f8"),
+    "c8": np.dtype("<c8"),
+    "c16": np.dtype("<c16"),
+}
+VARIABLE = ("utf8", "bin")
+OFFSET = np.dtype("<u4")
+
+_WIRE_NAME = {dtype: name for name, dtype in FIXED.items() if name != "bf16"}
+
+
+class Field(NamedTuple):
+    """The type of one column: wire dtype and shape of a row (`()` for a scalar; always `()` for utf8 and bin)."""
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row; 0 for variable width."""
+        return 0 if self.dtype in VARIABLE else FIXED[self.dtype].itemsize * math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]" if self.shape else self.dtype
+
+
+Schema: TypeAlias = tuple[tuple[str, Field], ...]
+"""Name and type of each column, in the order of the frame. Hashable: it is part of a lane's key."""
+
+
+class Column(msgspec.Struct, omit_defaults=True):
+    """One column on the wire: type `t`, shape `s` with the rows first, data `d`, offsets `o` if of variable width."""
+
+    t: str
+    d: memoryview
+    s: tuple[int, ...] | None = None
+    o: memoryview | None = None
+
+
+def wire_dtype(array: Array) -> str:
+    """The wire name of an array's dtype.
+
+    Raises:
+        BadColumn: the bus has no such dtype; the message lists those it has.
+    """
+    name = _WIRE_NAME.get(array.dtype)
+    if name is not None:
+        return name
+    if array.dtype.name == "bfloat16":  # ml_dtypes'
+        return "bf16"
+    swapped = _WIRE_NAME.get(array.dtype.newbyteorder("<"))
+    if swapped is not None:
+        return swapped
+    raise BadColumn(f"dtype {array.dtype} cannot be sent: use one of {', '.join(FIXED)}, or a list of str or bytes")
+
+
+def field_of(array: Array) -> Field:
+    """The type of an array whose first axis is the row."""
+    return Field(wire_dtype(array), array.shape[1:])
+
+
+def contiguous(array: Array) -> Array:
+    """The same values in C order and little-endian; the array itself where it is so already."""
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def pack_array(array: Array) -> Column:
+    """A column of an array whose first axis is the row; the data is not copied where it is contiguous."""
+    array = contiguous(array)
+    return Column(t=wire_dtype(array), s=array.shape, d=_bytes_of(array))
+
+
+def pack_strings(rows: Sequence[str] | Sequence[bytes]) -> Column:
+    """A variable-width column: `utf8` of str rows, `bin` of bytes rows."""
+    if not rows or isinstance(rows[0], str):
+        kind, blobs = "utf8", [row.encode() for row in rows]  # type: ignore[union-attr]
+    else:
+        kind, blobs = "bin", [bytes(row) for row in rows]  # type: ignore[arg-type]
+    offsets = np.zeros(len(blobs) + 1, OFFSET)
+    np.cumsum([len(blob) for blob in blobs], out=offsets[1:])
+    return Column(t=kind, o=_bytes_of(offsets), d=memoryview(b"".join(blobs)))
+
+
+def pack(values: Values) -> Column:
+    """A column of an array, or of a list of str or bytes."""
+    return pack_array(values) if isinstance(values, np.ndarray) else pack_strings(values)
+
+
+def unpack(column: Column, rows: int) -> Values:
+    """The values of a column: a read-only array that shares the frame's memory (bf16 as float32), or a list.
+
+    Raises:
+        BadColumn: type, shape or length do not fit together.
+        BadValue: a `utf8` row is not UTF-8.
+    """
+    check(column, rows)
+    if column.o is not None:
+        offsets = np.frombuffer(column.o, OFFSET).tolist()
+        blobs = [bytes(column.d[a:b]) for a, b in itertools.pairwise(offsets)]
+        if column.t == "bin":
+            return blobs
+        try:
+            return [blob.decode() for blob in blobs]
+        except UnicodeDecodeError as error:
+            raise BadValue(f"a utf8 column holds bytes that are not UTF-8: {error}") from None
+    array = np.frombuffer(column.d, FIXED[column.t]).reshape(column.s or (rows,))
+    return widen_bf16(array) if column.t == "bf16" else array
+
+
+def widen_bf16(bits: Array) -> Array:
+    """float32 values of bfloat16 bits (exact: bfloat16 is the upper half of float32)."""
+    return (bits.astype("<u4") << 16).view("<f4")
+
+
+def check(column: Column, rows: int, name: str = "") -> Field:
+    """The type of a column of `rows` rows.
+
+    Raises:
+        BadColumn: the dtype is unknown, or shape, offsets and data do not agree.
+    """
+    label = f"column {name!r}" if name else "a column"
+    if column.t in VARIABLE:
+        _check_offsets(column, rows, label)
+        return Field(column.t)
+    if column.t not in FIXED:
+        raise BadColumn(f"{label} is of type {column.t!r}: use one of {', '.join((*FIXED, *VARIABLE))}")
+    shape = (rows,) if column.s is None else column.s
+    if not shape or shape[0] != rows or min(shape) < 0:
+        raise BadColumn(f"{label} has shape {list(shape)}, but the frame says n = {rows}: the first axis is the row")
+    field = Field(column.t, shape[1:])
+    if len(column.d) != rows * field.row_bytes:
+        raise BadColumn(
+            f"{label} holds {len(column.d)} bytes, but {rows} rows of {field} are {rows * field.row_bytes} bytes"
+        )
+    return field
+
+
+def _check_offsets(column: Column, rows: int, label: str) -> None:
+    if column.o is None or len(column.o) != (rows + 1) * OFFSET.itemsize:
+        raise BadColumn(f"{label} is {column.t} and needs 'o', {rows + 1} u32 offsets for its {rows} rows")
+    offsets = np.frombuffer(column.o, OFFSET)
+    if offsets[0] != 0 or offsets[-1] != len(column.d) or (rows > 1 and bool(np.any(offsets[1:] < offsets[:-1]))):
+        raise BadColumn(f"{label}: offsets must rise from 0 to the data's {len(column.d)} bytes")
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

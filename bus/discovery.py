@@ -1,0 +1,123 @@
+"""Discovery: workers answer `$SRV.PING|INFO|STATS` as every NATS service does, so `nats micro ls` sees them.
+
+Source: NATS ADR-32, service API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from .outgoing import Outgoing
+from .service import Endpoint, Service
+from .subjects import queue_group
+from .transport import Message, Subscription, Transport
+
+NAME = "aikoryu"
+_TYPE = "io.nats.micro.v1.{}_response"
+
+Details = Callable[[str], dict[str, Any]]
+
+
+class Discovery:
+    """Answers for one service instance.
+
+    Args:
+        transport: the worker's connection.
+        service: whose endpoints and statistics are told.
+        instance: this worker's id, unique on the bus.
+        version: SemVer of the service.
+        details: gives, for an operation, figures of its own to add to its statistics.
+    """
+
+    def __init__(self, transport: Transport, service: Service, instance: str, version: str, details: Details) -> None:
+        self._transport = transport
+        self._service = service
+        self._details = details
+        self._started = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        self._outgoing = Outgoing(transport)
+        self._identity = {"name": NAME, "id": instance, "version": version, "metadata": {}}
+        self._subscriptions: list[Subscription] = []
+
+    async def start(self) -> None:
+        """Answer to everybody, to those who name the service, and to those who name this instance."""
+        identity = self._identity
+        answers = {"PING": dict, "INFO": self._info, "STATS": self._stats}
+        for verb, answer in answers.items():
+            for subject in (f"$SRV.{verb}", f"$SRV.{verb}.{NAME}", f"$SRV.{verb}.{NAME}.{identity['id']}"):
+                self._subscriptions.append(await self._transport.subscribe(subject, self._answering(verb, answer)))
+
+    async def stop(self) -> None:
+        """Answer no more."""
+        for subscription in self._subscriptions:
+            await subscription.unsubscribe()
+        await self._outgoing.drain()
+
+    def _answering(self, verb: str, answer: Callable[[], dict[str, Any]]) -> Callable[[Message], None]:
+        def on_message(message: Message) -> None:
+            if message.reply:
+                body = {"type": _TYPE.format(verb.lower()), **self._identity, **answer()}
+                self._outgoing.send(message.reply, msgspec.json.encode(body))
+
+        return on_message
+
+    def _info(self) -> dict[str, Any]:
+        endpoints = [
+            {**_address(endpoint), "metadata": endpoint.metadata} for endpoint in self._service.endpoints.values()
+        ]
+        return {"description": "Aikoryu worker: batches agents' requests for a device", "endpoints": endpoints}
+
+    def _stats(self) -> dict[str, Any]:
+        endpoints = [self._figures(endpoint) for endpoint in self._service.endpoints.values()]
+        return {"started": self._started, "endpoints": endpoints}
+
+    def _figures(self, endpoint: Endpoint) -> dict[str, Any]:
+        answered = max(1, endpoint.answered)
+        return {
+            **_address(endpoint),
+            "num_requests": endpoint.requests,
+            "num_errors": endpoint.errors,
+            "last_error": endpoint.last_error,
+            "processing_time": int(endpoint.processing_s * 1e9),
+            "average_processing_time": int(endpoint.processing_s * 1e9 / answered),
+            "data": self._details(endpoint.name),
+        }
+
+
+async def discover(transport: Transport, wait_s: float) -> list[dict[str, Any]]:
+    """Ask every worker on the bus for its identity, endpoints and statistics.
+
+    Returns:
+        One map a worker that answered within `wait_s` seconds: the fields of STATS, each endpoint with the metadata
+        of INFO.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    inbox = f"{transport.inbox_prefix}.discover"
+
+    def on_answer(message: Message) -> None:
+        if message.data:
+            body = msgspec.json.decode(message.data)
+            found[body["type"], body["id"]] = body
+
+    subscription = await transport.subscribe(inbox, on_answer)
+    for verb in ("STATS", "INFO"):
+        await transport.publish(f"$SRV.{verb}.{NAME}", b"", inbox)
+    await asyncio.sleep(wait_s)
+    await subscription.unsubscribe()
+    workers = [body for (kind, _), body in found.items() if kind == _TYPE.format("stats")]
+    for worker in workers:
+        info = found.get((_TYPE.format("info"), worker["id"]), {})
+        metadata = {endpoint["name"]: endpoint["metadata"] for endpoint in info.get("endpoints", [])}
+        for endpoint in worker["endpoints"]:
+            endpoint["metadata"] = metadata.get(endpoint["name"], {})
+    return sorted(workers, key=lambda worker: str(worker["id"]))
+
+
+def _address(endpoint: Endpoint) -> dict[str, str]:
+    # ADR-32 admits letters, digits, - and _ in an endpoint's name.
+    name = endpoint.name.replace(".", "-")
+    return {"name": name, "subject": endpoint.subject, "queue_group": queue_group(endpoint.name)}

@@ -1,0 +1,129 @@
+"""What can go wrong between a caller and its answer: one class a wire code.
+
+A code is stable: it stands in reply frames, in metrics and in logs, and a client in any language may branch on it. The
+message says who must act and what to change.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BusError(Exception):
+    """Base of everything the bus raises; `code` is the stable wire code."""
+
+    code: ClassVar[str] = "error"
+
+
+class BadFrame(BusError):
+    """The payload is not a frame: not a MessagePack or JSON map of the documented shape. The sender must change it."""
+
+    code = "bad_frame"
+
+
+class BadVersion(BusError):
+    """The frame is of a version this worker does not speak. Upgrade the worker, or send version 1."""
+
+    code = "bad_version"
+
+
+class BadColumn(BusError):
+    """A column is missing, unknown, or of the wrong dtype, rank, shape or length. The caller must change it."""
+
+    code = "bad_column"
+
+
+class BadParameter(BusError):
+    """A parameter is missing, unknown, or outside what is allowed. The caller must change it."""
+
+    code = "bad_parameter"
+
+
+class BadValue(BusError):
+    """A value of this row is not allowed (NaN where a model takes floats, bytes that are not UTF-8)."""
+
+    code = "bad_value"
+
+
+class BadReply(BusError):
+    """The reply subject is outside the prefixes this worker may answer to, so the frame is counted and dropped."""
+
+    code = "bad_reply"
+
+
+class TooLarge(BusError):
+    """A row or frame is larger than a limit named in the message. The caller must send less at once."""
+
+    code = "too_large"
+
+
+class Busy(BusError):
+    """The worker's queue is full. Nothing was run; the caller may try again after `retry_after_s` seconds."""
+
+    code = "busy"
+
+    def __init__(self, message: str, retry_after_s: float = 0.01) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Expired(BusError):
+    """The deadline passed before the answer came. A row may still have been run."""
+
+    code = "expired"
+
+
+class Cancelled(BusError):
+    """The caller withdrew the row before it was run."""
+
+    code = "cancelled"
+
+
+class OperationFailed(BusError):
+    """The operation raised while it ran. Its author must act; the worker's log holds the traceback."""
+
+    code = "operation_failed"
+
+
+class EngineLost(BusError):
+    """The engine process ended before it answered. A pure operation may simply be called again."""
+
+    code = "engine_lost"
+
+
+class NoWorker(BusError):
+    """No worker serves this operation on this bus: start one, or correct the operation's name."""
+
+    code = "no_worker"
+
+
+class Disconnected(BusError):
+    """The connection was lost while a call that is not idempotent was under way; it may or may not have run."""
+
+    code = "disconnected"
+
+
+class Closed(BusError):
+    """The connection was closed by this process."""
+
+    code = "closed"
+
+
+class ConnectionFailed(BusError):
+    """The server refused or could not be reached in the way the settings demand (address, credentials, TLS)."""
+
+    code = "connection_failed"
+
+
+class ServerFailed(BusError):
+    """The embedded nats-server is missing or did not start; the message names the remedy."""
+
+    code = "server_failed"
+
+
+_BY_CODE: dict[str, type[BusError]] = {cls.code: cls for cls in BusError.__subclasses__()}
+
+
+def from_wire(code: str, message: str) -> BusError:
+    """Make the exception for an error that a reply frame carries; an unknown code gives a plain `BusError`."""
+    return _BY_CODE.get(code, BusError)(message)

@@ -1,0 +1,272 @@
+"""Frames: what a request and a reply are on the wire, in MessagePack and, for a person at a plain client, in JSON.
+
+A frame is one map. `decode_request` takes bytes from anybody and either gives a `Request` whose parts have the
+documented types or raises one of the bus's errors; whether the columns suit an operation is the operation's to say.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from .columns import FIXED, VARIABLE, Array, Column, pack_strings, unpack
+from .errors import BadColumn, BadFrame, BadVersion, BusError, Busy
+
+VERSION = 1
+MAX_ROWS = 1 << 22
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Rows = Annotated[int, msgspec.Meta(ge=0, le=MAX_ROWS)]
+Run = tuple[int, int]
+"""Consecutive rows of a frame: first, count."""
+
+_NO_PARAMETERS = msgspec.Raw(b"\x80")
+
+
+class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One request frame.
+
+    Attributes:
+        v: version of the format, 1.
+        n: rows.
+        cols: columns by name, `n` rows each.
+        client: number of the sending client; with `id` the key under which a repeated frame is recognised. 0 for a
+            client that keeps no such number.
+        id: number of the frame, the client's own.
+        p: parameters, an undecoded map.
+        ttl_ms: time the caller will wait, from its sending, ms; 0 for no limit.
+        prio: 0 normal, 1 high, -1 low.
+        trace: the caller's trace id, handed to logs.
+        stream: number of a stream this frame opens (`n` = 0, on the operation's subject) or is a part of (on the
+            worker's control subject); 0 for an ordinary request.
+        seq: a part's number in its stream, from 0.
+        last: no part follows.
+    """
+
+    v: int
+    n: Rows
+    cols: dict[str, Column] = {}
+    client: Count = 0
+    id: Count = 0
+    p: msgspec.Raw = _NO_PARAMETERS
+    ttl_ms: Count = 0
+    prio: Annotated[int, msgspec.Meta(ge=-1, le=1)] = 0
+    trace: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    stream: Count = 0
+    seq: Count = 0
+    last: bool = False
+
+
+class RowError(msgspec.Struct, omit_defaults=True):
+    """Why rows got no answer: `n` rows from `row` on (n = 0: all that follow), a stable code, and what to change."""
+
+    row: int
+    code: str
+    msg: str
+    n: int = 1
+    retry_ms: int = 0
+
+
+class By(msgspec.Struct, omit_defaults=True):
+    """Who answered: engine, rows of its batch, µs queued and µs run, and why it was not the usual engine."""
+
+    engine: str
+    batch: int
+    queue_us: int
+    run_us: int
+    reason: str = ""
+
+
+class Reply(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One reply frame: the answer of some rows of a request.
+
+    Attributes:
+        id: number of the request frame.
+        at: the rows answered by `cols`, as runs; the columns' rows follow in this order.
+        cols: columns of the answer.
+        err: rows that got none.
+        by: who answered.
+        seq: number of the part of a stream this answers.
+        last: the frame is now answered whole.
+        ctl: a stream is open; its parts go to this subject.
+        credit: rows of a stream that may be unanswered at once.
+    """
+
+    v: int = VERSION
+    id: int
+    at: list[Run] = []
+    cols: dict[str, Column] = {}
+    err: list[RowError] = []
+    by: By | None = None
+    seq: int = 0
+    last: bool = False
+    ctl: str = ""
+    credit: int = 0
+
+
+class Cancel(msgspec.Struct, omit_defaults=True):
+    """To every worker: rows of a frame whose caller no longer waits (none named: all), or a stream left early."""
+
+    client: Count
+    id: Count
+    rows: list[int] = []
+    stream: Count = 0
+    v: int = VERSION
+
+
+class _Version(msgspec.Struct):
+    v: int = 0
+    id: int = 0
+
+
+class _JsonRequest(Request, kw_only=True):
+    cols: dict[str, Any] = {}
+
+
+_encoder = msgspec.msgpack.Encoder()
+_requests = msgspec.msgpack.Decoder(Request)
+_replies = msgspec.msgpack.Decoder(Reply)
+_cancels = msgspec.msgpack.Decoder(Cancel)
+_json_requests = msgspec.json.Decoder(_JsonRequest)
+
+encode = _encoder.encode
+
+
+def decode_request(payload: bytes) -> Request:
+    """Read a request frame, of MessagePack or JSON.
+
+    Raises:
+        BadFrame: these bytes are not a request frame.
+        BadVersion: it is a frame, of another version.
+        BadColumn: a JSON column's values do not make an array.
+    """
+    json = is_json(payload)
+    try:
+        request = _decode_json(payload) if json else _requests.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _explain(payload, json, error) from None
+    if request.v != VERSION:
+        raise BadVersion(f"the frame is of version {request.v}, this worker speaks {VERSION}")
+    return request
+
+
+def decode_reply(payload: bytes) -> Reply:
+    """Read a reply frame.
+
+    Raises:
+        BadFrame: these bytes are not one.
+    """
+    try:
+        return _replies.decode(payload)
+    except msgspec.DecodeError as error:
+        raise BadFrame(f"not a reply frame: {error}") from None
+
+
+def decode_cancel(payload: bytes) -> Cancel:
+    """Read a cancel frame.
+
+    Raises:
+        BadFrame: these bytes are not one.
+    """
+    try:
+        return _cancels.decode(payload)
+    except msgspec.DecodeError as error:
+        raise BadFrame(f"not a cancel frame: {error}") from None
+
+
+def is_json(payload: bytes) -> bool:
+    """True if a frame is JSON (its first byte is `{`), so that its reply must be too."""
+    return payload[:1] == b"{"
+
+
+def decode_parameters(raw: msgspec.Raw) -> Any:
+    """The parameters of a request, decoded.
+
+    Raises:
+        BadFrame: they are not MessagePack.
+    """
+    try:
+        return msgspec.msgpack.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadFrame(f"p: {error}") from None
+
+
+def encode_json(reply: Reply) -> bytes:
+    """A reply in JSON: columns as nested lists, complex numbers as [re, im], bytes in base64."""
+    document = msgspec.structs.asdict(reply)
+    rows = sum(count for _, count in reply.at)
+    document["cols"] = {name: _json_column(column, rows) for name, column in reply.cols.items()}
+    for empty in ("seq", "ctl", "credit"):
+        if not document[empty]:
+            del document[empty]
+    return msgspec.json.encode(document)
+
+
+def retry_ms(error: BusError) -> int:
+    """When the caller may try again, ms; 0 for errors that a second try would meet too."""
+    return int(1000 * error.retry_after_s) if isinstance(error, Busy) else 0
+
+
+def _explain(payload: bytes, json: bool, error: Exception) -> BusError:
+    """The most useful error for bytes that are no frame of ours: perhaps they are one of a later version."""
+    decode = msgspec.json.decode if json else msgspec.msgpack.decode
+    try:
+        found = decode(payload, type=_Version)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return BadFrame(f"not a frame: {error}")
+    if found.v > VERSION:
+        return BadVersion(f"the frame is of version {found.v}, this worker speaks {VERSION}")
+    return BadFrame(f"not a request frame: {error}")
+
+
+def _decode_json(payload: bytes) -> Request:
+    typed = _json_requests.decode(payload)
+    fields = {name: getattr(typed, name) for name in Request.__struct_fields__}
+    fields["cols"] = {name: _column_of(name, value, typed.n) for name, value in typed.cols.items()}
+    raw = typed.p
+    parameters = {} if raw == _NO_PARAMETERS else msgspec.json.decode(raw)
+    fields["p"] = msgspec.Raw(_encoder.encode(parameters))
+    return Request(**fields)
+
+
+def _column_of(name: str, value: Any, rows: int) -> Column:
+    """A column typed by a person: `{"t": "f4", "d": [...]}`, or a plain list (strings; else float32, int64 or bool)."""
+    kind, data = (value.get("t"), value.get("d")) if isinstance(value, dict) else (None, value)
+    if not isinstance(data, list):
+        raise BadColumn(f'column {name!r}: in JSON write {{"t": "f4", "d": [[1, 2], [3, 4]]}} or a plain list')
+    try:
+        if kind in VARIABLE or (kind is None and data and isinstance(data[0], str)):
+            if kind == "bin":
+                return pack_strings([base64.b64decode(row, validate=True) for row in data])
+            return pack_strings([str(row) for row in data])
+        array = np.array(data)
+        if kind is None:
+            kind = "bool" if array.dtype.kind == "b" else "i8" if array.dtype.kind == "i" else "f4"
+        if kind not in FIXED:
+            raise BadColumn(f"column {name!r} is of type {kind!r}: use one of {', '.join((*FIXED, *VARIABLE))}")
+        if kind in ("c8", "c16"):
+            array = array[..., 0] + 1j * array[..., 1]
+        if kind == "bf16":
+            array = _round_to_bf16(array.astype(np.float32))
+        array = np.ascontiguousarray(array, FIXED[kind])
+    except (ValueError, TypeError, OverflowError, IndexError) as error:
+        raise BadColumn(f"column {name!r}: its values do not make an array of {rows} equal rows: {error}") from None
+    return Column(t=kind, s=array.shape, d=array.reshape(-1).view(np.uint8).data)
+
+
+def _round_to_bf16(values: Array) -> Array:
+    """bfloat16 bits of float32 values, rounded to nearest even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _json_column(column: Column, rows: int) -> dict[str, Any]:
+    values = unpack(column, rows)
+    if isinstance(values, list):
+        return {"t": column.t, "d": [base64.b64encode(v).decode() if isinstance(v, bytes) else v for v in values]}
+    if values.dtype.kind == "c":
+        values = np.stack([values.real, values.imag], axis=-1)
+    return {"t": column.t, "d": values.tolist()}

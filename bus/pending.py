@@ -1,0 +1,238 @@
+"""Requests that wait for their answer: one object a frame, of single calls or of a part of a `call_many`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .columns import unpack
+from .errors import BusError, Busy, from_wire
+from .frames import Reply, RowError
+
+Row: TypeAlias = dict[str, Any]
+
+
+class Answer(asyncio.Future[Row]):
+    """The coming answer of one row: await it. Cancelling it (or the task that awaits it) withdraws the row."""
+
+    frame: SingleRows
+    row: int
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Withdraw the row; true if it had not been answered yet."""
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self.frame.withdraw(self.frame, self.row)
+        return cancelled
+
+
+class Pending:
+    """A request frame that was sent, or is about to be.
+
+    Attributes:
+        id: number of the frame.
+        subject, payload: the message, kept so that it can be sent again.
+        rows: how many it has.
+        deadline: loop time at which the caller gives up, s.
+        idempotent: it may be sent again after a lost connection.
+        attempts: times it was sent again because the worker was busy.
+        resent: it was sent again after a lost connection.
+    """
+
+    __slots__ = ("attempts", "deadline", "id", "idempotent", "open", "payload", "resent", "rows", "subject")
+
+    def __init__(self, id_: int, subject: str, payload: bytes, rows: int, deadline: float, idempotent: bool) -> None:
+        self.id = id_
+        self.subject = subject
+        self.payload = payload
+        self.rows = rows
+        self.open = rows
+        self.deadline = deadline
+        self.idempotent = idempotent
+        self.attempts = 0
+        self.resent = False
+
+    def deliver(self, reply: Reply) -> None:
+        """Hand out the rows and errors of one reply; `open` is 0 when every row has been answered."""
+        for error in reply.err:
+            first, count = error.row, error.n or self.rows - error.row
+            self.fail_rows(first, count, _exception(error))
+            self.open -= count
+        if reply.at:
+            total = sum(count for _, count in reply.at)
+            self.take(reply, {name: unpack(column, total) for name, column in reply.cols.items()})
+            self.open -= total
+        if self.open <= 0:
+            self.close()
+
+    def fail(self, error: BusError) -> None:
+        """Answer every row that has no answer yet with an error."""
+        self.fail_rows(0, self.rows, error)
+        self.open = 0
+        self.close()
+
+    def close(self) -> None:
+        """Called once, when every row has been answered."""
+
+    def take(self, reply: Reply, columns: dict[str, Any]) -> None:
+        """Hand out answers: `columns` hold the rows named by `reply.at`, in that order."""
+        raise NotImplementedError
+
+    def fail_rows(self, first: int, count: int, error: BusError) -> None:
+        """Answer `count` rows from `first` on with an error."""
+        raise NotImplementedError
+
+
+class SingleRows(Pending):
+    """A frame of single calls, coalesced; its payload is made when the loop tick ends.
+
+    Attributes:
+        answers: the future of each row.
+        withdraw: called with this frame and a row whose caller no longer waits.
+    """
+
+    __slots__ = ("answers", "withdraw")
+
+    def __init__(
+        self, id_: int, subject: str, deadline: float, idempotent: bool, withdraw: Callable[[SingleRows, int], None]
+    ) -> None:
+        super().__init__(id_, subject, b"", 0, deadline, idempotent)
+        self.answers: list[Answer] = []
+        self.withdraw = withdraw
+
+    def take(self, reply: Reply, columns: dict[str, Any]) -> None:
+        answers = self.answers
+        position = 0
+        for start, count in reply.at:
+            for answer in answers[start : start + count]:
+                if not answer.done():
+                    answer.set_result({name: own(values[position]) for name, values in columns.items()})
+                position += 1
+
+    def fail_rows(self, first: int, count: int, error: BusError) -> None:
+        for answer in self.answers[first : first + count]:
+            if not answer.done():
+                answer.set_exception(error)
+
+
+class ManyRows(Pending):
+    """One frame of a `call_many`: rows from `offset` on of a larger whole."""
+
+    __slots__ = ("_answered", "offset", "whole")
+
+    def __init__(
+        self,
+        id_: int,
+        subject: str,
+        payload: bytes,
+        rows: int,
+        deadline: float,
+        idempotent: bool,
+        whole: Gathered,
+        offset: int,
+    ) -> None:
+        super().__init__(id_, subject, payload, rows, deadline, idempotent)
+        self.whole = whole
+        self.offset = offset
+        whole.in_flight_bytes += len(payload)
+        self._answered = bytearray(rows)
+
+    def close(self) -> None:
+        self.whole.answered(len(self.payload))
+
+    def take(self, reply: Reply, columns: dict[str, Any]) -> None:
+        position = 0
+        for start, count in reply.at:
+            self.whole.put(self.offset + start, count, columns, position)
+            self._answered[start : start + count] = b"\1" * count
+            position += count
+
+    def fail_rows(self, first: int, count: int, error: BusError) -> None:
+        for row in range(first, first + count):
+            if not self._answered[row]:
+                self._answered[row] = 1
+                self.whole.errors[self.offset + row] = error
+
+
+class RowsFailed(BusError):
+    """Some rows of a `call_many` got an error.
+
+    Attributes:
+        columns: the answer, with zeros or None in the rows that failed.
+        errors: the exception of each row that failed, by row number.
+    """
+
+    code = "rows_failed"
+
+    def __init__(self, columns: dict[str, Any], errors: dict[int, BusError]) -> None:
+        first = min(errors)
+        super().__init__(f"{len(errors)} rows failed, row {first} first: {errors[first]}")
+        self.columns = columns
+        self.errors = errors
+
+
+class Gathered:
+    """The answers of a `call_many`, gathered in the order of its rows.
+
+    Attributes:
+        columns: by name, an array of all rows, or a list; rows without an answer hold zeros or None.
+        errors: exception by row.
+        in_flight_bytes: payload bytes of frames that were sent and not answered whole.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.columns: dict[str, Any] = {}
+        self.errors: dict[int, BusError] = {}
+        self.in_flight_bytes = 0
+        self._room: asyncio.Future[None] | None = None
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """While frames are still to come, the whole is not answered, even if all those sent are."""
+        self.in_flight_bytes += 1
+        try:
+            yield
+        finally:
+            self.answered(1)
+
+    async def room(self, limit_bytes: int) -> None:
+        """Return when at most `limit_bytes` are in flight."""
+        while self.in_flight_bytes > limit_bytes:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    def answered(self, payload_bytes: int) -> None:
+        """A frame has been answered whole."""
+        self.in_flight_bytes -= payload_bytes
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def put(self, first: int, count: int, columns: dict[str, Any], position: int) -> None:
+        """Store `count` rows of `columns`, from `position` on, as rows `first` and following."""
+        for name, values in columns.items():
+            whole = self.columns.get(name)
+            if whole is None:
+                whole = self.columns[name] = self._space(values)
+            whole[first : first + count] = values[position : position + count]
+
+    def _space(self, values: Any) -> Any:
+        if isinstance(values, list):
+            return [None] * self.rows
+        return np.zeros((self.rows, *values.shape[1:]), values.dtype)
+
+
+def own(value: Any) -> Any:
+    """A row for the caller to keep: a copy, so that it neither pins its whole frame nor is read-only."""
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _exception(error: RowError) -> BusError:
+    made = from_wire(error.code, error.msg)
+    if isinstance(made, Busy) and error.retry_ms:
+        made.retry_after_s = error.retry_ms / 1000
+    return made

@@ -1,0 +1,360 @@
+"""The service side: frames come in through callbacks that only enqueue, and each is answered once a batch.
+
+A `Held` frame stays until every row of it has been answered, so nothing accepted is lost: at a stop the subscriptions
+are drained first, then the frames that are held, then the replies are flushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from .columns import Column
+from .errors import BadFrame, BadReply, BusError, Busy, OperationFailed, TooLarge
+from .frames import (
+    By,
+    Reply,
+    Request,
+    RowError,
+    Run,
+    decode_cancel,
+    decode_request,
+    encode,
+    encode_json,
+    is_json,
+    retry_ms,
+)
+from .outgoing import Outgoing
+from .subjects import Subjects, queue_group
+from .transport import Message, Subscription, Transport, no_responders
+
+STREAM_CREDIT_ROWS = 8192
+MAX_STREAMS = 4096  # the one idle longest is forgotten beyond
+
+_log = structlog.get_logger(__name__)
+
+
+class Held:
+    """A request frame the worker has accepted and not yet answered whole.
+
+    Attributes:
+        key: (client, id); frames of nameless clients are numbered here.
+        request: the frame.
+        endpoint: the operation it came for.
+        reply: subject of its answers.
+        json: the answers must be JSON.
+        arrived: loop time of its arrival, s.
+        deadline: loop time after which nobody waits for it, s; infinite if it names none.
+        payload_bytes: what holding it costs.
+        open: rows not yet answered.
+        stream: the stream it is a part of.
+        ticket: its place in the queue, kept here for whoever accepted it.
+    """
+
+    __slots__ = (
+        "arrived",
+        "deadline",
+        "endpoint",
+        "json",
+        "key",
+        "open",
+        "payload_bytes",
+        "reply",
+        "request",
+        "stream",
+        "ticket",
+    )
+
+    def __init__(
+        self, key: tuple[int, int], request: Request, endpoint: Endpoint, message: Message, arrived: float
+    ) -> None:
+        self.key = key
+        self.request = request
+        self.endpoint = endpoint
+        self.reply = message.reply
+        self.json = is_json(message.data)
+        self.arrived = arrived
+        self.deadline = arrived + request.ttl_ms / 1000 if request.ttl_ms else float("inf")
+        self.payload_bytes = len(message.data)
+        self.open = request.n
+        self.stream: Stream | None = None
+        self.ticket: Any = None
+
+
+Accept = Callable[[Held], None]
+
+
+@dataclass
+class Endpoint:
+    """One operation's subject, and what has been asked of it.
+
+    Attributes:
+        name: the operation.
+        subject: where its frames come in.
+        accept: takes each frame that is sound; raises a bus error to refuse it whole.
+        requests, errors: frames so far, and those refused or answered with some error.
+        answered: frames answered whole.
+        processing_s: time from arrival to the last answer, summed over those.
+        last_error: the latest error's message.
+    """
+
+    name: str
+    subject: str
+    accept: Accept
+    requests: int = 0
+    errors: int = 0
+    answered: int = 0
+    processing_s: float = 0.0
+    last_error: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Stream:
+    """A stream a client has opened on this worker: parts name it, and what is unanswered of it is bounded."""
+
+    endpoint: Endpoint
+    open_rows: int = 0
+
+
+class Service:
+    """The worker's face to the bus.
+
+    Args:
+        transport: its connection.
+        subjects: the bus's subject tree.
+        worker: the worker's id, one subject token.
+        reply_prefixes: inbox prefixes that may be answered; a caller can name any subject as its reply.
+
+    Attributes:
+        endpoints: by operation, with their statistics.
+        held: frames accepted and not answered whole, by (client, id).
+        rejected: frames refused so far, by error code.
+        on_cancel: called with each frame held whose caller withdrew, and the rows (none: all).
+    """
+
+    def __init__(
+        self, transport: Transport, subjects: Subjects, worker: str, *, reply_prefixes: tuple[str, ...]
+    ) -> None:
+        self.endpoints: dict[str, Endpoint] = {}
+        self.held: dict[tuple[int, int], Held] = {}
+        self.rejected: dict[str, int] = {}
+        self.on_cancel: Callable[[Held, list[int]], None] = lambda held, rows: None
+        self._transport = transport
+        self._subjects = subjects
+        self._worker = worker
+        self._reply_prefixes = tuple(p for prefix in reply_prefixes for p in (f"{prefix}.", f"{prefix}_"))
+        self._outgoing = Outgoing(transport)
+        self._loop = asyncio.get_running_loop()
+        self._subscriptions: list[Subscription] = []
+        self._nameless = 0
+        self._streams: OrderedDict[tuple[int, int], Stream] = OrderedDict()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._probe_inbox = f"{transport.inbox_prefix}.gone"
+
+    async def start(self) -> None:
+        """Listen for cancelled rows and for word of callers that went away."""
+        transport = self._transport
+        parts = self._subjects.worker_control(self._worker)
+        self._subscriptions.append(await transport.subscribe(parts, self._on_part))
+        self._subscriptions.append(await transport.subscribe(self._subjects.control, self._on_cancel))
+        self._subscriptions.append(await transport.subscribe(f"{self._probe_inbox}.*", self._on_gone))
+
+    async def serve(self, name: str, accept: Accept, metadata: dict[str, str] | None = None) -> None:
+        """Take frames of one operation from now on."""
+        endpoint = Endpoint(name, self._subjects.operation(name), accept, metadata=metadata or {})
+        self.endpoints[name] = endpoint
+
+        def on_message(message: Message) -> None:
+            self._on_request(endpoint, message)
+
+        subscription = await self._transport.subscribe(endpoint.subject, on_message, queue=queue_group(name))
+        self._subscriptions.insert(0, subscription)  # the first to be drained
+
+    def answer(
+        self,
+        held: Held,
+        at: list[Run],
+        columns: dict[str, Column],
+        errors: list[RowError],
+        by: By | None = None,
+    ) -> None:
+        """Answer some rows of a frame: those of `at` with `columns`, those of `errors` with their error.
+
+        The columns' bytes are copied before this returns.
+        """
+        request = held.request
+        held.open -= sum(count for _, count in at) + sum(error.n for error in errors)
+        reply = Reply(id=request.id, at=at, cols=columns, err=errors, by=by, seq=request.seq, last=held.open <= 0)
+        payload = encode_json(reply) if held.json else encode(reply)
+        if len(payload) > self._transport.max_payload:
+            too_large = TooLarge(f"the answer is {len(payload)} bytes, the server takes {self._transport.max_payload}")
+            errors = errors + [RowError(first, too_large.code, str(too_large), count) for first, count in at]
+            payload = encode(Reply(id=request.id, err=errors, by=by, seq=request.seq, last=held.open <= 0))
+        self._outgoing.send(held.reply, payload)
+        if errors:
+            held.endpoint.errors += 1
+            held.endpoint.last_error = errors[-1].msg
+        if held.open <= 0:
+            self._forget(held)
+
+    def fail(self, held: Held, error: BusError) -> None:
+        """Answer every row of a frame, none of which has been answered, with one error."""
+        self.count_rejection(error.code)
+        self.answer(held, [], {}, [RowError(0, error.code, str(error), held.request.n, retry_ms(error))])
+
+    def drop(self, held: Held, rows: int) -> None:
+        """Let go of rows whose caller no longer waits; nothing is sent."""
+        held.open -= rows
+        if held.open <= 0:
+            self._forget(held)
+
+    def probe(self, held: Held) -> None:
+        """Ask whether the frame's caller still listens; if not, all its frames are withdrawn as if it had said so.
+
+        Only for clients of this SDK: an empty message would be the answer to anybody else. The server itself answers
+        for a subject without listeners (no responders), within a millisecond.
+        """
+        self._outgoing.send(held.reply, b"", f"{self._probe_inbox}.{held.request.client}")
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Stop in the order that loses nothing: subscriptions, frames held, replies.
+
+        Returns:
+            False if frames were still held after `timeout_s` seconds.
+        """
+        for subscription in self._subscriptions:
+            await subscription.drain()
+        self._subscriptions.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("frames still held at the end of the drain", frames=len(self.held))
+        await self._outgoing.drain()
+        await self._transport.flush()
+        return not self.held
+
+    def count_rejection(self, code: str) -> None:
+        """Count one frame or row that was refused."""
+        self.rejected[code] = self.rejected.get(code, 0) + 1
+
+    def _on_request(self, endpoint: Endpoint, message: Message) -> None:
+        """A frame on an operation's subject: refuse it, open a stream, or accept it."""
+        endpoint.requests += 1
+        request = self._decode(endpoint, message)
+        if request is None:
+            return
+        if request.stream and request.n == 0:
+            self._open_stream(endpoint, request, message.reply)
+            return
+        self._accept(endpoint, request, message)
+
+    def _on_part(self, message: Message) -> None:
+        """A frame on this worker's own subject: a part of a stream opened here."""
+        request = self._decode(None, message)
+        if request is None:
+            return
+        key = (request.client, request.stream)
+        stream = self._streams.get(key)
+        if stream is None:
+            self._refuse(None, message, BadFrame("no such stream is open on this worker: open it again"), request.id)
+        elif stream.open_rows + request.n > STREAM_CREDIT_ROWS:
+            error = Busy(f"more than the stream's credit of {STREAM_CREDIT_ROWS} rows is unanswered")
+            self._refuse(stream.endpoint, message, error, request.id)
+        else:
+            stream.endpoint.requests += 1
+            self._streams.move_to_end(key)
+            self._accept(stream.endpoint, request, message, stream)
+        if request.last:
+            self._streams.pop(key, None)
+
+    def _decode(self, endpoint: Endpoint | None, message: Message) -> Request | None:
+        if not message.reply.startswith(self._reply_prefixes):
+            error = BadReply(f"reply subject {message.reply!r} is not under {' or '.join(self._reply_prefixes)}")
+            self._refuse(endpoint, message, error)
+            return None
+        try:
+            return decode_request(message.data)
+        except BusError as error:
+            self._refuse(endpoint, message, error)
+            return None
+
+    def _accept(self, endpoint: Endpoint, request: Request, message: Message, stream: Stream | None = None) -> None:
+        if request.n == 0:
+            self._refuse(endpoint, message, BadFrame("n is 0: a frame needs at least one row"), request.id)
+            return
+        if request.client:
+            key = (request.client, request.id)
+            if key in self.held:
+                return  # sent again after a lost connection: its rows are under way
+        else:
+            self._nameless += 1
+            key = (0, self._nameless)
+        held = Held(key, request, endpoint, message, self._loop.time())
+        self.held[key] = held
+        self._idle.clear()
+        if stream is not None:
+            held.stream = stream
+            stream.open_rows += request.n
+        try:
+            endpoint.accept(held)
+        except BusError as error:
+            self.fail(held, error)
+        except Exception:
+            _log.exception("frame refused by a defect", operation=endpoint.name)
+            self.fail(held, OperationFailed("the worker could not take the frame; its log holds the reason"))
+
+    def _open_stream(self, endpoint: Endpoint, request: Request, reply: str) -> None:
+        self._streams[request.client, request.stream] = Stream(endpoint)
+        if len(self._streams) > MAX_STREAMS:
+            self._streams.popitem(last=False)
+        subject = self._subjects.worker_control(self._worker)
+        opened = Reply(id=request.id, ctl=subject, credit=STREAM_CREDIT_ROWS, last=True)
+        self._outgoing.send(reply, encode(opened))
+
+    def _refuse(self, endpoint: Endpoint | None, message: Message, error: BusError, id_: int = 0) -> None:
+        """Answer a frame that was never held with an error, where it may be answered at all."""
+        self.count_rejection(error.code)
+        if endpoint is not None:
+            endpoint.errors += 1
+            endpoint.last_error = str(error)
+        if isinstance(error, BadReply):
+            _log.warning("frame dropped", code=error.code, subject=message.subject, error=str(error))
+            return
+        reply = Reply(id=id_, err=[RowError(0, error.code, str(error), 0, retry_ms(error))], last=True)
+        self._outgoing.send(message.reply, encode_json(reply) if is_json(message.data) else encode(reply))
+
+    def _on_cancel(self, message: Message) -> None:
+        try:
+            cancel = decode_cancel(message.data)
+        except BadFrame as error:
+            self.count_rejection(error.code)
+            return
+        if cancel.stream:
+            self._streams.pop((cancel.client, cancel.stream), None)
+        held = self.held.get((cancel.client, cancel.id))
+        if held is not None:
+            self.on_cancel(held, cancel.rows)
+
+    def _on_gone(self, message: Message) -> None:
+        """The server says that nobody listens to a reply subject any more."""
+        if no_responders(message):
+            client = int(message.subject.rpartition(".")[2])
+            for held in [held for (number, _), held in self.held.items() if number == client]:
+                self.on_cancel(held, [])
+
+    def _forget(self, held: Held) -> None:
+        self.held.pop(held.key, None)
+        held.endpoint.answered += 1
+        held.endpoint.processing_s += self._loop.time() - held.arrived
+        if held.stream is not None:
+            held.stream.open_rows -= held.request.n
+        if not self.held:
+            self._idle.set()

@@ -1,0 +1,33 @@
+"""What can be tuned: frozen settings, and how logs are written."""
+
+from .logging import configure as configure_logging
+from .settings import (
+    BatchSettings,
+    BusSettings,
+    CpuSettings,
+    LogSettings,
+    ModelSettings,
+    NatsSettings,
+    ServerSettings,
+    Settings,
+    WorkerSettings,
+    describe,
+    load,
+)
+from .sources import ConfigError
+
+__all__ = [
+    "BatchSettings",
+    "BusSettings",
+    "ConfigError",
+    "CpuSettings",
+    "LogSettings",
+    "ModelSettings",
+    "NatsSettings",
+    "ServerSettings",
+    "Settings",
+    "WorkerSettings",
+    "configure_logging",
+    "describe",
+    "load",
+]

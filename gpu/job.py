@@ -1,0 +1,119 @@
+"""What the front and an engine say to each other about a batch whose data lies in a slab.
+
+Messages go over a stream socket, each a four-byte length and MessagePack. They hold offsets, never rows.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+from ..bus.columns import Field
+
+_LENGTH = struct.Struct("<I")
+
+
+class Part(msgspec.Struct, array_like=True):
+    """A column in a slab: its data, and its u32 offsets if of variable width (`offsets` < 0: fixed)."""
+
+    name: str
+    field: Field
+    data: int
+    data_bytes: int
+    offsets: int = -1
+
+
+class Job(msgspec.Struct, array_like=True, tag="job"):
+    """A batch to run.
+
+    Attributes:
+        id: the batch's number, counted by the front.
+        slab: number of the slab it lies in.
+        operation: what to run.
+        rows: how many.
+        parts: the input columns.
+        parameters: encoded map.
+        alive: offset of (rows,) bool; the front clears rows whose caller has gone, also while the batch runs.
+        free: offset from which results may be written.
+    """
+
+    id: int
+    slab: int
+    operation: str
+    rows: int
+    parts: list[Part]
+    parameters: bytes
+    alive: int
+    free: int
+
+
+class Done(msgspec.Struct, array_like=True, tag="done"):
+    """A batch's end.
+
+    Attributes:
+        id: the batch's number.
+        parts: the answer's columns, in the same slab.
+        errors: (row, code, message) of rows refused.
+        run_us: time on the device, µs.
+        failed: code of an error that concerns every row; empty if there is none.
+        message: that error's message.
+    """
+
+    id: int
+    parts: list[Part]
+    errors: list[tuple[int, str, str]]
+    run_us: int
+    failed: str = ""
+    message: str = ""
+
+
+class Ready(msgspec.Struct, array_like=True, tag="ready"):
+    """An engine has loaded what it serves and waits for batches."""
+
+    device: str
+    pid: int
+
+
+Message = Job | Done | Ready
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+class ControlSocket:
+    """One end of the connection between front and engine."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._buffer = bytearray()
+
+    def send(self, message: Message) -> None:
+        """Send one message.
+
+        Raises:
+            OSError: the other end is gone, or (non-blocking) has not read for so long that its buffer is full.
+        """
+        body = _encoder.encode(message)
+        self.sock.sendall(_LENGTH.pack(len(body)) + body)
+
+    def receive(self) -> Iterator[Message]:
+        """Read once from the socket, and give every message that is complete.
+
+        Raises:
+            EOFError: the other end is gone.
+            BlockingIOError: nothing to read (non-blocking).
+        """
+        data = self.sock.recv(1 << 16)
+        if not data:
+            raise EOFError
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield _decoder.decode(body)

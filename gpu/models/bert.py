@@ -1,0 +1,176 @@
+"""BERT encoders in plain torch, read from a Hugging Face directory.
+
+The forward holds no Python that depends on the data, so one shape of it can be captured as a CUDA graph and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own habit
+from safetensors import safe_open
+from torch import Tensor
+
+from .store import BadModel, Model
+
+Checkpoint = Callable[[], bool]
+
+# Added to the attention scores of padding. exp() of it is 0 in every dtype, it fits float16, and unlike -inf it leaves
+# a row of nothing but padding (a graph's unused rows) finite.
+_PADDING_SCORE = -30000.0
+
+
+class Bert:
+    """An encoder with its weights on one device.
+
+    Attributes:
+        max_positions: most tokens a row may have.
+    """
+
+    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
+        """Read the weights.
+
+        Args:
+            model: a directory with config.json and model.safetensors (float32, float16 or bfloat16).
+            device: where they go.
+            dtype: what to compute in; weights of another dtype are converted.
+
+        Raises:
+            BadModel: the directory holds another architecture, or a weight is missing.
+        """
+        _check(model)
+        self.max_positions = model.integer("max_position_embeddings")
+        self._heads = model.integer("num_attention_heads")
+        self._dtype = dtype
+        weights = _Weights(model, device, dtype)
+        self._words = weights["embeddings.word_embeddings.weight"]
+        # Every token is of segment 0, so its embedding is part of each position's.
+        segment = weights["embeddings.token_type_embeddings.weight"][0]
+        self._positions = weights["embeddings.position_embeddings.weight"] + segment
+        self._norm = weights.norm("embeddings.LayerNorm", model)
+        self._layers = [
+            _Layer.read(weights, f"encoder.layer.{index}", model) for index in range(model.integer("num_hidden_layers"))
+        ]
+
+    def __call__(self, ids: Tensor, lengths: Tensor, checkpoint: Checkpoint) -> Tensor | None:
+        """Encode rows of tokens.
+
+        Args:
+            ids: (rows, tokens) int64; what follows a row's length is ignored, but must be token numbers.
+            lengths: (rows,) int64, tokens of each row.
+            checkpoint: asked before each third of a layer; false stops the work.
+
+        Returns:
+            (rows, tokens, d) of the compute dtype; None if `checkpoint` stopped it. Padding holds no meaning.
+        """
+        rows, tokens = ids.shape
+        padding = torch.arange(tokens, device=ids.device) >= lengths[:, None]
+        scores = padding.to(self._dtype).mul_(_PADDING_SCORE)[:, None, None, :]
+        hidden = self._norm(F.embedding(ids, self._words).add_(self._positions[:tokens])).view(rows * tokens, -1)
+        for layer in self._layers:
+            if not checkpoint():
+                return None
+            hidden = layer.attend(hidden, scores, rows, self._heads)
+            if not checkpoint():
+                return None
+            wide = layer.widen(hidden)
+            if not checkpoint():
+                return None
+            hidden = layer.narrow(wide, hidden)
+        return hidden.view(rows, tokens, -1)
+
+
+class _Linear(NamedTuple):
+    """A dense layer. The weight lies (in, out): up to a sixth faster than (out, in) below 32 tokens, equal above."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return torch.addmm(self.bias, values, self.weight)
+
+
+class _Norm(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+    epsilon: float
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return F.layer_norm(values, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+class _Layer(NamedTuple):
+    """One layer, after Devlin et al. 2019 (section 3) and Vaswani et al. 2017 (section 3.1), norms after the sums."""
+
+    query_key_value: _Linear
+    attended: _Linear
+    attended_norm: _Norm
+    widened: _Linear
+    narrowed: _Linear
+    narrowed_norm: _Norm
+
+    @classmethod
+    def read(cls, weights: _Weights, name: str, model: Model) -> _Layer:
+        return cls(
+            weights.linear(*(f"{name}.attention.self.{part}" for part in ("query", "key", "value"))),
+            weights.linear(f"{name}.attention.output.dense"),
+            weights.norm(f"{name}.attention.output.LayerNorm", model),
+            weights.linear(f"{name}.intermediate.dense"),
+            weights.linear(f"{name}.output.dense"),
+            weights.norm(f"{name}.output.LayerNorm", model),
+        )
+
+    def attend(self, hidden: Tensor, scores: Tensor, rows: int, heads: int) -> Tensor:
+        """Self-attention: (rows * tokens, d) to the same."""
+        count, size = hidden.shape
+        split = self.query_key_value(hidden).view(rows, count // rows, 3, heads, size // heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=scores)
+        return self.attended_norm(self.attended(found.transpose(1, 2).reshape(count, size)).add_(hidden))
+
+    def widen(self, hidden: Tensor) -> Tensor:
+        """First half of the feed-forward part: (rows * tokens, d) to (rows * tokens, wide)."""
+        return F.gelu(self.widened(hidden))
+
+    def narrow(self, wide: Tensor, hidden: Tensor) -> Tensor:
+        """Second half, added to what went into the first: (rows * tokens, d)."""
+        return self.narrowed_norm(self.narrowed(wide).add_(hidden))
+
+
+class _Weights:
+    """The tensors of a model.safetensors by name, each copied to the device in the compute dtype."""
+
+    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
+        self._path = model.file("model.safetensors")
+        self._device = device
+        self._dtype = dtype
+        self._file = safe_open(self._path, framework="pt")
+        names = set(self._file.keys())
+        # A checkpoint saved with a head on it (BertForMaskedLM, ...) holds the encoder under this name.
+        self._prefix = "" if "embeddings.word_embeddings.weight" in names else "bert."
+        self._names = names
+
+    def __getitem__(self, name: str) -> Tensor:
+        name = self._prefix + name
+        if name not in self._names:
+            raise BadModel(f"{self._path} lacks the weight {name!r}: it is no complete BERT encoder, get it again")
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor.to(self._device, self._dtype, copy=True)
+
+    def linear(self, *names: str) -> _Linear:
+        weight = torch.cat([self[f"{name}.weight"] for name in names])
+        return _Linear(weight.t().contiguous(), torch.cat([self[f"{name}.bias"] for name in names]))
+
+    def norm(self, name: str, model: Model) -> _Norm:
+        return _Norm(self[f"{name}.weight"], self[f"{name}.bias"], float(model.config.get("layer_norm_eps", 1e-12)))
+
+
+def _check(model: Model) -> None:
+    """Refuse what this forward would compute wrongly."""
+    known = {"model_type": ("bert", None), "hidden_act": ("gelu", "gelu"), "position_embedding_type": ("absolute",) * 2}
+    for key, (wanted, default) in known.items():
+        found = model.config.get(key, default)
+        if found != wanted:
+            raise BadModel(f"{model.path}/config.json has {key} {found!r}, Aikoryu encodes {wanted!r}: use another model")

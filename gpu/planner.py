@@ -1,0 +1,329 @@
+"""The planner: decides, from what waits and what is free, which rows run together next.
+
+It is pure: the time is an argument, nothing is awaited, no device is known. The rules, in order:
+
+- Only rows of one *lane* share a batch.
+- A lane is dispatched at once while the engine is idle: an idle device never waits for company. While it works, and a
+  slot is free to stage ahead, a lane collects until its window has passed (counted from its first row), it is full, or
+  a deadline is near. While no slot is free every lane collects.
+- The highest priority goes first, raised by one for each `AGING_S` its oldest row has waited, so none starves. Within a
+  priority the lane that has used the device least goes first, measured in seconds of it.
+- A batch is held to `max_rows`, `max_bytes`, and the rows that take about `target_s` on the device at the lane's
+  measured pace, so that no lane holds up the others, nor abandoned work the next caller.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..bus.errors import Busy
+
+AGING_S = 0.1
+PRIORITIES = (1, 0, -1)
+PACE_WEIGHT = 0.3  # of the newest batch in a lane's measured seconds a row
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds batches and queues.
+
+    Attributes:
+        window_s: longest time a lane collects while a slot is free but the engine works, s.
+        max_rows, max_bytes: largest batch; bytes count inputs and outputs.
+        target_s: time on the device a batch is sized for, s.
+        queue_rows, queue_bytes: most that may wait; beyond, frames are refused with `busy`.
+        lanes: most lanes with rows waiting.
+    """
+
+    window_s: float = 0.001
+    max_rows: int = 4096
+    max_bytes: int = 32 << 20
+    target_s: float = 0.05
+    queue_rows: int = 65536
+    queue_bytes: int = 256 << 20
+    lanes: int = 1024
+
+
+class Ticket:
+    """A frame's place in the queue: rows from `next` on have not been dispatched.
+
+    Attributes:
+        frame: whose rows; the planner does not look inside.
+        rows: of the frame.
+        row_bytes: inputs and outputs of one row; of variable width, those of the whole frame over its rows.
+        priority: 1, 0 or -1.
+        arrived, deadline: s.
+        gone: rows whose caller withdrew.
+    """
+
+    __slots__ = ("arrived", "deadline", "frame", "gone", "lane", "next", "priority", "row_bytes", "rows")
+
+    def __init__(
+        self, frame: Any, lane: Lane, rows: int, row_bytes: int, priority: int, arrived: float, deadline: float
+    ) -> None:
+        self.frame = frame
+        self.lane = lane
+        self.rows = rows
+        self.row_bytes = row_bytes
+        self.priority = priority
+        self.arrived = arrived
+        self.deadline = deadline
+        self.next = 0
+        self.gone: set[int] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Rows not dispatched."""
+        return self.rows - self.next
+
+
+@dataclass(slots=True)
+class Span:
+    """Consecutive rows of one frame in a batch."""
+
+    ticket: Ticket
+    start: int
+    count: int
+
+
+class Lane:
+    """Rows that may share a batch, waiting.
+
+    Attributes:
+        key: what the rows have in common.
+        max_rows: the operation's own bound.
+        rows: waiting, those withdrawn not counted.
+        opened: when the oldest of them came, s.
+        deadline: no later than the earliest of theirs, s.
+        used_s: device time the lane has used, s, on the scale of all lanes.
+        row_s: device time of a row, s, as measured lately.
+        spec: whatever the front keeps with the lane; the planner does not look inside.
+    """
+
+    def __init__(self, key: Hashable, max_rows: int) -> None:
+        self.key = key
+        self.max_rows = max_rows
+        self.queues: dict[int, deque[Ticket]] = {priority: deque() for priority in PRIORITIES}
+        self.rows = 0
+        self.opened = 0.0
+        self.deadline = float("inf")
+        self.used_s = 0.0
+        self.row_s = 0.0
+        self.spec: Any = None
+
+
+@dataclass(slots=True)
+class Plan:
+    """A batch to be run now.
+
+    Attributes:
+        lane: what its rows have in common.
+        spans: the rows, in order.
+        rows: how many.
+        expired: tickets whose deadline had passed, with the rows (first, count) that were dropped.
+    """
+
+    lane: Lane
+    spans: list[Span]
+    rows: int
+    expired: list[Span]
+
+
+class Planner:
+    """Forms batches for one engine of `slots` places (one running, the others staged ahead)."""
+
+    def __init__(self, limits: Limits, slots: int) -> None:
+        self.limits = limits
+        self.slots = slots
+        self.running = 0
+        self.waiting_rows = 0
+        self.waiting_bytes = 0
+        self.lanes: dict[Hashable, Lane] = {}
+        self._clock_s = 0.0  # device time of the lane served last: where a lane that comes anew begins
+
+    def lane(self, key: Hashable, max_rows: int) -> Lane:
+        """The lane of this key, new if need be.
+
+        Raises:
+            Busy: as many lanes as allowed have rows waiting.
+        """
+        lane = self.lanes.get(key)
+        if lane is None:
+            if len(self.lanes) >= self.limits.lanes and not self._evict():
+                raise Busy(
+                    f"{len(self.lanes)} lanes have rows waiting: send fewer different shapes and parameters at once"
+                )
+            lane = self.lanes[key] = Lane(key, max_rows)
+        return lane
+
+    def offer(self, ticket: Ticket, now: float) -> None:
+        """Queue a frame's rows.
+
+        Raises:
+            Busy: the queue is full; nothing was queued.
+        """
+        limits, lane = self.limits, ticket.lane
+        size = ticket.rows * ticket.row_bytes
+        if self.waiting_rows + ticket.rows > limits.queue_rows or self.waiting_bytes + size > limits.queue_bytes:
+            raise Busy("the worker's queue is full", retry_after_s=self._retry_after_s())
+        if lane.rows == 0:
+            lane.opened = now
+            lane.deadline = ticket.deadline
+            lane.used_s = max(lane.used_s, self._clock_s)
+        elif ticket.deadline < lane.deadline:
+            lane.deadline = ticket.deadline
+        lane.queues[ticket.priority].append(ticket)
+        lane.rows += ticket.rows
+        self.waiting_rows += ticket.rows
+        self.waiting_bytes += size
+
+    def due(self, now: float) -> list[Plan]:
+        """The batches to start now; each takes a slot until `finished`."""
+        plans: list[Plan] = []
+        while self.running < self.slots:
+            ripe = [lane for lane in self.lanes.values() if lane.rows and self._is_ripe(lane, now)]
+            if not ripe:
+                break
+            lane = min(ripe, key=lambda lane: (-self._priority(lane, now), lane.used_s, lane.opened))
+            plan = self._take(lane, now)
+            if plan.rows:
+                self.running += 1
+                self._clock_s = lane.used_s
+            if plan.rows or plan.expired:
+                plans.append(plan)
+        return plans
+
+    def finished(self, plan: Plan, run_s: float) -> None:
+        """A batch left the engine after `run_s` seconds on the device; its slot is free."""
+        self.running -= 1
+        lane = plan.lane
+        lane.used_s += run_s
+        pace = run_s / plan.rows
+        lane.row_s = pace if lane.row_s == 0.0 else lane.row_s + PACE_WEIGHT * (pace - lane.row_s)
+
+    def withdraw(self, ticket: Ticket, rows: Iterable[int]) -> int:
+        """Forget rows whose caller no longer waits.
+
+        Returns:
+            How many of them were still waiting, and will not be dispatched.
+        """
+        gone = [row for row in rows if ticket.next <= row < ticket.rows and row not in ticket.gone]
+        ticket.gone.update(gone)
+        self._leave(ticket, len(gone))
+        if ticket.lane.rows == 0:
+            for queue in ticket.lane.queues.values():
+                queue.clear()
+        return len(gone)
+
+    def next_deadline(self) -> float | None:
+        """When `due` may have something to start although nothing was offered or finished, s; None for never."""
+        if self.running >= self.slots:
+            return None
+        times = [min(lane.opened + self.limits.window_s, lane.deadline) for lane in self.lanes.values() if lane.rows]
+        return min(times, default=None)
+
+    def _is_ripe(self, lane: Lane, now: float) -> bool:
+        return (
+            self.running == 0
+            or lane.rows >= self._batch_rows(lane)
+            or now >= lane.opened + self.limits.window_s
+            or now + self.limits.window_s >= lane.deadline
+        )
+
+    def _batch_rows(self, lane: Lane) -> int:
+        rows = min(lane.max_rows, self.limits.max_rows)
+        return rows if lane.row_s == 0.0 else max(1, min(rows, int(self.limits.target_s / lane.row_s)))
+
+    def _priority(self, lane: Lane, now: float) -> int:
+        return max(self._raised(queue[0], now) for queue in lane.queues.values() if queue)
+
+    @staticmethod
+    def _raised(ticket: Ticket, now: float) -> int:
+        return ticket.priority + int((now - ticket.arrived) / AGING_S)
+
+    def _take(self, lane: Lane, now: float) -> Plan:
+        """Fill a batch from the heads of the lane's queues."""
+        plan = Plan(lane, [], 0, [])
+        room_rows, room_bytes = self._batch_rows(lane), self.limits.max_bytes
+        while plan.rows < room_rows:
+            queue = self._next_queue(lane, now)
+            if queue is None:
+                break
+            ticket = queue[0]
+            if ticket.deadline <= now:
+                self._expire(ticket, plan)
+            elif ticket.waiting:
+                fit = room_bytes // max(ticket.row_bytes, 1)
+                if fit == 0 and plan.rows:
+                    break
+                taken = self._cut(ticket, min(room_rows - plan.rows, max(fit, 1)), plan)
+                room_bytes -= taken * ticket.row_bytes
+            if not ticket.waiting:
+                queue.popleft()
+        self._reopen(lane, now)
+        return plan
+
+    def _cut(self, ticket: Ticket, most: int, plan: Plan) -> int:
+        """Move up to `most` rows of a ticket into the plan, as runs without the rows withdrawn."""
+        first, end = ticket.next, min(ticket.rows, ticket.next + most)
+        ticket.next = end
+        taken = 0
+        if not ticket.gone:
+            plan.spans.append(Span(ticket, first, end - first))
+            taken = end - first
+        else:
+            for row in range(first, end):
+                if row in ticket.gone:
+                    continue
+                last = plan.spans[-1] if plan.spans else None
+                if last is not None and last.ticket is ticket and last.start + last.count == row:
+                    last.count += 1
+                else:
+                    plan.spans.append(Span(ticket, row, 1))
+                taken += 1
+        plan.rows += taken
+        self._leave(ticket, taken)
+        return taken
+
+    def _expire(self, ticket: Ticket, plan: Plan) -> None:
+        first = ticket.next
+        rows = [row for row in range(first, ticket.rows) if row not in ticket.gone]
+        plan.expired.extend(Span(ticket, row, 1) for row in rows)
+        ticket.next = ticket.rows
+        self._leave(ticket, len(rows))
+
+    def _leave(self, ticket: Ticket, rows: int) -> None:
+        ticket.lane.rows -= rows
+        self.waiting_rows -= rows
+        self.waiting_bytes -= rows * ticket.row_bytes
+
+    def _next_queue(self, lane: Lane, now: float) -> deque[Ticket] | None:
+        """The queue whose head goes next."""
+        queues = [queue for queue in lane.queues.values() if queue]
+        if len(queues) <= 1:
+            return queues[0] if queues else None
+        return max(queues, key=lambda queue: self._raised(queue[0], now))
+
+    def _reopen(self, lane: Lane, now: float) -> None:
+        """Reset the window, and a deadline that has been met, to those of the rows left behind."""
+        heads = [queue[0] for queue in lane.queues.values() if queue]
+        if not heads:
+            return
+        lane.opened = min(ticket.arrived for ticket in heads)
+        if now + self.limits.window_s >= lane.deadline:
+            lane.deadline = min(ticket.deadline for queue in lane.queues.values() for ticket in queue)
+
+    def _evict(self) -> bool:
+        """Make room for a lane by forgetting the empty ones."""
+        empty = [key for key, lane in self.lanes.items() if not lane.rows]
+        for key in empty:
+            del self.lanes[key]
+        return bool(empty)
+
+    def _retry_after_s(self) -> float:
+        """About how long the rows that wait will take."""
+        estimate = sum(lane.rows * lane.row_s for lane in self.lanes.values())
+        return min(1.0, max(0.005, estimate / 2))

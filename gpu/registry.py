@@ -1,0 +1,74 @@
+"""The registry: which operations a worker has, built in, of models, of the user's modules, of installed packages."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import msgspec
+
+from . import operation as contract
+from .operation import Operation
+from .ops import echo, embed, matrix
+
+ENTRY_POINTS = "aikoryu.operations"
+
+
+class Catalogue(msgspec.Struct, frozen=True):
+    """What to load; front and engines load the same.
+
+    Attributes:
+        embed: names of embedding models.
+        model_directory: folder that holds them; empty for the installed packages.
+        modules: the user's own, by module name or path of a file.
+    """
+
+    embed: tuple[str, ...] = ()
+    model_directory: str = ""
+    modules: tuple[str, ...] = ()
+
+
+def load(catalogue: Catalogue) -> dict[str, Operation]:
+    """Every operation by name.
+
+    Raises:
+        ImportError: a module of the user's cannot be imported.
+        ValueError: two operations have one name.
+    """
+    found: dict[str, Operation] = {}
+    for made in _gather(catalogue):
+        if found.setdefault(made.name, made) is not made:
+            raise ValueError(f"two operations are called {made.name!r}: rename one")
+    return found
+
+
+def _gather(catalogue: Catalogue) -> list[Operation]:
+    operations: list[Operation] = [echo.Echo(), *matrix.operations()]
+    operations += embed.operations(catalogue.embed, Path(catalogue.model_directory) if catalogue.model_directory else None)
+    for module in catalogue.modules:
+        _import(module)
+    for point in entry_points(group=ENTRY_POINTS):
+        loaded = point.load()
+        operations.append(loaded() if isinstance(loaded, type) else loaded)
+    return operations + [made for made in contract.declared.values() if made not in operations]
+
+
+def _import(name: str) -> None:
+    if not name.endswith(".py"):
+        importlib.import_module(name)
+        return
+    path = Path(name).resolve()
+    if not path.exists():
+        raise ImportError(f"{name}: no such file of operations")
+    module_name = f"aikoryu_operations_{path.stem}"
+    if module_name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None, "a path that ends in .py has a loader"
+    assert spec.loader is not None, "a path that ends in .py has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)

@@ -1,0 +1,64 @@
+"""Slabs: shared memory in which the front lays a batch's columns out and the engine lays its results.
+
+A slab is an anonymous file (memfd) mapped by both processes. The front copies a batch's rows from their frames straight
+into it, which is the only host copy on the way in; it is reused batch after batch, never allocated for one.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from typing import Any
+
+import numpy as np
+
+from ..bus.columns import Array
+
+ALIGN = 64  # bytes: a cache line, and what vector loads and later device copies like
+
+
+class Slab:
+    """One piece of shared memory.
+
+    Attributes:
+        fd: its file descriptor, for an engine process to inherit.
+        size_bytes: its size; pages never written cost nothing.
+        view: its bytes, writable.
+    """
+
+    def __init__(self, fd: int, size_bytes: int) -> None:
+        self.fd = fd
+        self.size_bytes = size_bytes
+        self._map = mmap.mmap(fd, size_bytes)
+        self.view = memoryview(self._map)
+        self._base = np.frombuffer(self._map, np.uint8)
+        self._address = self._base.__array_interface__["data"][0]
+
+    @classmethod
+    def create(cls, size_bytes: int) -> Slab:
+        """A new slab of zeros."""
+        fd = os.memfd_create("aikoryu-slab")
+        os.ftruncate(fd, size_bytes)
+        return cls(fd, size_bytes)
+
+    def array(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+        """An array over the slab's memory, writable, in C order."""
+        count = math.prod(shape)
+        return self._base[offset : offset + count * dtype.itemsize].view(dtype).reshape(shape)
+
+    def offset_of(self, array: Array) -> int | None:
+        """Where an array already lies in the slab, if it does, in C order."""
+        if not array.flags.c_contiguous:
+            return None
+        offset: int = array.__array_interface__["data"][0] - self._address
+        return offset if offset >= 0 and offset + array.nbytes <= self.size_bytes else None
+
+    def close(self) -> None:
+        """Give the memory back; arrays over it must not be used any more."""
+        os.close(self.fd)
+
+
+def align(offset: int) -> int:
+    """The next offset at which an array may begin."""
+    return (offset + ALIGN - 1) & -ALIGN

@@ -1,0 +1,81 @@
+"""Telemetry: what every stage of a batch took, as Prometheus metrics and as the figures discovery reports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from .job import Done
+from .planner import Plan, Planner
+
+if TYPE_CHECKING:
+    from ..bus.service import Service
+
+_SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_ROWS = tuple(float(1 << n) for n in range(14))
+
+
+class Telemetry:
+    """The worker's metrics; observed once a batch, never once a row.
+
+    Attributes:
+        registry: Prometheus registry to expose.
+        batches, rows: run so far, by operation.
+        largest: largest batch so far, by operation, rows.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.batches: dict[str, int] = {}
+        self.rows: dict[str, int] = {}
+        self.largest: dict[str, int] = {}
+        label = ["operation"]
+
+        def seconds(stage: str, text: str) -> Histogram:
+            return Histogram(f"aikoryu_{stage}_seconds", text, label, buckets=_SECONDS, registry=self.registry)
+
+        self._queue = seconds("queue", "From arrival of a batch's oldest row to its dispatch")
+        self._staging = seconds("staging", "Copying a batch's rows into the slab, and handing it over")
+        self._device = seconds("device", "Running a batch on the engine")
+        self._reply = seconds("reply", "Encoding a batch's answers")
+        self._batch_rows = Histogram(
+            "aikoryu_batch_rows", "Rows of a batch", label, buckets=_ROWS, registry=self.registry
+        )
+        self._dropped = Counter(
+            "aikoryu_rows_dropped", "Rows dropped before they ran", ["reason"], registry=self.registry
+        )
+        self._rejected = Gauge(
+            "aikoryu_frames_rejected", "Frames refused, by error code", ["code"], registry=self.registry
+        )
+
+    def watch(self, planner: Planner, service: Service) -> None:
+        """Read queue lengths from the planner, and rejections from the service, whenever somebody asks."""
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"aikoryu_{name}", text, registry=self.registry)
+
+        gauge("lanes", "Lanes known").set_function(lambda: len(planner.lanes))
+        gauge("waiting_rows", "Rows that wait").set_function(lambda: planner.waiting_rows)
+        gauge("waiting_bytes", "Bytes of the rows that wait").set_function(lambda: planner.waiting_bytes)
+        gauge("running_batches", "Batches the engine has").set_function(lambda: planner.running)
+        gauge("held_frames", "Frames not answered whole").set_function(lambda: len(service.held))
+        self._service = service
+
+    def on_start(self, operation: str, plan: Plan, now: float, staged: float) -> None:
+        """A batch was handed to the engine at `staged`; its dispatch began at `now`."""
+        self.batches[operation] = self.batches.get(operation, 0) + 1
+        self.rows[operation] = self.rows.get(operation, 0) + plan.rows
+        self.largest[operation] = max(self.largest.get(operation, 0), plan.rows)
+        self._queue.labels(operation).observe(now - plan.spans[0].ticket.arrived)
+        self._staging.labels(operation).observe(staged - now)
+        self._batch_rows.labels(operation).observe(plan.rows)
+
+    def on_done(self, operation: str, plan: Plan, done: Done, reply_s: float) -> None:
+        """A batch was run and answered."""
+        self._device.labels(operation).observe(done.run_us / 1e6)
+        self._reply.labels(operation).observe(reply_s)
+
+    def on_drop(self, reason: str, rows: int) -> None:
+        """Rows were dropped before they ran."""
+        self._dropped.labels(reason).inc(rows)

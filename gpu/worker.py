@@ -1,0 +1,141 @@
+"""A worker: one connection, one front, one engine, and what tells the world about them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+import msgspec
+import structlog
+from prometheus_client import start_http_server
+
+from ..bus.discovery import Discovery
+from ..bus.service import Service
+from ..bus.subjects import Subjects
+from ..bus.transport import Transport
+from ..config import Settings
+from .engine import ChildEngine, Engine, EngineSpec
+from .front import Front
+from .operation import Operation
+from .planner import Limits
+from .registry import Catalogue, load
+from .telemetry import Telemetry
+
+SLAB_SLACK_BYTES = 1 << 20  # flags of rows alive, alignment, and one frame more than a batch of variable width counts
+
+_log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """Serves every operation it has over one connection, until it is stopped.
+
+    Args:
+        transport: the connection; it stays open when the worker stops.
+        settings: all groups.
+        engine: where batches run; by default a child process for the CPU.
+
+    Attributes:
+        id: one subject token, unique on the bus.
+        operations: by name.
+        telemetry: its measurements.
+    """
+
+    def __init__(self, transport: Transport, settings: Settings, engine: Engine | None = None) -> None:
+        catalogue = catalogue_of(settings)
+        self.id = settings.worker.name or f"{socket.gethostname().replace('.', '-')}-{os.getpid()}"
+        self.operations: dict[str, Operation] = load(catalogue)
+        self.telemetry = Telemetry()
+        self._settings = settings
+        self._engine = engine or ChildEngine(cpu_engine(settings, catalogue))
+        subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
+        self._service = Service(transport, subjects, self.id, reply_prefixes=settings.bus.reply_prefixes)
+        self._front = Front(self._service, self._engine, self.operations, limits_of(settings), self.telemetry)
+        self._discovery = Discovery(transport, self._service, self.id, version("aikoryu"), self._details)
+        self._transport = transport
+        self._metrics: tuple[WSGIServer, threading.Thread] | None = None
+
+    async def start(self) -> None:
+        """Start the engine, then listen: the first request finds it ready.
+
+        Raises:
+            RuntimeError: the engine did not start; its own log says why.
+            BusError: the connection failed, or may not subscribe what the worker serves.
+        """
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._engine.stop)
+            await self._engine.start()
+            await self._service.start()
+            for name, operation in sorted(self.operations.items()):
+                await self._service.serve(name, self._front.accept, _metadata(operation))
+            await self._discovery.start()
+            await self._transport.flush()
+            if self._settings.worker.metrics_port:
+                self._metrics = start_http_server(
+                    self._settings.worker.metrics_port, addr="127.0.0.1", registry=self.telemetry.registry
+                )
+            undo.pop_all()
+        _log.info("worker ready", worker=self.id, engine=self._engine.name, operations=sorted(self.operations))
+
+    async def stop(self) -> bool:
+        """Stop taking requests, answer every one accepted, end the engine.
+
+        Returns:
+            False if some were still unanswered when `worker.drain_s` had passed.
+        """
+        await self._discovery.stop()
+        drained = await self._service.drain(self._settings.worker.drain_s)
+        self._front.stop()
+        await self._engine.stop()
+        if self._metrics is not None:
+            server, thread = self._metrics
+            server.shutdown()
+            server.server_close()
+            thread.join()
+        _log.info("worker stopped", worker=self.id, drained=drained)
+        return drained
+
+    def _details(self, operation: str) -> dict[str, Any]:
+        """An operation's own figures in the service's statistics."""
+        telemetry = self.telemetry
+        return {
+            "engine": self._engine.name,
+            "batches": telemetry.batches.get(operation, 0),
+            "rows": telemetry.rows.get(operation, 0),
+            "largest_batch": telemetry.largest.get(operation, 0),
+        }
+
+
+def catalogue_of(settings: Settings) -> Catalogue:
+    """What the settings say to load."""
+    return Catalogue(settings.models.embed, settings.models.directory, settings.worker.operations)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The planner's bounds: the settings' group of the same names."""
+    return msgspec.convert(settings.batch, Limits, from_attributes=True)
+
+
+def cpu_engine(settings: Settings, catalogue: Catalogue) -> EngineSpec:
+    """The CPU engine of the settings. Its threads stay below the cores, so the front always finds one."""
+    threads = settings.cpu.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    slab_bytes = 2 * settings.batch.max_bytes + SLAB_SLACK_BYTES
+    return EngineSpec("cpu", threads, settings.cpu.slots, slab_bytes, catalogue, settings.log)
+
+
+def _metadata(operation: Operation) -> dict[str, str]:
+    """What discovery tells of an operation: enough to call it."""
+    signature = operation.signature
+    names = [field.name for field in msgspec.structs.fields(operation.parameters)]
+    return {
+        "inputs": ", ".join(f"{name}: {spec}" for name, spec in signature.inputs.items()),
+        "outputs": ", ".join(f"{name}: {spec}" for name, spec in signature.outputs.items()),
+        "types": ", ".join(f"{letter}: {choice}" for letter, choice in signature.types.items()),
+        "parameters": ", ".join(names),
+        "pure": str(operation.pure).lower(),
+        "help": (operation.__doc__ or "").strip().partition("\n")[0],
+    }
