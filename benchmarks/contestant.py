@@ -23,6 +23,9 @@ class Client(Protocol):
         """Answer rows, in their order."""
 
 
+Window = tuple[float, float]  # when counting starts and ends, on time.perf_counter's clock
+
+
 @dataclass(frozen=True)
 class Served:
     """A running contestant.
@@ -59,7 +62,7 @@ class Tally:
     unanswered: int = 0
     more: dict[str, float] = field(default_factory=dict)
 
-    def count(self, rows: int, asked: float, now: float, window: tuple[float, float]) -> None:
+    def count(self, rows: int, asked: float, now: float, window: Window) -> None:
         """Count an answer of `rows` rows; the times and the window are on one clock, in seconds."""
         self.answered += rows
         if window[0] <= now < window[1]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import processes
+from benchmarks import processes, record
 from benchmarks.contestant import Contestant, Served, contestants
 from benchmarks.load import DRAIN_S, WARM_UP_S
 from benchmarks.record import Samples, latency_ms
@@ -61,10 +61,16 @@ async def _measure_or_report(
         sample = await measure(module, contestant, shape, seconds, seed)
     except (RuntimeError, OSError, TimeoutError, ValueError) as error:
         sample = {"mismatches": 0, "errors": 1, "unanswered": 0, "first_error": f"{type(error).__name__}: {error}"}
-    rows = sample.get("rows_per_s")
-    note = "" if rows is None else f"{rows:,.0f} rows/s"
-    print(f"round {seed + 1} {shape.name} {contestant.name}: {note} {sample.get('first_error') or ''}", file=sys.stderr)
+    _show_progress(seed + 1, shape, contestant, sample)
     return sample
+
+
+def _show_progress(number: int, shape: Shape, contestant: Contestant, sample: dict[str, Any]) -> None:
+    """One line on stderr as each sample comes in; faults by kind, since the table only has their sum."""
+    notes = [f"{sample['rows_per_s']:,.0f} rows/s"] if sample.get("rows_per_s") else []
+    notes += [f"{sample[kind]} {kind}" for kind in record.FAULTS if sample[kind]]
+    notes += [sample["first_error"]] if sample.get("first_error") else []
+    print(f"round {number} {shape.name} {contestant.name}: {', '.join(notes)}", file=sys.stderr, flush=True)
 
 
 async def measure(module: str, contestant: Contestant, shape: Shape, seconds: float, seed: int) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def _sample(
         "rows_per_s": round(rows / seconds, 1) if rows else None,
         "calls": sum(len(tally["latencies_s"]) for tally in tallies),
         **latency_ms(latency for tally in tallies for latency in tally["latencies_s"]),
-        **{name: sum(tally[name] for tally in tallies) for name in ("mismatches", "errors", "unanswered")},
+        **{name: sum(tally[name] for tally in tallies) for name in record.FAULTS},
         "first_error": next((tally["first_error"] for tally in tallies if tally["first_error"]), None),
         **tallies[0]["more"],
     }

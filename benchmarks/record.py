@@ -18,6 +18,7 @@ from benchmarks.processes import ROOT, nats_binary
 
 Samples = dict[str, dict[str, list[dict[str, Any]]]]  # shape → contestant → one sample a round
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
+FAULTS = ("mismatches", "errors", "unanswered")
 MEDIANS = (
     "rows_per_s",
     "p50_ms",
@@ -48,7 +49,7 @@ def medians(rounds: list[dict[str, Any]]) -> dict[str, float]:
         for name in MEDIANS
         if all(sample.get(name) is not None for sample in rounds)
     }
-    return result | {name: sum(sample[name] for sample in rounds) for name in ("mismatches", "errors", "unanswered")}
+    return result | {name: sum(sample[name] for sample in rounds) for name in FAULTS}
 
 
 def ratio(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], figure: str = "rows_per_s") -> float | None:
@@ -159,7 +160,7 @@ def table(result: dict[str, Any]) -> str:
                 _cell(result["ratios"].get(shape, {}).get(contestant), ".2f"),
                 *(_cell(figures.get(name), ".2f") for name in ("p50_ms", "p99_ms")),
                 *(_cell(figures.get(name), ".1f") for name in ("client_cpu_us", "server_cpu_us")),
-                str(figures["mismatches"] + figures["errors"] + figures["unanswered"]),
+                str(sum(figures[kind] for kind in FAULTS)),
             )
             lines.append("{:<22}{:>11}{:>9}{:>10}{:>10}{:>11}{:>11}{:>8}".format(contestant, *cells))
             if "alone_ms" in figures:

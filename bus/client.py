@@ -13,12 +13,10 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-import msgspec
-
 from .columns import Values, pack
-from .errors import BusError, Busy, Closed, Disconnected, Expired, NoWorker
+from .errors import BadFrame, BadParameter, BusError, Busy, Closed, Disconnected, Expired, NoWorker
 from .frames import Cancel, Reply, decode_reply, encode
-from .outbox import Building, Envelope, as_row, cuts, rows_of, type_key
+from .outbox import Building, Envelope, as_columns, as_row, cuts, encode_parameters, rows_of, type_key
 from .outgoing import Outgoing
 from .pending import Answer, Gathered, ManyRows, Pending, RowsFailed, SingleRows
 from .stream import Source, Stream
@@ -30,8 +28,7 @@ MANY_BYTES = 256 * 1024  # frames of a call_many: nobody waits for the first of 
 MANY_IN_FLIGHT_BYTES = 4 * 1024 * 1024
 FRAME_OVERHEAD = 4096  # headroom of a frame's map, names and offsets below max_payload, bytes
 RESEND_DELAY_S = 0.05
-
-_parameters = msgspec.msgpack.Encoder(order="sorted")
+MAX_TIMEOUT_S = 86400.0
 
 
 class Client:
@@ -96,21 +93,26 @@ class Client:
         Returns:
             A future; cancel it, or the task that awaits it, to withdraw the row. It raises the bus's errors.
         """
-        row = as_row(row)
-        encoded = _parameters.encode(parameters) if parameters else b""
-        key = (operation, encoded, timeout_s, priority, idempotent, *type_key(row))
+        types = type_key(row)
+        if types is None:
+            row = as_row(row)
+            types = type_key(row)
+            assert types is not None, "as_row leaves nothing else"
+        encoded = encode_parameters(parameters)
+        key = (operation, encoded, timeout_s, priority, idempotent, types)
         building = self._building.get(key)
         if building is None:
             envelope = self._envelope(operation, encoded, timeout_s, priority, idempotent)
             building = self._building[key] = self._start_frame(envelope, row)
+        if not building.append(row):
+            self._seal(building)
+            building = self._building[key] = self._start_frame(building.envelope, row)
+            building.append(row)
         frame = building.frame
         answer = Answer(loop=self._loop)
         answer.frame = frame
         answer.row = len(frame.answers)
-        full = building.append(row)
         frame.answers.append(answer)
-        if full:
-            self._seal(self._building.pop(key))
         return answer
 
     async def call_many(
@@ -127,7 +129,7 @@ class Client:
 
         Args:
             operation: its name.
-            columns: by name, an array whose first axis is the row, or a list of str or bytes.
+            columns: by name, an array (or what makes one) whose first axis is the row, or a list of str or bytes.
             parameters, timeout_s, priority, idempotent: as for `call`.
 
         Returns:
@@ -136,8 +138,9 @@ class Client:
         Raises:
             RowsFailed: some rows got an error; it carries the others' answers.
         """
-        encoded = _parameters.encode(parameters) if parameters else b""
+        encoded = encode_parameters(parameters)
         envelope = self._envelope(operation, encoded, timeout_s, priority, idempotent)
+        columns = as_columns(columns)
         whole = Gathered(rows_of(columns))
         deadline = self.deadline(envelope)
         frames: list[ManyRows] = []
@@ -151,10 +154,9 @@ class Client:
                 frames.append(frame)
                 self.send(frame)
             await whole.room(0)
-        except asyncio.CancelledError:
+        except BaseException:
             for frame in frames:
                 if frame.open:
-                    self._pending.pop(frame.id, None)
                     self.withdraw(frame.id, [])
             raise
         if whole.errors:
@@ -181,7 +183,7 @@ class Client:
         Returns:
             An async iterator of the answers' columns, one a chunk. Leaving it cancels what is under way.
         """
-        encoded = _parameters.encode(parameters) if parameters else b""
+        encoded = encode_parameters(parameters)
         return Stream(self, self._envelope(operation, encoded, timeout_s, priority, False)).answers(source)
 
     async def close(self) -> None:
@@ -190,6 +192,7 @@ class Client:
             return
         self._closed = True
         for building in self._building.values():
+            building.frame.rows = len(building.frame.answers)
             building.frame.fail(Closed("the client was closed before the call was sent"))
         self._building.clear()
         for pending in list(self._pending.values()):
@@ -210,6 +213,10 @@ class Client:
             raise Closed("the client is closed")
         subject = self._subjects.operation(operation)
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        if not timeout_s <= MAX_TIMEOUT_S:  # or not a number
+            raise BadParameter(f"timeout_s is {timeout_s}: use at most {MAX_TIMEOUT_S:g} s")
+        if priority not in (-1, 0, 1):
+            raise BadParameter(f"priority is {priority}: use 0 (normal), 1 (high) or -1 (low)")
         return Envelope(operation, subject, parameters, timeout_s, priority, idempotent)
 
     def _start_frame(self, envelope: Envelope, row: Mapping[str, Any]) -> Building:
@@ -225,8 +232,16 @@ class Client:
 
     def _seal(self, building: Building) -> None:
         frame = building.frame
-        frame.rows = frame.open = len(frame.answers)
-        frame.payload = building.encode(self.number)
+        frame.rows = len(frame.answers)
+        frame.open += frame.rows  # less those withdrawn in this very tick
+        if frame.open <= 0:
+            self._withdrawn.pop(frame.id, None)
+            return
+        try:
+            frame.payload = building.encode(self.number)
+        except (TypeError, ValueError) as error:
+            frame.fail(BadFrame(f"{building.envelope.operation}: the call cannot be encoded: {error}"))
+            return
         self.send(frame)
 
     def _collect(self) -> None:
@@ -254,14 +269,16 @@ class Client:
     def _publish(self, pending: Pending) -> None:
         def failed(error: BusError) -> None:
             # A frame that could not leave a lost connection is sent again when it is back.
-            if not (pending.idempotent and isinstance(error, Disconnected)):
-                self._pending.pop(pending.id, None)
+            if pending.idempotent and isinstance(error, Disconnected):
+                return
+            if self._pending.pop(pending.id, None) is not None:
                 pending.fail(error)
 
         self._outgoing.send(pending.subject, pending.payload, f"{self._inbox}.{pending.id}", failed)
 
     def _on_reply(self, message: Message) -> None:
-        pending = self._pending.get(int(message.subject.rpartition(".")[2]))
+        number = message.subject.rpartition(".")[2]
+        pending = self._pending.get(int(number)) if number.isdecimal() and len(number) < 20 else None
         if pending is None:
             return
         if no_responders(message):
@@ -269,13 +286,15 @@ class Client:
             return
         if not message.data:
             return  # a worker asks whether anybody still listens here; that the subject exists is the answer
-        reply = decode_reply(message.data)
-        if self._retry_if_busy(pending, reply):
-            return
         try:
+            reply = decode_reply(message.data)
+            if self._retry_if_busy(pending, reply):
+                return
             pending.deliver(reply)
         except BusError as error:
+            del self._pending[pending.id]
             pending.fail(error)
+            return
         if pending.open <= 0 or reply.last:
             del self._pending[pending.id]
             if pending.open > 0:
@@ -291,7 +310,9 @@ class Client:
 
     def _retry_if_busy(self, pending: Pending, reply: Reply) -> bool:
         """Send a frame again that a full queue refused whole, at most twice and within its deadline."""
-        if len(reply.err) != 1 or reply.err[0].code != Busy.code or reply.err[0].n or pending.attempts == BUSY_RETRIES:
+        if len(reply.err) != 1 or reply.err[0].code != Busy.code or reply.err[0].n not in (0, pending.rows):
+            return False
+        if pending.attempts == BUSY_RETRIES:
             return False
         pending.attempts += 1
         delay_s = reply.err[0].retry_ms / 1000 * pending.attempts * (0.5 + random.random())
@@ -315,6 +336,9 @@ class Client:
                 pending.fail(Disconnected("the connection was lost; the call may or may not have run"))
 
     def _withdraw_row(self, frame: SingleRows, row: int) -> None:
+        frame.open -= 1
+        if frame.rows and frame.open <= 0:
+            self._pending.pop(frame.id, None)
         self.withdraw(frame.id, [row])
 
     def leave_stream(self, number: int) -> None:
@@ -323,7 +347,14 @@ class Client:
 
     def withdraw(self, id_: int, rows: list[int]) -> None:
         """Tell workers, at the end of this tick, that nobody waits for these rows of a frame (none named: all)."""
-        self._withdrawn.setdefault(id_, []).extend(rows)
+        known = self._withdrawn.get(id_)
+        if not rows:
+            self._pending.pop(id_, None)
+            self._withdrawn[id_] = []
+        elif known is None:
+            self._withdrawn[id_] = rows
+        elif known:  # else all of them are withdrawn already
+            known += rows
         self._outgoing.wake()
 
     def _sweep_no_later_than(self, deadline: float) -> None:

@@ -39,6 +39,9 @@ FIXED: dict[str, np.dtype[Any]] = {
 VARIABLE = ("utf8", "bin")
 OFFSET = np.dtype("<u4")
 
+# Dimensions of a column, the row's included: NumPy before 2.0 knows no more.
+MAX_DIMENSIONS = 32
+
 _WIRE_NAME = {dtype: name for name, dtype in FIXED.items() if name != "bf16"}
 
 
@@ -102,18 +105,29 @@ def contiguous(array: Array) -> Array:
 def pack_array(array: Array) -> Column:
     """A column of an array whose first axis is the row; the data is not copied where it is contiguous."""
     array = contiguous(array)
-    return Column(t=wire_dtype(array), s=array.shape, d=_bytes_of(array))
+    return Column(t=wire_dtype(array), s=array.shape, d=bytes_of(array))
 
 
 def pack_strings(rows: Sequence[str] | Sequence[bytes]) -> Column:
-    """A variable-width column: `utf8` of str rows, `bin` of bytes rows."""
-    if not rows or isinstance(rows[0], str):
-        kind, blobs = "utf8", [row.encode() for row in rows]  # type: ignore[union-attr]
-    else:
-        kind, blobs = "bin", [bytes(row) for row in rows]  # type: ignore[arg-type]
+    """A variable-width column: `utf8` of str rows, `bin` of bytes rows.
+
+    Raises:
+        BadColumn: the rows are neither all str nor all bytes.
+        BadValue: a str has a lone surrogate, which no encoding carries.
+    """
+    try:
+        if not rows or isinstance(rows[0], str):
+            kind, blobs = "utf8", [row.encode() for row in rows]  # type: ignore[union-attr]
+        else:
+            # Through a view, because bytes(5) is five zeros.
+            kind, blobs = "bin", [bytes(memoryview(row)) for row in rows]  # type: ignore[arg-type]
+    except (AttributeError, TypeError):
+        raise BadColumn("a list must be all str or all bytes: make anything else an array") from None
+    except UnicodeEncodeError as error:
+        raise BadValue(f"a str cannot be sent as UTF-8: {error}") from None
     offsets = np.zeros(len(blobs) + 1, OFFSET)
     np.cumsum([len(blob) for blob in blobs], out=offsets[1:])
-    return Column(t=kind, o=_bytes_of(offsets), d=memoryview(b"".join(blobs)))
+    return Column(t=kind, o=bytes_of(offsets), d=memoryview(b"".join(blobs)))
 
 
 def pack(values: Values) -> Column:
@@ -129,8 +143,8 @@ def unpack(column: Column, rows: int) -> Values:
         BadValue: a `utf8` row is not UTF-8.
     """
     check(column, rows)
-    if column.o is not None:
-        offsets = np.frombuffer(column.o, OFFSET).tolist()
+    if column.t in VARIABLE:
+        offsets = np.frombuffer(column.o or b"", OFFSET).tolist()
         blobs = [bytes(column.d[a:b]) for a, b in itertools.pairwise(offsets)]
         if column.t == "bin":
             return blobs
@@ -162,12 +176,26 @@ def check(column: Column, rows: int, name: str = "") -> Field:
     shape = (rows,) if column.s is None else column.s
     if not shape or shape[0] != rows or min(shape) < 0:
         raise BadColumn(f"{label} has shape {list(shape)}, but the frame says n = {rows}: the first axis is the row")
+    # An empty column is the only one whose dimensions its data does not bound.
+    if len(shape) > MAX_DIMENSIONS or (not column.d and math.prod(filter(None, shape)) >= 1 << 48):
+        raise BadColumn(f"{label} has {len(shape)} dimensions, or an empty shape of too many: send a smaller shape")
     field = Field(column.t, shape[1:])
     if len(column.d) != rows * field.row_bytes:
         raise BadColumn(
             f"{label} holds {len(column.d)} bytes, but {rows} rows of {field} are {rows * field.row_bytes} bytes"
         )
     return field
+
+
+def cut(column: Column, rows: int, first: int, end: int) -> Column:
+    """The part of a sound column of `rows` rows that holds rows `first` to `end`."""
+    if column.o is None:
+        row_bytes = len(column.d) // rows
+        shape = None if column.s is None else (end - first, *column.s[1:])
+        return Column(column.t, memoryview(column.d)[first * row_bytes : end * row_bytes], shape)
+    offsets = np.frombuffer(column.o, OFFSET)[first : end + 1]
+    data = memoryview(column.d)[int(offsets[0]) : int(offsets[-1])]
+    return Column(column.t, data, None, bytes_of(offsets - offsets[0]))
 
 
 def _check_offsets(column: Column, rows: int, label: str) -> None:
@@ -178,5 +206,6 @@ def _check_offsets(column: Column, rows: int, label: str) -> None:
         raise BadColumn(f"{label}: offsets must rise from 0 to the data's {len(column.d)} bytes")
 
 
-def _bytes_of(array: Array) -> memoryview:
+def bytes_of(array: Array) -> memoryview:
+    """The memory of a contiguous array, of whatever dtype, as bytes."""
     return array.reshape(-1).view(np.uint8).data

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from .columns import FIXED, VARIABLE, Array, Column, pack_strings, unpack
+from .columns import FIXED, VARIABLE, Array, Column, cut, pack_strings, unpack
 from .errors import BadColumn, BadFrame, BadVersion, BusError, Busy
 
 VERSION = 1
@@ -119,7 +119,6 @@ class Cancel(msgspec.Struct, omit_defaults=True):
 
 class _Version(msgspec.Struct):
     v: int = 0
-    id: int = 0
 
 
 class _JsonRequest(Request, kw_only=True):
@@ -131,6 +130,9 @@ _requests = msgspec.msgpack.Decoder(Request)
 _replies = msgspec.msgpack.Decoder(Reply)
 _cancels = msgspec.msgpack.Decoder(Cancel)
 _json_requests = msgspec.json.Decoder(_JsonRequest)
+
+# What a decoder raises for bytes of somebody else.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 encode = _encoder.encode
 
@@ -146,7 +148,7 @@ def decode_request(payload: bytes) -> Request:
     json = is_json(payload)
     try:
         request = _decode_json(payload) if json else _requests.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise _explain(payload, json, error) from None
     if request.v != VERSION:
         raise BadVersion(f"the frame is of version {request.v}, this worker speaks {VERSION}")
@@ -158,11 +160,15 @@ def decode_reply(payload: bytes) -> Reply:
 
     Raises:
         BadFrame: these bytes are not one.
+        BadVersion: it is a frame, of a later version.
     """
     try:
-        return _replies.decode(payload)
-    except msgspec.DecodeError as error:
-        raise BadFrame(f"not a reply frame: {error}") from None
+        reply = _replies.decode(payload)
+    except _UNREADABLE as error:
+        raise _explain(payload, False, error, "reply") from None
+    if reply.v != VERSION:
+        raise BadVersion(f"the reply is of version {reply.v}, this client speaks {VERSION}")
+    return reply
 
 
 def decode_cancel(payload: bytes) -> Cancel:
@@ -170,11 +176,15 @@ def decode_cancel(payload: bytes) -> Cancel:
 
     Raises:
         BadFrame: these bytes are not one.
+        BadVersion: it is a frame, of a later version.
     """
     try:
-        return _cancels.decode(payload)
-    except msgspec.DecodeError as error:
-        raise BadFrame(f"not a cancel frame: {error}") from None
+        cancel = _cancels.decode(payload)
+    except _UNREADABLE as error:
+        raise _explain(payload, False, error, "cancel") from None
+    if cancel.v != VERSION:
+        raise BadVersion(f"the frame is of version {cancel.v}, this worker speaks {VERSION}")
+    return cancel
 
 
 def is_json(payload: bytes) -> bool:
@@ -190,12 +200,12 @@ def decode_parameters(raw: msgspec.Raw) -> Any:
     """
     try:
         return msgspec.msgpack.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise BadFrame(f"p: {error}") from None
 
 
 def encode_json(reply: Reply) -> bytes:
-    """A reply in JSON: columns as nested lists, complex numbers as [re, im], bytes in base64."""
+    """A reply in JSON: columns as nested lists, complex numbers as [re, im], bytes in base64, NaN and infinity null."""
     document = msgspec.structs.asdict(reply)
     rows = sum(count for _, count in reply.at)
     document["cols"] = {name: _json_column(column, rows) for name, column in reply.cols.items()}
@@ -205,21 +215,60 @@ def encode_json(reply: Reply) -> bytes:
     return msgspec.json.encode(document)
 
 
+def halves(reply: Reply) -> tuple[Reply, Reply] | None:
+    """The same answer in two frames; None if it is that of one row, or one error."""
+    rows = sum(count for _, count in reply.at)
+    if rows + len(reply.err) < 2:
+        return None
+    half = (rows + 1) // 2
+    errors = 0 if rows == 1 else len(reply.err) // 2
+    first, second = _cut_runs(reply.at, half)
+    return (
+        msgspec.structs.replace(
+            reply,
+            at=first,
+            cols={name: cut(column, rows, 0, half) for name, column in reply.cols.items()} if first else {},
+            err=reply.err[:errors],
+            last=False,
+        ),
+        msgspec.structs.replace(
+            reply,
+            at=second,
+            cols={name: cut(column, rows, half, rows) for name, column in reply.cols.items()} if second else {},
+            err=reply.err[errors:],
+        ),
+    )
+
+
 def retry_ms(error: BusError) -> int:
     """When the caller may try again, ms; 0 for errors that a second try would meet too."""
     return int(1000 * error.retry_after_s) if isinstance(error, Busy) else 0
 
 
-def _explain(payload: bytes, json: bool, error: Exception) -> BusError:
+def _cut_runs(runs: list[Run], rows: int) -> tuple[list[Run], list[Run]]:
+    """The runs of the first `rows` rows, and those of the rest."""
+    first: list[Run] = []
+    second: list[Run] = []
+    for start, count in runs:
+        taken = min(count, rows)
+        rows -= taken
+        if taken:
+            first.append((start, taken))
+        if taken < count:
+            second.append((start + taken, count - taken))
+    return first, second
+
+
+def _explain(payload: bytes, json: bool, error: Exception, what: str = "request") -> BusError:
     """The most useful error for bytes that are no frame of ours: perhaps they are one of a later version."""
     decode = msgspec.json.decode if json else msgspec.msgpack.decode
     try:
         found = decode(payload, type=_Version)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return BadFrame(f"not a frame: {error}")
+    except _UNREADABLE:
+        return BadFrame(f"not a {what} frame: {error}")
     if found.v > VERSION:
-        return BadVersion(f"the frame is of version {found.v}, this worker speaks {VERSION}")
-    return BadFrame(f"not a request frame: {error}")
+        return BadVersion(f"the {what} frame is of version {found.v}, this side speaks {VERSION}")
+    return BadFrame(f"not a {what} frame: {error}")
 
 
 def _decode_json(payload: bytes) -> Request:
@@ -244,17 +293,28 @@ def _column_of(name: str, value: Any, rows: int) -> Column:
             return pack_strings([str(row) for row in data])
         array = np.array(data)
         if kind is None:
-            kind = "bool" if array.dtype.kind == "b" else "i8" if array.dtype.kind == "i" else "f4"
+            kind = "bool" if array.dtype.kind == "b" else "i8" if array.dtype.kind in "iu" else "f4"
         if kind not in FIXED:
             raise BadColumn(f"column {name!r} is of type {kind!r}: use one of {', '.join((*FIXED, *VARIABLE))}")
-        if kind in ("c8", "c16"):
-            array = array[..., 0] + 1j * array[..., 1]
-        if kind == "bf16":
-            array = _round_to_bf16(array.astype(np.float32))
-        array = np.ascontiguousarray(array, FIXED[kind])
-    except (ValueError, TypeError, OverflowError, IndexError) as error:
+        with np.errstate(over="raise", invalid="raise"):
+            array = _numbers(array, kind)
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise BadColumn(f"column {name!r}: its values do not make an array of {rows} equal rows: {error}") from None
     return Column(t=kind, s=array.shape, d=array.reshape(-1).view(np.uint8).data)
+
+
+def _numbers(array: Array, kind: str) -> Array:
+    """Numbers a person typed, as a wire dtype; a value that does not fit it raises instead of becoming another."""
+    if kind in ("c8", "c16"):
+        if array.shape[-1] != 2:
+            raise ValueError("write a complex number as [re, im]")
+        array = np.ascontiguousarray(array, np.float64).view(np.complex128)[..., 0]
+    if kind == "bf16":
+        return _round_to_bf16(array.astype(np.float32))
+    made = np.ascontiguousarray(array, FIXED[kind])
+    if made.dtype.kind in "biu" and array.size and not np.array_equal(made, array):
+        raise ValueError(f"not every value is one of {kind}")
+    return made
 
 
 def _round_to_bf16(values: Array) -> Array:

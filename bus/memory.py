@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from .connection import OUTBOX_BYTES, check_interest, header_block
 from .errors import BadParameter, Closed, Disconnected, TooLarge
-from .transport import Callback
+from .transport import OUTBOX_BYTES, Callback, check_interest, header_block
 
 _log = structlog.get_logger(__name__)
 
@@ -115,12 +114,11 @@ class MemoryConnection:
     async def publish(
         self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Send one message; while the connection is lost, keep it as far as the limit of a real one goes.
+        """Send one message; while the connection is lost, keep it as far as the limit of a real one goes."""
+        self.send(subject, payload, reply, headers)
 
-        Raises:
-            TooLarge, Closed: as every transport.
-            Disconnected: the connection is lost and the buffer for later is full; nothing was sent.
-        """
+    def send(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
+        """Send one message; nothing waits for `push` here."""
         self._check_open()
         if not subject:
             raise BadParameter("a message needs a subject")
@@ -133,6 +131,13 @@ class MemoryConnection:
             raise Disconnected("the connection is lost and its buffer is full: try again later")
         else:
             self.outbox.append(message)
+
+    def push(self) -> bool:
+        """Nothing is ever ahead."""
+        return True
+
+    async def writable(self) -> None:
+        """Nothing is ever ahead."""
 
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> MemorySubscription:
         """Receive messages of `subject`; at once, or when a lost connection is restored."""

@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .columns import OFFSET, Column, Values, contiguous, wire_dtype
-from .errors import BadColumn
+from .columns import OFFSET, Column, Values, bytes_of, contiguous, wire_dtype
+from .errors import BadColumn, BadParameter, BadValue
 from .frames import MAX_ROWS, Request, encode
 from .pending import SingleRows
 
 _RAW_NONE = msgspec.Raw(b"\x80")
+
+_parameters = msgspec.msgpack.Encoder(order="sorted")
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -50,7 +52,7 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 class Building:
-    """A frame that still takes rows: its columns so far, as bytes.
+    """A frame that still takes rows: its columns so far, as bytes; `full_bytes` of them, or one row if that is larger.
 
     Rows are copied in as they come, so a caller may change its arrays as soon as `call` returns.
     """
@@ -65,39 +67,82 @@ class Building:
         self._columns = [(name, _part_for(value)) for name, value in row.items()]
 
     def append(self, row: Mapping[str, Any]) -> bool:
-        """Add one row of the same types; true if the frame has reached its size."""
-        for name, part in self._columns:
-            self.used_bytes += part.append(row[name])
-        return self.used_bytes >= self.full_bytes
+        """Add one row of the same types; false, and nothing is added, if the frame would become larger than its size.
+
+        Raises:
+            BadValue: a str has a lone surrogate; nothing is added.
+        """
+        used = self.used_bytes
+        rows = len(self.frame.answers)
+        try:
+            for name, part in self._columns:
+                used += part.append(row[name])
+        except UnicodeEncodeError as error:
+            self._cut(rows)
+            raise BadValue(f"a str cannot be sent as UTF-8: {error}") from None
+        if used > self.full_bytes and rows:
+            self._cut(rows)
+            return False
+        self.used_bytes = used
+        return True
 
     def columns(self) -> dict[str, Column]:
         """The columns of all rows appended."""
         rows = len(self.frame.answers)
         return {name: part.column(rows) for name, part in self._columns}
 
+    def _cut(self, rows: int) -> None:
+        """Take back what columns hold beyond these rows."""
+        for _, part in self._columns:
+            part.cut(rows)
+
     def encode(self, client: int) -> bytes:
         """The frame's payload."""
         return encode(self.envelope.request(client, self.frame.id, len(self.frame.answers), self.columns()))
 
 
-def type_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells rows of different column types apart, cheaply."""
+def type_key(row: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """What tells rows of different column types apart; None if a value is neither array, str nor bytes."""
     key: list[Any] = []
     for name, value in row.items():
-        key.append(name)
-        if type(value) is np.ndarray:
-            key.append(value.dtype)
-            key.append(value.shape)
+        kind = type(value)
+        if kind is np.ndarray:
+            key += (name, value.dtype, value.shape)
+        elif kind is str or kind is bytes:
+            key += (name, kind)
         else:
-            key.append(type(value))
+            return None
     return tuple(key)
 
 
-def as_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row with what is neither array, str nor bytes made an array (a list, a number, a torch tensor)."""
-    if all(type(value) in (np.ndarray, str, bytes) for value in row.values()):
-        return row
-    return {name: v if isinstance(v, (np.ndarray, str, bytes)) else _as_array(name, v) for name, v in row.items()}
+def as_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with every other value made an array: a list, a number, a torch tensor.
+
+    Raises:
+        BadColumn: a value makes no array.
+    """
+    return {name: v if type(v) in (np.ndarray, str, bytes) else _as_value(name, v) for name, v in row.items()}
+
+
+def as_columns(columns: Mapping[str, Any]) -> dict[str, Values]:
+    """The columns with everything made an array that is neither one nor a list of str or bytes.
+
+    Raises:
+        BadColumn: a column makes no array whose first axis is the row.
+    """
+    return {name: v if type(v) is np.ndarray and v.ndim else _as_column(name, v) for name, v in columns.items()}
+
+
+def encode_parameters(parameters: Mapping[str, Any] | None) -> bytes:
+    """Parameters as a map with sorted keys, so that equal ones have equal bytes; empty for none.
+
+    Raises:
+        BadParameter: a value is of a type that cannot be sent.
+    """
+    try:
+        return _parameters.encode(parameters) if parameters else b""
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadParameter(f"the parameters cannot be sent: {error}") from None
 
 
 def rows_of(columns: Mapping[str, Values]) -> int:
@@ -125,19 +170,25 @@ def cuts(columns: Mapping[str, Values], frame_bytes: int, most_rows: int = MAX_R
 
 
 class _Fixed:
-    __slots__ = ("_data", "_dtype", "_shape", "_swap")
+    __slots__ = ("_data", "_dtype", "_foreign", "_row_bytes", "_shape")
 
     def __init__(self, value: np.ndarray[Any, Any]) -> None:
         self._dtype = wire_dtype(value)
         self._shape = value.shape
         self._data = bytearray()
-        self._swap = value.dtype.byteorder == ">"
+        self._row_bytes = value.nbytes
+        # Numbers the other way round, and bfloat16, whose memory NumPy does not show as it is.
+        self._foreign = value.dtype.byteorder == ">" or value.dtype.kind == "V"
 
     def append(self, value: np.ndarray[Any, Any]) -> int:
-        if self._swap or not value.flags.c_contiguous:
-            value = contiguous(value)
-        self._data += value.data
-        return value.nbytes
+        if self._foreign or not value.flags.c_contiguous:
+            self._data += bytes_of(contiguous(value))
+        else:
+            self._data += value.data
+        return self._row_bytes
+
+    def cut(self, rows: int) -> None:
+        del self._data[rows * self._row_bytes :]
 
     def column(self, rows: int) -> Column:
         return Column(self._dtype, memoryview(self._data), (rows, *self._shape))
@@ -157,6 +208,10 @@ class _Variable:
         self._ends.append(len(self._data))
         return len(blob) + OFFSET.itemsize
 
+    def cut(self, rows: int) -> None:
+        del self._ends[rows + 1 :]
+        del self._data[self._ends[rows] :]
+
     def column(self, rows: int) -> Column:
         return Column(self._kind, memoryview(self._data), None, np.array(self._ends, OFFSET).view(np.uint8).data)
 
@@ -165,8 +220,29 @@ def _part_for(value: Any) -> _Fixed | _Variable:
     return _Fixed(value) if isinstance(value, np.ndarray) else _Variable(value)
 
 
+def _as_value(name: str, value: Any) -> Any:
+    """One row's value: a plain str or bytes of a subclass, else an array."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    return _as_array(name, value)
+
+
+def _as_column(name: str, values: Any) -> Values:
+    if isinstance(values, (list, tuple)) and (not values or isinstance(values[0], (str, bytes, bytearray, memoryview))):
+        return list(values)
+    array = _as_array(name, values)
+    if array.ndim == 0:
+        raise BadColumn(f"column {name!r} is one value: give an array whose first axis is the row, or a list")
+    return array
+
+
 def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadColumn(f"column {name!r} makes no array: {error}") from None
     if array.dtype == object:
-        raise BadColumn(f"column {name!r}: a row must be an array, a number, str or bytes, not {type(value).__name__}")
+        raise BadColumn(f"column {name!r} must be an array, numbers, str or bytes, not {type(value).__name__}")
     return array

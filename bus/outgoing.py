@@ -1,7 +1,7 @@
-"""Outgoing messages: synchronous code hands them over, one task publishes them in order.
+"""Outgoing messages: synchronous code hands them over, and they leave together at the end of the loop tick.
 
-Callbacks and `call` cannot await, publishing can only be awaited. The task also gives way to others between large
-messages: nats-py does not yield until 2 MiB are pending (a stall of 53 ms was seen).
+When more is ahead of the socket than it takes, the rest waits here until it does, in order, while others run (nats-py
+alone does not yield until 2 MiB are pending: a stall of 53 ms was seen).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import structlog
 from .errors import BusError
 from .transport import Transport
 
-YIELD_BYTES = 256 * 1024
+BURST_BYTES = 256 * 1024  # published before others get their turn
 
 Failed = Callable[[BusError], None]
 
@@ -25,7 +25,8 @@ _log = structlog.get_logger(__name__)
 class Outgoing:
     """The messages one connection still has to publish.
 
-    Attributes:
+    Args:
+        transport: the connection.
         collect: called before each burst, at the end of a loop tick in which `wake` was called; it may `send` what has
             gathered since.
     """
@@ -35,7 +36,9 @@ class Outgoing:
         self._collect = collect
         self._queue: deque[tuple[str, bytes, str, Failed | None]] = deque()
         self._awake = False
-        self._task: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._waiting: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     def send(self, subject: str, payload: bytes, reply: str = "", failed: Failed | None = None) -> None:
@@ -55,29 +58,38 @@ class Outgoing:
         """See to it that `collect` is called, and the queue published, at the end of this loop tick."""
         if not self._awake:
             self._awake = True
-            self._task = self._loop.create_task(self._publish())
+            self._idle.clear()
+            self._loop.call_soon(self._burst)
 
     async def drain(self) -> None:
         """Return when all that was handed over has been given to the connection."""
-        while self._awake and self._task is not None:
-            await asyncio.shield(self._task)
+        await self._idle.wait()
 
-    async def _publish(self) -> None:
-        publish, queue = self._transport.publish, self._queue
+    def _burst(self) -> None:
+        """Publish what is queued; if that is too much at once, go on when the socket has taken it."""
         if self._collect is not None:
             self._collect()
-        burst = 0
-        while queue:
+        transport, queue = self._transport, self._queue
+        sent = 0
+        while queue and sent < BURST_BYTES:
             subject, payload, reply, failed = queue.popleft()
             try:
-                await publish(subject, payload, reply)
+                transport.send(subject, payload, reply)
             except BusError as error:
                 if failed is None:
                     _log.warning("message not published", subject=subject, bytes=len(payload), error=str(error))
                 else:
                     failed(error)
-            burst += len(payload)
-            if burst > YIELD_BYTES:
-                burst = 0
-                await asyncio.sleep(0)
-        self._awake = False
+            sent += len(payload)
+        room = transport.push()
+        if not room:
+            self._waiting = self._loop.create_task(self._wait())
+        elif queue:
+            self._loop.call_soon(self._burst)
+        else:
+            self._awake = False
+            self._idle.set()
+
+    async def _wait(self) -> None:
+        await self._transport.writable()
+        self._burst()

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .columns import unpack
-from .errors import BusError, Busy, from_wire
+from .errors import BadColumn, BadFrame, BusError, Busy, Closed, from_wire
 from .frames import Reply, RowError
 
 Row: TypeAlias = dict[str, Any]
@@ -18,6 +18,8 @@ Row: TypeAlias = dict[str, Any]
 
 class Answer(asyncio.Future[Row]):
     """The coming answer of one row: await it. Cancelling it (or the task that awaits it) withdraws the row."""
+
+    __slots__ = ("frame", "row")
 
     frame: SingleRows
     row: int
@@ -36,7 +38,8 @@ class Pending:
     Attributes:
         id: number of the frame.
         subject, payload: the message, kept so that it can be sent again.
-        rows: how many it has.
+        rows: how many it has; 0 until it is sent.
+        open: rows that have no answer yet.
         deadline: loop time at which the caller gives up, s.
         idempotent: it may be sent again after a lost connection.
         attempts: times it was sent again because the worker was busy.
@@ -57,15 +60,23 @@ class Pending:
         self.resent = False
 
     def deliver(self, reply: Reply) -> None:
-        """Hand out the rows and errors of one reply; `open` is 0 when every row has been answered."""
+        """Hand out the rows and errors of one reply; `open` is 0 when every row has been answered.
+
+        Rows that have an answer keep it: a frame that was sent again may be answered by two workers.
+
+        Raises:
+            BadFrame, BadColumn, BadValue: the reply makes no sense for this frame; some rows may have been answered.
+        """
         for error in reply.err:
-            first, count = error.row, error.n or self.rows - error.row
-            self.fail_rows(first, count, _exception(error))
-            self.open -= count
+            count = error.n or self.rows - error.row
+            self._check(error.row, count)
+            self.fail_rows(error.row, count, _exception(error))
         if reply.at:
-            total = sum(count for _, count in reply.at)
+            total = 0
+            for first, count in reply.at:
+                self._check(first, count)
+                total += count
             self.take(reply, {name: unpack(column, total) for name, column in reply.cols.items()})
-            self.open -= total
         if self.open <= 0:
             self.close()
 
@@ -79,12 +90,16 @@ class Pending:
         """Called once, when every row has been answered."""
 
     def take(self, reply: Reply, columns: dict[str, Any]) -> None:
-        """Hand out answers: `columns` hold the rows named by `reply.at`, in that order."""
+        """Hand out answers: `columns` hold the rows named by `reply.at`, in that order; lessens `open`."""
         raise NotImplementedError
 
     def fail_rows(self, first: int, count: int, error: BusError) -> None:
-        """Answer `count` rows from `first` on with an error."""
+        """Answer `count` rows from `first` on with an error; lessens `open`."""
         raise NotImplementedError
+
+    def _check(self, first: int, count: int) -> None:
+        if first < 0 or count < 0 or first + count > self.rows:
+            raise BadFrame(f"the reply names rows {first} to {first + count} of a frame of {self.rows}")
 
 
 class SingleRows(Pending):
@@ -111,12 +126,16 @@ class SingleRows(Pending):
             for answer in answers[start : start + count]:
                 if not answer.done():
                     answer.set_result({name: own(values[position]) for name, values in columns.items()})
+                    self.open -= 1
                 position += 1
 
     def fail_rows(self, first: int, count: int, error: BusError) -> None:
         for answer in self.answers[first : first + count]:
             if not answer.done():
                 answer.set_exception(error)
+                self.open -= 1
+                if isinstance(error, Closed):
+                    answer.exception()  # looked at: who closes the client need not await what it gave up
 
 
 class ManyRows(Pending):
@@ -147,14 +166,18 @@ class ManyRows(Pending):
     def take(self, reply: Reply, columns: dict[str, Any]) -> None:
         position = 0
         for start, count in reply.at:
-            self.whole.put(self.offset + start, count, columns, position)
-            self._answered[start : start + count] = b"\1" * count
+            unanswered = self._answered.count(0, start, start + count)
+            if unanswered:
+                self.whole.put(self.offset + start, count, columns, position)
+                self._answered[start : start + count] = b"\1" * count
+                self.open -= unanswered
             position += count
 
     def fail_rows(self, first: int, count: int, error: BusError) -> None:
         for row in range(first, first + count):
             if not self._answered[row]:
                 self._answered[row] = 1
+                self.open -= 1
                 self.whole.errors[self.offset + row] = error
 
 
@@ -213,11 +236,17 @@ class Gathered:
             self._room.set_result(None)
 
     def put(self, first: int, count: int, columns: dict[str, Any], position: int) -> None:
-        """Store `count` rows of `columns`, from `position` on, as rows `first` and following."""
+        """Store `count` rows of `columns`, from `position` on, as rows `first` and following.
+
+        Raises:
+            BadColumn: a column is of another type than in the answers before.
+        """
         for name, values in columns.items():
             whole = self.columns.get(name)
             if whole is None:
                 whole = self.columns[name] = self._space(values)
+            if _type(whole) != _type(values):
+                raise BadColumn(f"column {name!r} of the answer is {_type(values)} here and {_type(whole)} before")
             whole[first : first + count] = values[position : position + count]
 
     def _space(self, values: Any) -> Any:
@@ -229,6 +258,10 @@ class Gathered:
 def own(value: Any) -> Any:
     """A row for the caller to keep: a copy, so that it neither pins its whole frame nor is read-only."""
     return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _type(values: Any) -> Any:
+    return (values.dtype, values.shape[1:]) if isinstance(values, np.ndarray) else type(values)
 
 
 def _exception(error: RowError) -> BusError:

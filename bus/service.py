@@ -10,12 +10,13 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 import structlog
 
 from .columns import Column
-from .errors import BadFrame, BadReply, BusError, Busy, OperationFailed, TooLarge
+from .errors import BadFrame, BadReply, BusError, Busy, Disconnected, OperationFailed, TooLarge
 from .frames import (
     By,
     Reply,
@@ -26,6 +27,7 @@ from .frames import (
     decode_request,
     encode,
     encode_json,
+    halves,
     is_json,
     retry_ms,
 )
@@ -48,8 +50,8 @@ class Held:
         endpoint: the operation it came for.
         reply: subject of its answers.
         json: the answers must be JSON.
-        arrived: loop time of its arrival, s.
-        deadline: loop time after which nobody waits for it, s; infinite if it names none.
+        arrived: monotonic time of its arrival, s (uvloop's own clock has a resolution of 1 ms).
+        deadline: monotonic time after which nobody waits for it, s; infinite if it names none.
         payload_bytes: what holding it costs.
         open: rows not yet answered.
         stream: the stream it is a part of.
@@ -150,7 +152,6 @@ class Service:
         self._worker = worker
         self._reply_prefixes = tuple(p for prefix in reply_prefixes for p in (f"{prefix}.", f"{prefix}_"))
         self._outgoing = Outgoing(transport)
-        self._loop = asyncio.get_running_loop()
         self._subscriptions: list[Subscription] = []
         self._nameless = 0
         self._streams: OrderedDict[tuple[int, int], Stream] = OrderedDict()
@@ -187,22 +188,35 @@ class Service:
     ) -> None:
         """Answer some rows of a frame: those of `at` with `columns`, those of `errors` with their error.
 
-        The columns' bytes are copied before this returns.
+        An answer larger than the bus takes leaves in parts. The columns' bytes are copied before this returns.
         """
         request = held.request
         held.open -= sum(count for _, count in at) + sum(error.n for error in errors)
         reply = Reply(id=request.id, at=at, cols=columns, err=errors, by=by, seq=request.seq, last=held.open <= 0)
-        payload = encode_json(reply) if held.json else encode(reply)
-        if len(payload) > self._transport.max_payload:
-            too_large = TooLarge(f"the answer is {len(payload)} bytes, the server takes {self._transport.max_payload}")
-            errors = errors + [RowError(first, too_large.code, str(too_large), count) for first, count in at]
-            payload = encode(Reply(id=request.id, err=errors, by=by, seq=request.seq, last=held.open <= 0))
-        self._outgoing.send(held.reply, payload)
+        self._send(held, reply)
         if errors:
             held.endpoint.errors += 1
             held.endpoint.last_error = errors[-1].msg
         if held.open <= 0:
             self._forget(held)
+
+    def _send(self, held: Held, reply: Reply) -> None:
+        payload = encode_json(reply) if held.json else encode(reply)
+        largest = self._transport.max_payload
+        if len(payload) <= largest:
+            self._outgoing.send(held.reply, payload)
+            return
+        parts = halves(reply)
+        if parts is not None:
+            for part in parts:
+                self._send(held, part)
+            return
+        ((row, count),) = reply.at or [(error.row, error.n) for error in reply.err]
+        too_large = TooLarge(f"the answer of one row is {len(payload)} bytes, the server takes {largest}: ask for less")
+        held.endpoint.errors += 1
+        held.endpoint.last_error = str(too_large)
+        refused = RowError(row, too_large.code, str(too_large), count)
+        self._send(held, Reply(id=reply.id, err=[refused], by=reply.by, seq=reply.seq, last=reply.last))
 
     def fail(self, held: Held, error: BusError) -> None:
         """Answer every row of a frame, none of which has been answered, with one error."""
@@ -227,7 +241,8 @@ class Service:
         """Stop in the order that loses nothing: subscriptions, frames held, replies.
 
         Returns:
-            False if frames were still held after `timeout_s` seconds.
+            False if frames were still held after `timeout_s` seconds, or the connection was lost before the last
+            replies had left.
         """
         for subscription in self._subscriptions:
             await subscription.drain()
@@ -238,7 +253,10 @@ class Service:
         except TimeoutError:
             _log.warning("frames still held at the end of the drain", frames=len(self.held))
         await self._outgoing.drain()
-        await self._transport.flush()
+        try:
+            await self._transport.flush()
+        except Disconnected:
+            return False
         return not self.held
 
     def count_rejection(self, code: str) -> None:
@@ -297,7 +315,7 @@ class Service:
         else:
             self._nameless += 1
             key = (0, self._nameless)
-        held = Held(key, request, endpoint, message, self._loop.time())
+        held = Held(key, request, endpoint, message, monotonic())
         self.held[key] = held
         self._idle.clear()
         if stream is not None:
@@ -334,7 +352,7 @@ class Service:
     def _on_cancel(self, message: Message) -> None:
         try:
             cancel = decode_cancel(message.data)
-        except BadFrame as error:
+        except BusError as error:
             self.count_rejection(error.code)
             return
         if cancel.stream:
@@ -346,14 +364,14 @@ class Service:
     def _on_gone(self, message: Message) -> None:
         """The server says that nobody listens to a reply subject any more."""
         if no_responders(message):
-            client = int(message.subject.rpartition(".")[2])
-            for held in [held for (number, _), held in self.held.items() if number == client]:
+            client = message.subject.rpartition(".")[2]
+            for held in [held for (number, _), held in self.held.items() if str(number) == client]:
                 self.on_cancel(held, [])
 
     def _forget(self, held: Held) -> None:
         self.held.pop(held.key, None)
         held.endpoint.answered += 1
-        held.endpoint.processing_s += self._loop.time() - held.arrived
+        held.endpoint.processing_s += monotonic() - held.arrived
         if held.stream is not None:
             held.stream.open_rows -= held.request.n
         if not self.held:

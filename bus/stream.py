@@ -11,13 +11,15 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from typing import TYPE_CHECKING, Any
 
 from .columns import Values, pack
-from .errors import BusError
+from .errors import BadFrame, BusError
 from .frames import Reply, Request, encode
-from .outbox import Envelope, cuts, rows_of
+from .outbox import Envelope, as_columns, cuts, rows_of
 from .pending import Gathered, ManyRows, Pending, RowsFailed
 
 if TYPE_CHECKING:
     from .client import Client
+
+AHEAD_CHUNKS = 64  # sent before the caller takes the first of them: it sets the pace, not the source
 
 Chunk = Mapping[str, Values]
 Source = AsyncIterable[Chunk] | Iterable[Chunk]
@@ -31,12 +33,14 @@ class Stream:
         self._envelope = envelope
         self._number = client.next_id()
         self._control = ""
+        self._granted = 0
         self._credit = 0
         self._seq = 0
         self._room: asyncio.Event = asyncio.Event()
         self._under_way: dict[int, Part] = {}
         # Read while later chunks are sent, so a source that pauses holds back no answer.
         self._chunks: asyncio.Queue[Gathered | None] = asyncio.Queue()
+        self._ahead = asyncio.Semaphore(AHEAD_CHUNKS)
 
     async def answers(self, source: Source) -> AsyncGenerator[dict[str, Any], None]:
         """Send the source's chunks and give their answers in order.
@@ -45,21 +49,27 @@ class Stream:
             RowsFailed: some rows of a chunk got an error; the stream ends there.
             BusError: no worker took the stream, or it is lost.
         """
-        opened = await self._open()
-        self._control, self._credit = opened.ctl, opened.credit
-        sender = asyncio.create_task(self._send_all(source))
+        sender: asyncio.Task[None] | None = None
         try:
+            opened = await self._open()
+            self._control = opened.ctl
+            self._granted = self._credit = opened.credit
+            sender = asyncio.create_task(self._send_all(source))
             while (chunk := await self._chunks.get()) is not None:
                 await chunk.room(0)
                 if chunk.errors:
                     raise RowsFailed(chunk.columns, chunk.errors)
                 yield chunk.columns
+                self._ahead.release()
             await sender
         finally:
-            sender.cancel()
             for id_ in self._under_way:
                 self._client.withdraw(id_, [])
             self._client.leave_stream(self._number)
+            if sender is not None:
+                sender.cancel()
+                # What the source raises now, nobody asked for.
+                await asyncio.gather(sender, return_exceptions=True)
 
     def release(self, part: Part) -> None:
         """A part has been answered: its rows are credit again."""
@@ -78,11 +88,13 @@ class Stream:
     async def _send_all(self, source: Source) -> None:
         """Send every chunk as credit allows; the end, or the source's own error, is told last."""
         try:
-            async for columns in _each(source):
+            async for given in _each(source):
+                await self._ahead.acquire()
+                columns = as_columns(given)
                 chunk = Gathered(rows_of(columns))
                 self._chunks.put_nowait(chunk)
                 with chunk.filling():
-                    for first, end in cuts(columns, self._client.largest_bytes, self._credit):
+                    for first, end in cuts(columns, self._client.largest_bytes, self._granted):
                         await self._send(chunk, columns, first, end)
         finally:
             self._chunks.put_nowait(None)
@@ -128,6 +140,8 @@ class Opening(Pending):
 
     def deliver(self, reply: Reply) -> None:
         super().deliver(reply)
+        if not reply.err and (not reply.ctl or reply.credit < 1):
+            raise BadFrame("the worker opened no stream: its reply grants nothing")
         if not self.opened.done():
             self.opened.set_result(reply)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_TOKEN = re.compile(r"[A-Za-z0-9_\-]+$")
+_TOKENS = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 _RESERVED = ("agent", "topic", "ctl")
 
 
@@ -52,6 +52,14 @@ class Subjects:
         return f"{self.root}.{name}" if partition is None else f"{self.root}.{name}.{partition}"
 
     def worker_control(self, worker: str) -> str:
+        """The subject of one worker.
+
+        Raises:
+            ValueError: its name is not one subject token.
+        """
+        check_tokens(worker, "worker")
+        if "." in worker:
+            raise ValueError(f"worker {worker!r}: its name cannot have a dot, which parts subjects")
         return f"{self.root}.ctl.{worker}"
 
 
@@ -62,7 +70,7 @@ def queue_group(operation: str) -> str:
 
 def check_tokens(name: str, what: str) -> None:
     """Raise ValueError unless `name` is dot-separated tokens of letters, digits, `_` and `-`."""
-    if not all(_TOKEN.match(token) for token in name.split(".")):
+    if _TOKENS.fullmatch(name) is None:
         raise ValueError(f"{what} {name!r}: use letters, digits, '_' and '-', separated by dots")
 
 

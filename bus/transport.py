@@ -5,12 +5,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Protocol
 
+from .errors import BadParameter
+
+# What senders may be ahead of the socket before they should wait, and, while disconnected, before they are refused.
+OUTBOX_BYTES = 2 * 1024 * 1024
+
+_INTEREST = re.compile(r"(?:(?:\*|[^\s.*>]+)\.)*(?:\*|>|[^\s.*>]+)")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_NEWLINES = str.maketrans("\r\n", "  ")
+
 
 class Message(Protocol):
-    """One received message; nats-py's own `Msg` has this shape, so nothing is copied on the way in."""
+    """One received message."""
 
     @property
     def subject(self) -> str: ...
@@ -51,18 +61,35 @@ class Transport(Protocol):
     async def publish(
         self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Send one message.
+        """Send one message, and wait while too much is ahead of it.
 
         Raises:
             TooLarge: headers and payload together exceed `max_payload`; nothing was sent.
+            BadParameter: there is no subject, or a header's name is not allowed.
+            Disconnected: the connection is lost and the buffer for later is full; nothing was sent.
             Closed: the connection was closed by this process.
         """
+
+    def send(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
+        """Line a message up for the next `push`; raises as `publish` does."""
+
+    def push(self) -> bool:
+        """Hand what was sent to the socket; false if so much is ahead of it that the caller should await `writable`."""
+
+    async def writable(self) -> None:
+        """Wait until the socket has taken most of what was pushed."""
 
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Receive messages of `subject` (wildcards `*` and `>`), as one of a queue group if `queue` is given."""
 
     async def flush(self) -> None:
-        """Return when the server has processed everything published and subscribed so far."""
+        """Return when the server has processed everything published and subscribed so far.
+
+        Raises:
+            ConnectionFailed: the server does not let this user subscribe to what it did; the message names it.
+            Disconnected: the connection is lost.
+            Closed: the connection was closed by this process.
+        """
 
     async def close(self) -> None:
         """Flush what was published, then close. Idempotent."""
@@ -72,3 +99,28 @@ def no_responders(message: Message) -> bool:
     """True for the server's answer that nobody listens to the subject of a request (status 503, empty body)."""
     headers = message.headers
     return headers is not None and not message.data and headers.get("Status") == "503"
+
+
+def check_interest(subject: str, queue: str) -> None:
+    """Raise BadParameter unless `subject` may be subscribed to; the server would close the connection for it."""
+    if not _INTEREST.fullmatch(subject):
+        raise BadParameter(
+            f"subject {subject!r}: use tokens separated by dots, `*` for one and a last `>` for the rest"
+        )
+    if re.search(r"\s", queue):
+        raise BadParameter(f"queue group {queue!r}: use a name without spaces")
+
+
+def header_block(headers: dict[str, str]) -> bytes:
+    """Headers as they go over the wire; their bytes count towards `max_payload`.
+
+    Raises:
+        BadParameter: a name is not made of token characters (RFC 7230).
+    """
+    lines = ["NATS/1.0\r\n"]
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise BadParameter(f"header {name!r}: use letters, digits and `-` in its name")
+        lines.append(f"{name}: {value.strip().translate(_NEWLINES)}\r\n")
+    lines.append("\r\n")
+    return "".join(lines).encode()

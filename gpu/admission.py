@@ -6,15 +6,18 @@ before costs a look-up and a check of lengths.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from ..bus.columns import VARIABLE, Schema, check
-from ..bus.errors import TooLarge
+from ..bus.columns import VARIABLE, Field, Schema, check
+from ..bus.errors import BadColumn, TooLarge
 from ..bus.frames import Request, decode_parameters
 from .operation import Operation
 
 MAX_REMEMBERED = 4096
+MAX_PARAMETER_BYTES = 16 << 10  # they are remembered, and travel with each batch over the engine's socket
+MAX_DIMENSIONS = 16  # of a row; NumPy has 64 in all, older ones 32
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class LaneSpec:
         operation: what runs.
         schema, outputs: columns in and out.
         parameters: encoded map, as the first frame gave it.
-        row_bytes: of one row, in and out; 0 if some column is of variable width.
+        row_bytes: of one row, in and out, without its columns of variable width.
+        variable: some column is of variable width.
     """
 
     key: Hashable
@@ -35,6 +39,7 @@ class LaneSpec:
     outputs: Schema
     parameters: bytes
     row_bytes: int
+    variable: bool
 
 
 class Admission:
@@ -65,16 +70,34 @@ class Admission:
             column = request.cols[name]
             if field.dtype in VARIABLE or len(column.d) != rows * field.row_bytes or (column.s or (rows,))[0] != rows:
                 check(column, rows, name)
+        if spec.variable:
+            size = sum(len(column.d) + len(column.o or b"") for column in request.cols.values())
+            if size > self._max_bytes:
+                raise TooLarge(f"the columns are {size} bytes, the largest batch {self._max_bytes}: send fewer rows")
         return spec
 
     def _work_out(self, name: str, request: Request) -> LaneSpec:
+        if len(request.p) > MAX_PARAMETER_BYTES:
+            raise TooLarge(
+                f"the parameters are {len(request.p)} bytes, more than {MAX_PARAMETER_BYTES}: send data as columns"
+            )
         operation = self._operations[name]
         schema = tuple((name, check(column, request.n, name)) for name, column in sorted(request.cols.items()))
         outputs = operation.signature.bind(schema)
         parameters = operation.decode_parameters(decode_parameters(request.p))
         variable = any(field.dtype in VARIABLE for _, field in (*schema, *outputs))
         row_bytes = sum(field.row_bytes for _, field in (*schema, *outputs))
+        for column, field in schema:
+            _check_shape(column, field, self._max_bytes)
         if row_bytes > self._max_bytes:
             raise TooLarge(f"a row is {row_bytes} bytes in and out, the largest batch {self._max_bytes}: send less")
         key = (name, schema, operation.lane_key(schema, parameters))
-        return LaneSpec(key, operation, schema, outputs, bytes(request.p), 0 if variable else row_bytes)
+        return LaneSpec(key, operation, schema, outputs, bytes(request.p), row_bytes, variable)
+
+
+def _check_shape(name: str, field: Field, max_bytes: int) -> None:
+    """Refuse what no array library can hold; a dimension of 0 hides the others from a count of bytes."""
+    if len(field.shape) > MAX_DIMENSIONS:
+        raise BadColumn(f"a row of column {name!r} has {len(field.shape)} dimensions: send at most {MAX_DIMENSIONS}")
+    if math.prod(max(size, 1) for size in field.shape) > max_bytes:
+        raise TooLarge(f"a row of column {name!r} has shape {list(field.shape)}, the largest batch {max_bytes} bytes")

@@ -44,8 +44,8 @@ class Executor:
     def run(self, job: Job, slab: Slab) -> Done:
         """Run a batch; whatever happens in the operation becomes part of the answer."""
         started = time.perf_counter()
-        batch = self._open(job, slab)
         try:
+            batch = self._open(job, slab)
             answer = self._operations[job.operation].run(batch, self._device)
             parts = self._write(job, slab, batch.schema, answer)
         except Abandoned:
@@ -81,6 +81,8 @@ class Executor:
                 raise ValueError(f"column {name!r} has {len(value)} rows, the batch {job.rows}")
             if field.dtype in VARIABLE:
                 column = pack_strings(value)
+                if column.t != field.dtype:
+                    raise ValueError(f"column {name!r} is {column.t}, declared as {field}")
                 offsets_at, free = _place(slab, free, np.frombuffer(column.o or b"", OFFSET))
                 data_at, free = _place(slab, free, np.frombuffer(column.d, np.uint8))
                 parts.append(Part(name, field, data_at, len(column.d), offsets_at))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from ..bus.errors import BusError, Cancelled, EngineLost, Expired, from_wire
+import structlog
+
+from ..bus.errors import BusError, Cancelled, EngineLost, Expired, OperationFailed, from_wire
 from ..bus.frames import By, RowError
 from ..bus.service import Held, Service
 from .admission import Admission, LaneSpec
@@ -21,6 +23,8 @@ from .staging import Answers, stage
 from .telemetry import Telemetry
 
 PROBE_S = 0.05  # rows that have waited this long: ask the server whether their caller is still there
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -79,7 +83,7 @@ class Front:
         spec = self._admission.admit(held.endpoint.name, held.request)
         lane = self.planner.lane(spec.key, spec.operation.max_rows)
         request = held.request
-        row_bytes = spec.row_bytes or max(1, held.payload_bytes // request.n)
+        row_bytes = max(1, spec.row_bytes + (held.payload_bytes // request.n if spec.variable else 0))
         ticket = Ticket(held, lane, request.n, row_bytes, request.prio, held.arrived, held.deadline)
         self.planner.offer(ticket, held.arrived)
         lane.spec = spec
@@ -103,8 +107,8 @@ class Front:
         planner = self.planner
         now = self._loop.time()
         for plan in planner.due(now):
-            for span in plan.expired:
-                self._expire(span)
+            if plan.expired:
+                self._expire(plan.expired)
             if plan.rows:
                 self._start(plan, now)
         if planner.waiting_rows:
@@ -123,7 +127,15 @@ class Front:
         slab = self._free.pop()
         spec: LaneSpec = plan.lane.spec
         self._batches += 1
-        job = stage(self._batches, plan, spec, self._engine.slabs[slab], slab)
+        try:
+            job = stage(self._batches, plan, spec, self._engine.slabs[slab], slab)
+        except Exception:
+            _log.exception("batch not staged", operation=spec.operation.name, rows=plan.rows)
+            self._free.append(slab)
+            self.planner.finished(plan, 0.0, whole=False)
+            self._fail(plan, OperationFailed("the worker could not lay the batch out; its log holds the reason"))
+            self._pump_soon()
+            return
         self._running[job.id] = Running(plan, spec, slab, now)
         self._engine.submit(job)
         self.telemetry.on_start(spec.operation.name, plan, now, self._loop.time())
@@ -132,7 +144,7 @@ class Front:
         running = self._running.pop(done.id, None)
         if running is None:
             return  # of an engine that was given up: its rows have been answered
-        self.planner.finished(running.plan, done.run_us / 1e6)
+        self.planner.finished(running.plan, done.run_us / 1e6, whole=not done.failed)
         self._pump()  # the next batch first: the engine works while this one is answered
         before = self._loop.time()
         if done.failed:
@@ -158,20 +170,22 @@ class Front:
                 self._service.answer(held, at, columns, errors, by)
 
     def _fail(self, plan: Plan, error: BusError) -> None:
-        """Answer every row of a batch with one error; rows withdrawn are only let go."""
-        for span in plan.spans:
-            held: Held = span.ticket.frame
-            if isinstance(error, Cancelled):
-                self._service.drop(held, span.count)
-            else:
-                errors = [RowError(span.start, error.code, str(error), span.count)]
-                self._service.answer(held, [], {}, errors)
+        """Answer every row of a batch with one error; those of an abandoned batch are only let go."""
+        if isinstance(error, Cancelled):
+            for span in plan.spans:
+                self._service.drop(span.ticket.frame, span.count)
+        else:
+            self._refuse(plan.spans, error)
 
-    def _expire(self, span: Span) -> None:
-        self.telemetry.on_drop("expired", span.count)
-        expired = Expired("the deadline passed while the row waited in the worker's queue")
-        errors = [RowError(span.start, expired.code, str(expired), span.count)]
-        self._service.answer(span.ticket.frame, [], {}, errors)
+    def _expire(self, spans: list[Span]) -> None:
+        self.telemetry.on_drop("expired", sum(span.count for span in spans))
+        self._refuse(spans, Expired("the deadline passed while the row waited in the worker's queue"))
+
+    def _refuse(self, spans: list[Span], error: BusError) -> None:
+        """Answer rows with one error, each frame once."""
+        for of_frame in _by_frame(spans):
+            errors = [RowError(span.start, error.code, str(error), span.count) for span in of_frame]
+            self._service.answer(of_frame[0].ticket.frame, [], {}, errors)
 
     def _on_cancel(self, held: Held, rows: list[int]) -> None:
         """A caller withdrew: drop its rows where they wait, mark them where they run."""
@@ -196,7 +210,7 @@ class Front:
         self.planner.slots = 0
         lost, self._running = list(self._running.values()), {}
         for running in lost:
-            self.planner.finished(running.plan, 0.0)
+            self.planner.finished(running.plan, 0.0, whole=False)
             self._free.append(running.slab)
             self._fail(running.plan, EngineLost(f"the {self._engine.name} engine ended while it ran the batch"))
 

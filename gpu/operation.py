@@ -11,6 +11,7 @@ device it is given. The built-in ones (`ops/`) and a user's own keep the same co
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,8 @@ class Operation:
 
         A parameter left out of the key must not matter to `run`, which sees those of some row.
         """
-        key: Hashable = parameters
-        return key
+        # Bytes rather than the Struct itself: a list would have no hash, and a NaN equals nothing.
+        return msgspec.msgpack.encode(parameters, order="deterministic")
 
     def load(self, device: Device) -> None:
         """Make ready on an engine, once, before the first batch: read weights, allocate, warm up."""
@@ -84,13 +85,18 @@ class Operation:
 
 
 class FunctionOperation(Operation):
-    """An operation made of one function of tensors, by `@operation`."""
+    """An operation made of one function of tensors, by `@operation`.
+
+    Attributes:
+        origin: file and name of the function.
+    """
 
     def __init__(self, name: str, signature: Signature, function: Callable[..., Mapping[str, Any]], pure: bool) -> None:
         self.name = name
         self.signature = signature
         self.pure = pure
         self.parameters = _parameters_of(function)
+        self.origin = _origin_of(function)
         self._function = function
         self.__doc__ = function.__doc__
 
@@ -100,7 +106,7 @@ class FunctionOperation(Operation):
         return self._function(**columns, **msgspec.structs.asdict(batch.parameters))
 
 
-declared: dict[str, Operation] = {}
+declared: dict[str, FunctionOperation] = {}
 """Operations made by `@operation` in modules imported so far, by name."""
 
 
@@ -127,10 +133,19 @@ def operation(
 
     def wrap(function: Callable[..., Mapping[str, Any]]) -> Operation:
         made = FunctionOperation(name, Signature(inputs, outputs, types or {}), function, pure)
+        known = declared.get(name)
+        if known is not None and known.origin != made.origin:
+            raise ValueError(f"two operations are called {name!r}, in {known.origin} and {made.origin}: rename one")
         declared[name] = made
         return made
 
     return wrap
+
+
+def _origin_of(function: Callable[..., Any]) -> str:
+    """File and name of a function: the same when its file is imported again, under whatever module name."""
+    code = inspect.unwrap(function).__code__
+    return f"{os.path.realpath(code.co_filename)}:{code.co_qualname}"
 
 
 def _parameters_of(function: Callable[..., Any]) -> type[msgspec.Struct]:

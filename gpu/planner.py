@@ -95,7 +95,7 @@ class Lane:
     Attributes:
         key: what the rows have in common.
         max_rows: the operation's own bound.
-        rows: waiting, those withdrawn not counted.
+        rows, bytes: waiting, those withdrawn not counted.
         opened: when the oldest of them came, s.
         deadline: no later than the earliest of theirs, s.
         used_s: device time the lane has used, s, on the scale of all lanes.
@@ -108,6 +108,7 @@ class Lane:
         self.max_rows = max_rows
         self.queues: dict[int, deque[Ticket]] = {priority: deque() for priority in PRIORITIES}
         self.rows = 0
+        self.bytes = 0
         self.opened = 0.0
         self.deadline = float("inf")
         self.used_s = 0.0
@@ -177,6 +178,7 @@ class Planner:
             lane.deadline = ticket.deadline
         lane.queues[ticket.priority].append(ticket)
         lane.rows += ticket.rows
+        lane.bytes += size
         self.waiting_rows += ticket.rows
         self.waiting_bytes += size
 
@@ -196,11 +198,17 @@ class Planner:
                 plans.append(plan)
         return plans
 
-    def finished(self, plan: Plan, run_s: float) -> None:
-        """A batch left the engine after `run_s` seconds on the device; its slot is free."""
+    def finished(self, plan: Plan, run_s: float, whole: bool = True) -> None:
+        """A batch left the engine after `run_s` seconds on the device; its slot is free.
+
+        Args:
+            whole: every row was run; a batch that failed or was abandoned says nothing of the lane's pace.
+        """
         self.running -= 1
         lane = plan.lane
         lane.used_s += run_s
+        if not whole:
+            return
         pace = run_s / plan.rows
         lane.row_s = pace if lane.row_s == 0.0 else lane.row_s + PACE_WEIGHT * (pace - lane.row_s)
 
@@ -210,27 +218,27 @@ class Planner:
         Returns:
             How many of them were still waiting, and will not be dispatched.
         """
-        gone = [row for row in rows if ticket.next <= row < ticket.rows and row not in ticket.gone]
+        gone = {row for row in rows if ticket.next <= row < ticket.rows and row not in ticket.gone}
         ticket.gone.update(gone)
         self._leave(ticket, len(gone))
-        if ticket.lane.rows == 0:
-            for queue in ticket.lane.queues.values():
-                queue.clear()
+        _forget_withdrawn(ticket.lane)
         return len(gone)
 
     def next_deadline(self) -> float | None:
         """When `due` may have something to start although nothing was offered or finished, s; None for never."""
         if self.running >= self.slots:
             return None
-        times = [min(lane.opened + self.limits.window_s, lane.deadline) for lane in self.lanes.values() if lane.rows]
+        window_s = self.limits.window_s
+        times = [min(lane.opened + window_s, lane.deadline - window_s) for lane in self.lanes.values() if lane.rows]
         return min(times, default=None)
 
     def _is_ripe(self, lane: Lane, now: float) -> bool:
         return (
             self.running == 0
             or lane.rows >= self._batch_rows(lane)
+            or lane.bytes >= self.limits.max_bytes
             or now >= lane.opened + self.limits.window_s
-            or now + self.limits.window_s >= lane.deadline
+            or now >= lane.deadline - self.limits.window_s
         )
 
     def _batch_rows(self, lane: Lane) -> int:
@@ -257,48 +265,52 @@ class Planner:
                 self._expire(ticket, plan)
             elif ticket.waiting:
                 fit = room_bytes // max(ticket.row_bytes, 1)
-                if fit == 0 and plan.rows:
+                if fit < 1 and plan.rows:
                     break
                 taken = self._cut(ticket, min(room_rows - plan.rows, max(fit, 1)), plan)
                 room_bytes -= taken * ticket.row_bytes
             if not ticket.waiting:
                 queue.popleft()
+        _forget_withdrawn(lane)
         self._reopen(lane, now)
         return plan
 
     def _cut(self, ticket: Ticket, most: int, plan: Plan) -> int:
         """Move up to `most` rows of a ticket into the plan, as runs without the rows withdrawn."""
+        taken = self._move(ticket, most, plan.spans)
+        plan.rows += taken
+        return taken
+
+    def _expire(self, ticket: Ticket, plan: Plan) -> None:
+        self._move(ticket, ticket.waiting, plan.expired)
+
+    def _move(self, ticket: Ticket, most: int, spans: list[Span]) -> int:
+        """Take up to `most` rows from the head of a ticket, as spans without the rows withdrawn; how many these are."""
         first, end = ticket.next, min(ticket.rows, ticket.next + most)
         ticket.next = end
-        taken = 0
+        moved = 0
         if not ticket.gone:
-            plan.spans.append(Span(ticket, first, end - first))
-            taken = end - first
+            spans.append(Span(ticket, first, end - first))
+            moved = end - first
         else:
             for row in range(first, end):
                 if row in ticket.gone:
                     continue
-                last = plan.spans[-1] if plan.spans else None
+                last = spans[-1] if spans else None
                 if last is not None and last.ticket is ticket and last.start + last.count == row:
                     last.count += 1
                 else:
-                    plan.spans.append(Span(ticket, row, 1))
-                taken += 1
-        plan.rows += taken
-        self._leave(ticket, taken)
-        return taken
-
-    def _expire(self, ticket: Ticket, plan: Plan) -> None:
-        first = ticket.next
-        rows = [row for row in range(first, ticket.rows) if row not in ticket.gone]
-        plan.expired.extend(Span(ticket, row, 1) for row in rows)
-        ticket.next = ticket.rows
-        self._leave(ticket, len(rows))
+                    spans.append(Span(ticket, row, 1))
+                moved += 1
+        self._leave(ticket, moved)
+        return moved
 
     def _leave(self, ticket: Ticket, rows: int) -> None:
+        size = rows * ticket.row_bytes
         ticket.lane.rows -= rows
+        ticket.lane.bytes -= size
         self.waiting_rows -= rows
-        self.waiting_bytes -= rows * ticket.row_bytes
+        self.waiting_bytes -= size
 
     def _next_queue(self, lane: Lane, now: float) -> deque[Ticket] | None:
         """The queue whose head goes next."""
@@ -313,7 +325,7 @@ class Planner:
         if not heads:
             return
         lane.opened = min(ticket.arrived for ticket in heads)
-        if now + self.limits.window_s >= lane.deadline:
+        if now >= lane.deadline - self.limits.window_s:
             lane.deadline = min(ticket.deadline for queue in lane.queues.values() for ticket in queue)
 
     def _evict(self) -> bool:
@@ -327,3 +339,10 @@ class Planner:
         """About how long the rows that wait will take."""
         estimate = sum(lane.rows * lane.row_s for lane in self.lanes.values())
         return min(1.0, max(0.005, estimate / 2))
+
+
+def _forget_withdrawn(lane: Lane) -> None:
+    """Let go of tickets none of whose rows is wanted, once the lane has nothing else."""
+    if lane.rows == 0:
+        for queue in lane.queues.values():
+            queue.clear()

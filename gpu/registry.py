@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 
@@ -47,7 +48,9 @@ def load(catalogue: Catalogue) -> dict[str, Operation]:
 
 def _gather(catalogue: Catalogue) -> list[Operation]:
     operations: list[Operation] = [echo.Echo(), *matrix.operations()]
-    operations += embed.operations(catalogue.embed, Path(catalogue.model_directory) if catalogue.model_directory else None)
+    operations += embed.operations(
+        catalogue.embed, Path(catalogue.model_directory) if catalogue.model_directory else None
+    )
     for module in catalogue.modules:
         _import(module)
     for point in entry_points(group=ENTRY_POINTS):
@@ -63,7 +66,8 @@ def _import(name: str) -> None:
     path = Path(name).resolve()
     if not path.exists():
         raise ImportError(f"{name}: no such file of operations")
-    module_name = f"aikoryu_operations_{path.stem}"
+    # Files of one name in different folders are different modules.
+    module_name = f"aikoryu_operations_{path.stem}_{crc32(bytes(path)):08x}"
     if module_name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -71,4 +75,8 @@ def _import(name: str) -> None:
     assert spec.loader is not None, "a path that ends in .py has a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise

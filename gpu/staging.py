@@ -50,7 +50,7 @@ def _stage_variable(name: str, spec: LaneSpec, columns: list[tuple[Span, Column]
         ends = np.frombuffer(column.o or b"", OFFSET)[span.start : span.start + span.count + 1]
         first, last = int(ends[0]), int(ends[-1])
         slab.view[at : at + last - first] = column.d[first:last]
-        offsets[row + 1 : row + span.count + 1] = ends[1:] - (first - (at - data))
+        offsets[row + 1 : row + span.count + 1] = ends[1:] - first + (at - data)
         at += last - first
         row += span.count
     return Part(name, dict(spec.schema)[name], data, at - data, free)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from .job import Done
 from .planner import Plan, Planner
@@ -45,9 +48,6 @@ class Telemetry:
         self._dropped = Counter(
             "aikoryu_rows_dropped", "Rows dropped before they ran", ["reason"], registry=self.registry
         )
-        self._rejected = Gauge(
-            "aikoryu_frames_rejected", "Frames refused, by error code", ["code"], registry=self.registry
-        )
 
     def watch(self, planner: Planner, service: Service) -> None:
         """Read queue lengths from the planner, and rejections from the service, whenever somebody asks."""
@@ -60,7 +60,7 @@ class Telemetry:
         gauge("waiting_bytes", "Bytes of the rows that wait").set_function(lambda: planner.waiting_bytes)
         gauge("running_batches", "Batches the engine has").set_function(lambda: planner.running)
         gauge("held_frames", "Frames not answered whole").set_function(lambda: len(service.held))
-        self._service = service
+        self.registry.register(_Rejected(service))
 
     def on_start(self, operation: str, plan: Plan, now: float, staged: float) -> None:
         """A batch was handed to the engine at `staged`; its dispatch began at `now`."""
@@ -79,3 +79,16 @@ class Telemetry:
     def on_drop(self, reason: str, rows: int) -> None:
         """Rows were dropped before they ran."""
         self._dropped.labels(reason).inc(rows)
+
+
+class _Rejected(Collector):
+    """The service's own count of refused frames, read when somebody asks."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily("aikoryu_frames_rejected", "Frames refused, by error code", labels=["code"])
+        for code, count in self._service.rejected.items():
+            family.add_metric([code], count)
+        yield family

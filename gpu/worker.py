@@ -26,7 +26,7 @@ from .planner import Limits
 from .registry import Catalogue, load
 from .telemetry import Telemetry
 
-SLAB_SLACK_BYTES = 1 << 20  # flags of rows alive, alignment, and one frame more than a batch of variable width counts
+SLAB_SLACK_BYTES = 1 << 20  # alignment
 
 _log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class Worker:
         self.operations: dict[str, Operation] = load(catalogue)
         self.telemetry = Telemetry()
         self._settings = settings
-        self._engine = engine or ChildEngine(cpu_engine(settings, catalogue))
+        self._engine = engine or ChildEngine(cpu_engine(settings, catalogue, transport.max_payload))
         subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
         self._service = Service(transport, subjects, self.id, reply_prefixes=settings.bus.reply_prefixes)
         self._front = Front(self._service, self._engine, self.operations, limits_of(settings), self.telemetry)
@@ -120,10 +120,13 @@ def limits_of(settings: Settings) -> Limits:
     return msgspec.convert(settings.batch, Limits, from_attributes=True)
 
 
-def cpu_engine(settings: Settings, catalogue: Catalogue) -> EngineSpec:
+def cpu_engine(settings: Settings, catalogue: Catalogue, max_payload: int) -> EngineSpec:
     """The CPU engine of the settings. Its threads stay below the cores, so the front always finds one."""
     threads = settings.cpu.threads or max(1, len(os.sched_getaffinity(0)) - 1)
-    slab_bytes = 2 * settings.batch.max_bytes + SLAB_SLACK_BYTES
+    batch = settings.batch
+    # Rows of variable width count as their frame's mean, so the frames cut at a batch's two ends may weigh more.
+    cut_bytes = 2 * min(batch.max_bytes, max_payload)
+    slab_bytes = 2 * batch.max_bytes + cut_bytes + batch.max_rows + SLAB_SLACK_BYTES
     return EngineSpec("cpu", threads, settings.cpu.slots, slab_bytes, catalogue, settings.log)
 
 

@@ -1,0 +1,218 @@
+"""nats-py's client with what 2.16 gets wrong put right; everything that touches its insides is here.
+
+It also takes the two short cuts that decide the bus's throughput: a message goes to its callback as soon as it is
+parsed (nats-py: a queue and a task a subscription), and what is sent goes to the socket at once and uncopied (nats-py:
+two copies of the payload, and a task to write them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from nats import errors
+from nats.aio.client import Client, Srv
+from nats.aio.subscription import Subscription
+from nats.protocol.parser import Parser
+
+from .transport import OUTBOX_BYTES, Callback, header_block
+
+CLOSE_TIMEOUT_S = 2.0
+
+
+class Incoming:
+    """A received message; see `transport.Message`."""
+
+    __slots__ = ("data", "headers", "reply", "subject")
+
+    def __init__(self, subject: str, reply: str, data: bytes, headers: dict[str, str] | None) -> None:
+        self.subject = subject
+        self.reply = reply
+        self.data = data
+        self.headers = headers
+
+
+class NatsClient(Client):
+    """One connection of nats-py.
+
+    Attributes:
+        refused: the server or its certificate was refused while reconnecting; only a new client reads files afresh.
+    """
+
+    def __init__(self, encrypted: bool) -> None:
+        super().__init__()
+        self.refused = False
+        self._encrypted = encrypted
+        self._ps = _Parser(self)
+        self._callbacks: dict[int, Callback] = {}
+
+    def send(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
+        """Line a message up for `push`; while the connection is lost, for its return.
+
+        Source: CPU of a publish, uvloop: nats-py 56 µs at 64 KiB, 1.8 µs at 128 bytes; this 13 and 0.8.
+        """
+        size = len(payload)
+        if headers is None:
+            head = f"PUB {subject} {reply} {size}\r\n".encode()
+        else:
+            block = header_block(headers)
+            size += len(block)
+            head = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode() + block
+        if size > self._max_payload:
+            raise errors.MaxPayloadError
+        if not subject:
+            raise errors.BadSubjectError
+        if self._status != Client.CONNECTED:
+            if self._status == Client.CLOSED:
+                raise errors.ConnectionClosedError
+            if self._pending_data_size + size > OUTBOX_BYTES:
+                raise errors.OutboundBufferLimitError
+        self._pending += (head, payload, b"\r\n")
+        self._pending_data_size += size + len(head)
+
+    def push(self) -> bool:
+        """Hand what was sent to the socket; false if so much is ahead of it that senders should await `writable`."""
+        if self._status != Client.CONNECTED or self._transport is None:
+            return True
+        if self._pending:
+            self._transport.writelines(self._pending)
+            self._pending = []
+            self._pending_data_size = 0
+        return self._unwritten() < OUTBOX_BYTES
+
+    async def writable(self) -> None:
+        """Wait until the socket has taken most of what was pushed, or the connection is lost."""
+        transport = self._transport
+        if transport is not None:
+            # nats-py handles the loss; what was pushed may or may not have arrived.
+            with suppress(OSError):
+                await transport.drain()  # type: ignore[no-untyped-call]
+
+    async def listen(self, subject: str, queue: str, callback: Callback) -> Subscription:
+        """Subscribe, with a callback that is called from the reader itself."""
+        # A subscription with a future has neither queue nor task in nats-py.
+        subscription = await self.subscribe(subject, queue, future=asyncio.get_running_loop().create_future())
+        self._callbacks[subscription._id] = callback
+        return subscription
+
+    async def silence(self, subscription: Subscription) -> None:
+        """Unsubscribe; messages on their way are lost."""
+        self._callbacks.pop(subscription._id, None)
+        # A client that is closed has no subscriptions, nor has its server.
+        with suppress(errors.Error, OSError):
+            await subscription.unsubscribe()
+
+    async def drain_subscription(self, subscription: Subscription) -> None:
+        """Unsubscribe, and return when every message on its way has been handed to the callback.
+
+        They come before the answer to a ping. If the connection is lost meanwhile, there are none.
+        """
+        with suppress(errors.Error, OSError):
+            await self._send_unsubscribe(subscription._id)
+            await self.flush()
+        self._callbacks.pop(subscription._id, None)
+        self._remove_sub(subscription._id)
+
+    async def flush(self, timeout: float = 10) -> None:
+        """Ping the server after what is pending; nats-py pings before it, and dies of the pong of a cancelled flush."""
+        if not self.is_connected or self._reading_task is None or self._reading_task.done():
+            raise errors.ConnectionClosedError if self.is_closed else errors.ConnectionReconnectingError
+        assert self._transport is not None
+        pong = asyncio.get_running_loop().create_future()
+        self._pongs.append(pong)
+        self._transport.writelines([*self._pending, b"PING\r\n"])
+        self._pending = []
+        self._pending_data_size = 0
+        await self._transport.drain()  # type: ignore[no-untyped-call]
+        await asyncio.wait({pong}, timeout=timeout)
+        if not pong.done():
+            raise errors.FlushTimeoutError
+        if pong.cancelled():
+            raise errors.StaleConnectionError
+
+    def cancel_pongs(self) -> None:
+        """End every flush under way: its pong cannot come any more."""
+        for pong in self._pongs:
+            pong.cancel()
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the socket speaks TLS."""
+        writer = getattr(self._transport, "_io_writer", None)
+        return writer is not None and writer.get_extra_info("ssl_object") is not None
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it will not come back by itself: closed, refused, or a task that it needs has ended."""
+        if self.is_closed or self.refused:
+            return True
+        tasks = (self._reading_task, self._flusher_task) if self.is_connected else (self._reconnection_task,)
+        return any(task is None or task.done() for task in tasks)
+
+    async def abandon(self) -> None:
+        """Close for good from any state, with what nats-py leaves behind when its own close fails half-way."""
+        # Not where no connection stands: it waits for ever on a socket whose TLS handshake failed.
+        if self.is_connected:
+            with suppress(Exception):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self.close()
+        self._status = Client.CLOSED
+        self.cancel_pongs()
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+        tasks = (self._reading_task, self._flusher_task, self._ping_interval_task, self._reconnection_task)
+        running = [task for task in tasks if task is not None and not task.done()]
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=CLOSE_TIMEOUT_S)
+        while self._flush_queue is not None and not self._flush_queue.empty():
+            written = self._flush_queue.get_nowait()
+            if not written.done():
+                written.set_result(None)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        # An attempt that failed after its socket was open (a refusal, no TLS) would leave the socket open.
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+        await super()._connect_to_server(s)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        callback = self._callbacks.get(sid)
+        if callback is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        parsed = await self._process_headers(headers) if headers else None
+        callback(Incoming(subject.decode(), reply.decode(), data, parsed))
+
+    def _connect_command(self) -> bytes:
+        # Before the credentials leave: a server without TLS gets none of them, at a reconnect neither.
+        if self._encrypted and not self.is_encrypted:
+            raise errors.SecureConnWantedError
+        return super()._connect_command()
+
+    def _unwritten(self) -> int:
+        writer = getattr(self._transport, "_io_writer", None)
+        size: int = writer.transport.get_write_buffer_size() if writer is not None else 0
+        return size
+
+
+class _Parser(Parser):
+    """nats-py's parser, which a message with a subject that is not UTF-8 does not end.
+
+    Its reader dies of any exception, and the connection stays open and deaf: one publish of anyone would do.
+    """
+
+    async def parse(self, data: bytes = b"") -> None:
+        while True:
+            length = len(self.buf) + len(data)
+            try:
+                await super().parse(data)
+                return
+            except errors.ProtocolError:
+                raise
+            except Exception as error:
+                if len(self.buf) == length:
+                    raise errors.ProtocolError from error
+                data = b""
+                await self.nc._error_cb(error)

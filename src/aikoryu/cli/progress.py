@@ -1,0 +1,39 @@
+"""What goes on, told on stderr: it is no part of the output."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+
+PLAIN_EVERY_S = 2.0
+
+
+def say(text: str) -> None:
+    """Tell one thing."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """One line that is written anew on a terminal; elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._written = False
+        self._last_s = float("-inf")
+
+    def show(self, text: str) -> None:
+        """The state is now this."""
+        if self._terminal:
+            width = shutil.get_terminal_size((100, 24)).columns
+            print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
+            self._written = True
+        elif time.monotonic() >= self._last_s + PLAIN_EVERY_S:
+            self._last_s = time.monotonic()
+            say(text)
+
+    def close(self) -> None:
+        """Take the line away; what follows starts on a fresh one."""
+        if self._written:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._written = False

@@ -1,0 +1,69 @@
+"""Running a worker: what `up`, `worker` and the demo have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..agents import open_transport
+from ..bus.errors import BusError
+from ..bus.transport import Transport
+from ..config import Settings
+from .failure import Failed
+
+if TYPE_CHECKING:
+    from ..gpu.worker import Worker
+
+
+async def serve(settings: Settings, asked: asyncio.Event, announce: Callable[[Worker], None]) -> bool:
+    """Run a worker until `asked` is set, then answer what it has accepted.
+
+    Args:
+        settings: all groups.
+        asked: asks for the end.
+        announce: called when the worker is ready.
+
+    Returns:
+        False if requests were left unanswered because `worker.drain_s` had passed.
+
+    Raises:
+        Failed: the worker does not start.
+        ConnectionFailed: the NATS server cannot be reached.
+    """
+    transport = await open_transport(settings)
+    try:
+        worker = await _start(transport, settings)
+        announce(worker)
+        await asked.wait()
+        return await worker.stop()
+    finally:
+        await transport.close()
+
+
+async def _start(transport: Transport, settings: Settings) -> Worker:
+    try:
+        from ..gpu.worker import Worker
+    except ImportError as error:
+        raise Failed(f"a worker needs {error.name}: pip install 'aikoryu[worker]'") from None
+    try:
+        worker = Worker(transport, settings)
+    except BusError:
+        raise
+    except Exception as error:  # a module of the user's may raise anything
+        raise Failed(_why_not_loaded(error)) from error
+    try:
+        await worker.start()
+    except RuntimeError as error:
+        raise Failed(f"{error}; its log is above, and `aikoryu doctor` looks for what is missing") from None
+    except OSError as error:
+        raise Failed(f"worker.metrics_port {settings.worker.metrics_port}: {error.strerror}: set another one") from None
+    return worker
+
+
+def _why_not_loaded(error: Exception) -> str:
+    if isinstance(error, ImportError | LookupError | ValueError) and not isinstance(error, KeyError | IndexError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"the operations cannot be loaded: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"

@@ -1,0 +1,57 @@
+"""`aikoryu worker`: a worker for a NATS server that runs already."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from ..config import Settings, configure_logging
+from .arguments import Commands, add_command, add_operations, add_settings, settings_of
+from .serving import serve
+from .stopping import stopping
+
+if TYPE_CHECKING:
+    from ..gpu.worker import Worker
+
+_DESCRIPTION = """\
+Run a worker for a NATS server that runs already. Any number of them share the requests. Ctrl-C or SIGTERM stops it
+after the requests it has accepted are answered, a second one at once.
+
+  aikoryu worker --nats nats://10.0.0.1:4222
+  aikoryu worker --operations examples/own_operation.py
+  aikoryu worker --set batch.window_s=0.002 --set worker.metrics_port=9100"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(commands, "worker", "run a worker for an existing NATS server", _DESCRIPTION)
+    add_operations(parser)
+    add_settings(parser, nats=True)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run until a signal."""
+    settings = settings_of(options)
+    configure_logging(settings.log)
+    return uvloop.run(_worker(settings))
+
+
+async def _worker(settings: Settings) -> int:
+    with stopping() as stop:
+
+        def announce(worker: Worker) -> None:
+            stop.drains = True
+            print(f"Worker {worker.id} serves {len(worker.operations)} operations on {settings.nats.url}.", flush=True)
+            print("Ctrl-C stops it after what it has accepted is answered, a second Ctrl-C at once.", flush=True)
+
+        say(f"Starting a worker on {settings.nats.url} ...")
+        return 0 if await serve(settings, stop.asked, announce) else 1
+
+
+def say(text: str) -> None:
+    """Tell the person what goes on; it is no part of the output."""
+    print(text, file=sys.stderr, flush=True)

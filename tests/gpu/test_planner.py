@@ -1,0 +1,664 @@
+"""The planner, driven with numbers: times are seconds on a clock that only the test moves."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from aikoryu.bus.errors import Busy
+from aikoryu.gpu.planner import AGING_S, Lane, Limits, Plan, Planner, Span, Ticket
+
+NEVER = float("inf")
+LOAD_S = 0.2
+LIMITS = Limits(window_s=0.01, max_rows=100, max_bytes=10_000, target_s=1.0, queue_rows=1000, queue_bytes=100_000)
+
+
+def planner(slots: int = 2, **changes: float) -> Planner:
+    return Planner(replace(LIMITS, **changes), slots)  # type: ignore[arg-type]
+
+
+def offer(
+    to: Planner,
+    rows: int = 1,
+    *,
+    lane: str = "a",
+    now: float = 0.0,
+    deadline: float = NEVER,
+    priority: int = 0,
+    row_bytes: int = 1,
+    frame: object = None,
+    lane_rows: int = 1 << 16,
+) -> Ticket:
+    ticket = Ticket(frame, to.lane(lane, lane_rows), rows, row_bytes, priority, now, deadline)
+    to.offer(ticket, now)
+    return ticket
+
+
+def keep_busy(p: Planner, batches: int = 1) -> list[Plan]:
+    """Occupy slots with batches of a lane of its own."""
+    plans = []
+    for _ in range(batches):
+        offer(p, LIMITS.max_rows, lane="busy")
+        plans += p.due(0.0)
+    assert p.running == batches
+    return plans
+
+
+def runs(plan: Plan) -> list[tuple[int, int]]:
+    return [(span.start, span.count) for span in plan.spans]
+
+
+def rows_of(spans: list[Span]) -> list[int]:
+    return [row for span in spans for row in range(span.start, span.start + span.count)]
+
+
+def assert_empty(p: Planner) -> None:
+    assert (p.waiting_rows, p.waiting_bytes) == (0, 0)
+    assert all((lane.rows, lane.bytes) == (0, 0) for lane in p.lanes.values())
+    assert not any(queue for lane in p.lanes.values() for queue in lane.queues.values())
+
+
+class TestWhen:
+    def test_idle_engine_dispatches_at_once(self) -> None:
+        p = planner()
+        offer(p, 1, now=5.0)
+        (plan,) = p.due(5.0)
+        assert plan.rows == 1
+        assert_empty(p)
+
+    def test_frames_that_wait_together_leave_together(self) -> None:
+        p = planner()
+        first, second = offer(p, 2), offer(p, 3)
+        (plan,) = p.due(0.0)
+        assert [(s.ticket, s.start, s.count) for s in plan.spans] == [(first, 0, 2), (second, 0, 3)]
+
+    def test_busy_engine_with_a_free_slot_collects_until_the_window_has_passed(self) -> None:
+        p = planner()
+        keep_busy(p)
+        offer(p, now=1.0)
+        assert p.due(1.0) == []
+        assert p.due(1.009) == []
+        assert len(p.due(1.010)) == 1
+
+    def test_window_opens_at_first_row(self) -> None:
+        p = planner()
+        keep_busy(p)
+        offer(p, now=1.0)
+        offer(p, now=1.009)
+        assert p.next_deadline() == pytest.approx(1.010)
+        (plan,) = p.due(1.010)
+        assert plan.rows == 2
+
+    def test_window_opens_anew_at_the_oldest_row_left_behind(self) -> None:
+        p = planner(slots=3)
+        keep_busy(p)
+        offer(p, 60, now=1.000)
+        offer(p, 60, now=1.004)
+        (full,) = p.due(1.004)
+        assert full.rows == 100
+        assert p.due(1.013) == []
+        (rest,) = p.due(1.014)
+        assert rest.rows == 20
+
+    def test_full_lane_does_not_wait_for_its_window(self) -> None:
+        p = planner()
+        keep_busy(p)
+        offer(p, 99, now=1.0)
+        assert p.due(1.0) == []
+        offer(p, 1, now=1.0)
+        (plan,) = p.due(1.0)
+        assert plan.rows == 100
+
+    def test_lane_full_of_bytes_does_not_wait_for_its_window(self) -> None:
+        p = planner()
+        keep_busy(p)
+        offer(p, 9, now=1.0, row_bytes=1000)
+        assert p.due(1.0) == []
+        offer(p, 1, now=1.0, row_bytes=1000)
+        (plan,) = p.due(1.0)
+        assert plan.rows == 10
+
+    def test_near_deadline_closes_the_window_early(self) -> None:
+        p = planner()
+        keep_busy(p)
+        offer(p, now=1.0, deadline=1.015)
+        assert p.next_deadline() == pytest.approx(1.005)
+        assert p.due(1.004) == []
+        (plan,) = p.due(1.0051)
+        assert (plan.rows, plan.expired) == (1, [])
+
+    def test_deadline_that_was_met_closes_no_later_window(self) -> None:
+        p = planner(slots=3)
+        keep_busy(p)
+        offer(p, 100, now=1.0, deadline=1.005)
+        offer(p, 1, now=1.0)
+        assert [plan.rows for plan in p.due(1.0)] == [100]
+        assert p.next_deadline() == pytest.approx(1.010)
+
+    def test_nothing_starts_without_a_slot(self) -> None:
+        p = planner()
+        keep_busy(p, 2)
+        offer(p, 100, now=1.0)
+        assert p.due(100.0) == []
+        assert p.next_deadline() is None
+
+    def test_every_lane_collects_while_no_slot_is_free(self) -> None:
+        p = planner()
+        first, _ = keep_busy(p, 2)
+        for n in range(5):
+            offer(p, now=n)
+            assert p.due(n) == []
+        p.finished(first, 0.1)
+        (plan,) = p.due(5.0)
+        assert plan.rows == 5
+
+    def test_slots_are_respected_and_given_back(self) -> None:
+        p = planner(slots=3)
+        for n in range(5):
+            offer(p, 100, lane=str(n))
+        plans = p.due(0.0)
+        assert len(plans) == p.running == 3
+        p.finished(plans[0], 0.1)
+        assert len(p.due(0.0)) == 1
+        assert p.running == 3
+
+    def test_no_next_deadline_while_nothing_waits(self) -> None:
+        assert planner().next_deadline() is None
+
+    def test_lanes_are_never_mixed(self) -> None:
+        p = planner()
+        offer(p, 3, lane="a")
+        offer(p, 4, lane="b")
+        plans = p.due(1.0)
+        assert sorted((plan.lane.key, plan.rows) for plan in plans) == [("a", 3), ("b", 4)]
+        assert all(span.ticket.lane is plan.lane for plan in plans for span in plan.spans)
+
+
+class TestHowMuch:
+    def test_large_frame_is_split_over_batches_in_order(self) -> None:
+        p = planner(slots=9)
+        ticket = offer(p, 250)
+        plans = [*p.due(0.0), *p.due(1.0)]
+        assert [runs(plan) for plan in plans] == [[(0, 100)], [(100, 100)], [(200, 50)]]
+        assert all(span.ticket is ticket for plan in plans for span in plan.spans)
+        assert_empty(p)
+
+    def test_operation_bounds_its_batches(self) -> None:
+        p = planner()
+        offer(p, 10, lane_rows=4)
+        assert [plan.rows for plan in p.due(0.0)] == [4, 4]
+
+    def test_batch_is_bounded_by_bytes(self) -> None:
+        p = planner(slots=9)
+        offer(p, 7, row_bytes=3000)
+        assert [plan.rows for plan in [*p.due(0.0), *p.due(1.0)]] == [3, 3, 1]
+
+    def test_bytes_of_different_frames_add_up(self) -> None:
+        p = planner(slots=9)
+        offer(p, 2, row_bytes=3000)
+        offer(p, 2, row_bytes=5000)
+        assert [runs(plan) for plan in [*p.due(0.0), *p.due(1.0)]] == [[(0, 2)], [(0, 2)]]
+
+    def test_row_larger_than_a_batch_runs_alone(self) -> None:
+        p = planner(slots=9)
+        offer(p, 2, row_bytes=20_000)
+        assert [plan.rows for plan in [*p.due(0.0), *p.due(1.0)]] == [1, 1]
+
+    def test_batch_is_sized_for_its_target_time_at_the_measured_pace(self) -> None:
+        p = planner(slots=9)
+        offer(p, 100)
+        (plan,) = p.due(0.0)
+        p.finished(plan, 5.0)  # 50 ms a row: 20 rows a second
+        offer(p, 100)
+        assert p.due(0.0)[0].rows == 20
+
+    def test_row_slower_than_the_target_still_runs(self) -> None:
+        p = planner()
+        offer(p, 1)
+        p.finished(p.due(0.0)[0], 60.0)
+        offer(p, 5)
+        assert p.due(0.0)[0].rows == 1
+
+    def test_pace_follows_the_newest_batches(self) -> None:
+        p = planner()
+        for run_s in (100.0, *[0.1] * 40):
+            offer(p, 1)
+            p.finished(p.due(0.0)[0], run_s)
+        lane = p.lane("a", 1)
+        assert lane.row_s == pytest.approx(0.1, rel=0.01)
+
+    def test_batch_that_failed_says_nothing_of_the_pace(self) -> None:
+        p = planner()
+        offer(p, 10)
+        p.finished(p.due(0.0)[0], 1.0)
+        offer(p, 10)
+        p.finished(p.due(0.0)[0], 0.0, whole=False)
+        assert p.lane("a", 1).row_s == pytest.approx(0.1)
+        assert p.running == 0
+
+    @pytest.mark.parametrize("slots", [1, 2, 3])
+    def test_batches_do_not_shrink_as_the_load_rises(self, slots: int) -> None:
+        """Triton #7271: under rising load batches became smaller, and the device slower with each."""
+        means = [mean_batch(rate, slots) for rate in (100, 1000, 5000, 20_000, 80_000)]
+        assert all(later >= earlier * 0.999 for earlier, later in zip(means, means[1:], strict=False)), means
+        assert means[0] < 2
+        assert means[-1] > 50
+
+    def test_device_that_serves_batches_faster_keeps_up_where_single_rows_would_not(self) -> None:
+        # At 1 ms a batch and 10 µs a row, one by one would take twenty times as long.
+        assert finish_s(20_000, slots=2) < LOAD_S + 0.02
+
+
+def simulate(rate: float, slots: int) -> tuple[list[int], float]:
+    """Single rows for `LOAD_S` at an even rate, on a device that takes 1 ms a batch and 10 µs a row, one at a time.
+
+    Returns:
+        Rows of each batch, and when the last had run, s.
+    """
+    p = Planner(Limits(window_s=0.001, max_rows=4096, queue_rows=1 << 20), slots)
+    arrivals = [n / rate for n in range(int(rate * LOAD_S))]
+    device: deque[tuple[float, float, Plan]] = deque()  # end, time on the device, batch: in the order started
+    sizes: list[int] = []
+    now = free_at = 0.0
+    next_arrival = 0
+    while next_arrival < len(arrivals) or p.waiting_rows or device:
+        for plan in p.due(now):
+            run_s = 0.001 + 1e-5 * plan.rows
+            free_at = max(free_at, now) + run_s
+            device.append((free_at, run_s, plan))
+            sizes.append(plan.rows)
+        events = [arrivals[next_arrival]] if next_arrival < len(arrivals) else []
+        events += [device[0][0]] if device else []
+        wake = p.next_deadline()
+        events += [max(wake, now + 1e-9)] if wake is not None else []
+        now = max(now, min(events))
+        while next_arrival < len(arrivals) and arrivals[next_arrival] <= now:
+            offer(p, now=now)
+            next_arrival += 1
+        while device and device[0][0] <= now:
+            _, run_s, plan = device.popleft()
+            p.finished(plan, run_s)
+    assert sum(sizes) == len(arrivals)
+    return sizes, now
+
+
+def mean_batch(rate: float, slots: int) -> float:
+    sizes, _ = simulate(rate, slots)
+    return sum(sizes) / len(sizes)
+
+
+def finish_s(rate: float, slots: int) -> float:
+    return simulate(rate, slots)[1]
+
+
+class TestWhichFirst:
+    def test_higher_priority_goes_first(self) -> None:
+        p = planner(slots=1)
+        offer(p, lane="low", priority=-1)
+        offer(p, lane="normal")
+        offer(p, lane="high", priority=1)
+        order = []
+        while plans := p.due(0.0):
+            order += [plan.lane.key for plan in plans]
+            p.finished(plans[0], 0.0)
+        assert order == ["high", "normal", "low"]
+
+    def test_higher_priority_goes_first_within_a_lane(self) -> None:
+        p = planner()
+        low, high = offer(p, 60, priority=-1), offer(p, 60, priority=1)
+        (plan,) = p.due(0.0)
+        assert [(span.ticket, span.count) for span in plan.spans] == [(high, 60), (low, 40)]
+
+    def test_age_raises_priority(self) -> None:
+        p = planner(slots=1)
+        offer(p, lane="low", priority=-1, now=0.0)
+        offer(p, lane="high", priority=1, now=2 * AGING_S + 1e-6)
+        assert p.due(2 * AGING_S + 2e-6)[0].lane.key == "low"
+
+    def test_age_below_a_step_raises_nothing(self) -> None:
+        p = planner(slots=1)
+        offer(p, lane="normal", now=0.0)
+        offer(p, lane="high", priority=1, now=AGING_S * 0.9)
+        assert p.due(AGING_S * 0.9)[0].lane.key == "high"
+
+    @pytest.mark.parametrize("priority", [-1, 0])
+    def test_low_priority_does_not_starve_at_saturation(self, priority: int) -> None:
+        """vLLM #40004 and its opposite: urgent rows always first, but nobody waits for ever."""
+        p = planner(slots=1)
+        waiting = offer(p, lane="patient", priority=priority)
+        now = 0.0
+        while waiting.waiting:
+            offer(p, 100, lane="urgent", priority=1, now=now)
+            (plan,) = p.due(now)
+            now += 0.02
+            p.finished(plan, 0.02)
+            assert now < 1.0, "the patient row is never served"
+        assert now >= AGING_S, "priority meant nothing"
+
+    def test_lanes_share_the_device_by_time_not_by_rows(self) -> None:
+        p = planner(slots=1, target_s=0.05)
+        cost_s = {"slow": 0.01, "fast": 0.0001}
+        used = dict.fromkeys(cost_s, 0.0)
+        now = 0.0
+        for _ in range(2000):
+            for lane in cost_s:
+                if p.lane(lane, 1 << 16).rows < 100:
+                    offer(p, 100, lane=lane, now=now)
+            (plan,) = p.due(now)
+            lane = str(plan.lane.key)
+            run_s = plan.rows * cost_s[lane]
+            used[lane] += run_s
+            now += run_s
+            p.finished(plan, run_s)
+        assert used["slow"] / used["fast"] == pytest.approx(1, rel=0.05)
+
+    def test_lane_that_was_away_hoards_no_time(self) -> None:
+        p = planner(slots=1)
+        for _ in range(50):
+            offer(p, lane="steady")
+            p.finished(p.due(0.0)[0], 1.0)
+        served = []
+        for _ in range(10):
+            for lane in ("steady", "newcomer"):
+                if not p.lane(lane, 1).rows:
+                    offer(p, lane=lane)
+            (plan,) = p.due(0.0)
+            served.append(plan.lane.key)
+            p.finished(plan, 1.0)
+        assert 4 <= served.count("newcomer") <= 6
+
+
+class TestBounds:
+    def test_queue_full_of_rows_is_busy_with_a_retry_after(self) -> None:
+        p = planner(slots=0, queue_rows=10)
+        offer(p, 6)
+        with pytest.raises(Busy) as refused:
+            offer(p, 5)
+        assert refused.value.retry_after_s > 0
+        assert p.waiting_rows == p.lane("a", 1).rows == 6
+        offer(p, 4)
+
+    def test_queue_full_of_bytes_is_busy(self) -> None:
+        p = planner(slots=0, queue_bytes=1000)
+        offer(p, 6, row_bytes=100)
+        with pytest.raises(Busy):
+            offer(p, 5, row_bytes=100)
+        assert p.waiting_bytes == 600
+
+    def test_retry_after_grows_with_what_waits_up_to_a_second(self) -> None:
+        def retry_s(row_s: float) -> float:
+            p = planner(queue_rows=100)
+            offer(p, 1)
+            p.finished(p.due(0.0)[0], row_s)
+            p.slots = 0
+            offer(p, 100)
+            with pytest.raises(Busy) as refused:
+                offer(p, 1)
+            return refused.value.retry_after_s
+
+        assert retry_s(1e-6) == 0.005
+        assert retry_s(0.004) == pytest.approx(0.2)
+        assert retry_s(60.0) == 1.0
+
+    def test_room_comes_back_as_batches_leave(self) -> None:
+        p = planner(queue_rows=100)
+        offer(p, 100)
+        p.due(0.0)
+        offer(p, 100)
+
+    def test_lane_explosion_is_busy(self) -> None:
+        p = planner(slots=0, lanes=3)
+        for lane in "abc":
+            offer(p, lane=lane)
+        with pytest.raises(Busy, match="3 lanes"):
+            p.lane("d", 1)
+        offer(p, lane="b")
+
+    def test_empty_lanes_make_room(self) -> None:
+        p = planner(slots=1, lanes=3)
+        for lane in "abc":
+            offer(p, lane=lane)
+        p.due(0.0)
+        offer(p, lane="d")
+        assert set(p.lanes) == {"b", "c", "d"}
+
+    def test_batch_of_an_evicted_lane_finishes(self) -> None:
+        p = planner(slots=1, lanes=1)
+        offer(p, lane="a")
+        (plan,) = p.due(0.0)
+        offer(p, lane="b")
+        p.finished(plan, 0.1)
+        assert p.due(0.0)[0].lane.key == "b"
+
+
+class TestDeadlines:
+    def test_expired_row_is_dropped_not_run(self) -> None:
+        p = planner()
+        keep_busy(p, 2)
+        p.running = 0
+        late = offer(p, 5, deadline=1.0)
+        (plan,) = p.due(1.0)
+        assert (plan.rows, plan.spans) == (0, [])
+        assert plan.expired == [Span(late, 0, 5)]
+        assert p.running == 0, "a batch of nothing takes no slot"
+        assert_empty(p)
+
+    def test_neighbours_of_an_expired_frame_run(self) -> None:
+        p = planner(slots=0)
+        late, fine = offer(p, 2, deadline=1.0), offer(p, 3, deadline=9.0)
+        p.slots = 2
+        (plan,) = p.due(1.5)
+        assert plan.spans == [Span(fine, 0, 3)]
+        assert plan.expired == [Span(late, 0, 2)]
+
+    def test_rows_not_dispatched_of_a_split_frame_expire_as_one_span(self) -> None:
+        p = planner(slots=1)
+        ticket = offer(p, 150, deadline=1.0)
+        (plan,) = p.due(0.0)
+        p.finished(plan, 0.1)
+        (expired,) = p.due(2.0)
+        assert (runs(plan), expired.expired) == ([(0, 100)], [Span(ticket, 100, 50)])
+        assert_empty(p)
+
+    def test_row_withdrawn_and_expired_is_reported_by_nobody(self) -> None:
+        p = planner(slots=0)
+        ticket = offer(p, 4, deadline=1.0)
+        p.withdraw(ticket, [1])
+        p.slots = 1
+        (plan,) = p.due(2.0)
+        assert rows_of(plan.expired) == [0, 2, 3]
+        assert_empty(p)
+
+
+class TestWithdraw:
+    def test_withdrawn_rows_are_not_dispatched(self) -> None:
+        p = planner(slots=0)
+        ticket = offer(p, 6)
+        assert p.withdraw(ticket, [0, 2, 3]) == 3
+        assert (p.waiting_rows, p.waiting_bytes) == (3, 3)
+        p.slots = 1
+        (plan,) = p.due(0.0)
+        assert (plan.rows, runs(plan)) == (3, [(1, 1), (4, 2)])
+        assert_empty(p)
+
+    def test_whole_frame_is_withdrawn(self) -> None:
+        p = planner(slots=0)
+        assert p.withdraw(offer(p, 6), range(6)) == 6
+        assert_empty(p)
+        p.slots = 1
+        assert p.due(0.0) == []
+
+    def test_row_is_withdrawn_once_however_often_it_is_named(self) -> None:
+        p = planner(slots=0)
+        ticket = offer(p, 3)
+        assert p.withdraw(ticket, [1, 1, 1]) == 1
+        assert p.withdraw(ticket, [1]) == 0
+        assert p.waiting_rows == 2
+
+    def test_rows_that_do_not_exist_are_ignored(self) -> None:
+        p = planner(slots=0)
+        assert p.withdraw(offer(p, 3), [-1, 3, 1 << 70]) == 0
+        assert p.waiting_rows == 3
+
+    def test_dispatched_rows_are_not_withdrawn(self) -> None:
+        p = planner(slots=1)
+        ticket = offer(p, 150)
+        p.due(0.0)
+        assert p.withdraw(ticket, [0, 99, 100, 149]) == 2
+        assert p.waiting_rows == 48
+
+    def test_withdrawn_frame_is_let_go_when_its_lane_is_served(self) -> None:
+        p = planner(slots=0)
+        offer(p, 100)
+        p.withdraw(offer(p, 5), range(5))
+        p.slots = 1
+        (plan,) = p.due(0.0)
+        assert plan.rows == 100
+        assert_empty(p)
+
+    def test_expiry_after_withdrawal_of_all_rows_finds_nothing(self) -> None:
+        p = planner(slots=0)
+        p.withdraw(offer(p, 2, deadline=1.0), range(2))
+        fine = offer(p, 1)
+        p.slots = 1
+        (plan,) = p.due(2.0)
+        assert (plan.spans, plan.expired) == ([Span(fine, 0, 1)], [])
+
+
+class Agents(RuleBasedStateMachine):
+    """Random agents against one planner: every row leaves once, by one door, and nothing exceeds its bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.running: list[Plan] = []
+        self.tickets: list[Ticket] = []
+        self.left: dict[int, dict[int, str]] = defaultdict(dict)  # by ticket: row -> how it left
+        self.last_row: dict[int, int] = {}
+
+    @initialize(
+        window_s=st.sampled_from([0.0, 0.001, 0.05]),
+        max_rows=st.integers(1, 20),
+        max_bytes=st.integers(1, 200),
+        slots=st.integers(1, 3),
+        lanes=st.integers(1, 4),
+    )
+    def start(self, window_s: float, max_rows: int, max_bytes: int, slots: int, lanes: int) -> None:
+        self.p = Planner(Limits(window_s, max_rows, max_bytes, 0.05, 60, 600, lanes), slots)
+
+    @rule(
+        lane=st.sampled_from("abcdef"),
+        rows=st.integers(1, 30),
+        row_bytes=st.integers(1, 40),
+        priority=st.sampled_from([-1, 0, 1]),
+        ttl_s=st.sampled_from([0.0, 0.001, 0.02, 0.5, NEVER]),
+    )
+    def offer(self, lane: str, rows: int, row_bytes: int, priority: int, ttl_s: float) -> None:
+        p = self.p
+        before = (p.waiting_rows, p.waiting_bytes)
+        try:
+            to = p.lane(lane, 15)
+            ticket = Ticket(len(self.tickets), to, rows, row_bytes, priority, self.now, self.now + ttl_s)
+            p.offer(ticket, self.now)
+        except Busy:
+            assert (p.waiting_rows, p.waiting_bytes) == before
+            full = before[0] + rows > p.limits.queue_rows or before[1] + rows * row_bytes > p.limits.queue_bytes
+            many = sum(1 for known in p.lanes.values() if known.rows) == p.limits.lanes
+            assert full or many
+        else:
+            self.tickets.append(ticket)
+
+    @rule()
+    def due(self) -> None:
+        p = self.p
+        for plan in p.due(self.now):
+            for span in plan.expired:
+                assert span.ticket.deadline <= self.now
+                self.leave(span, "expired")
+            if plan.rows:
+                self.check_batch(plan)
+                self.running.append(plan)
+        assert p.running == len(self.running) <= p.slots
+        if p.running == 0:
+            assert p.waiting_rows == 0, "an idle engine, and rows that wait"
+        wake = p.next_deadline()
+        if wake is not None:
+            # Nothing may be due before the moment it names.
+            assert wake > self.now
+            assert p.due(math.nextafter(self.now + (wake - self.now) / 2, self.now)) == []
+
+    def check_batch(self, plan: Plan) -> None:
+        limits = self.p.limits
+        assert plan.rows == sum(span.count for span in plan.spans)
+        assert plan.rows <= min(limits.max_rows, 15)
+        assert sum(s.count * s.ticket.row_bytes for s in plan.spans) <= limits.max_bytes or plan.rows == 1
+        for span in plan.spans:
+            assert span.ticket.lane is plan.lane
+            assert span.ticket.deadline > self.now
+            self.leave(span, "dispatched")
+
+    def leave(self, span: Span, how: str) -> None:
+        of = self.left[span.ticket.frame]
+        for row in range(span.start, span.start + span.count):
+            assert 0 <= row < span.ticket.rows
+            assert row not in of, f"row {row} was {of[row]} before it was {how}"
+            assert row > self.last_row.get(span.ticket.frame, -1), "rows of a frame left out of order"
+            self.last_row[span.ticket.frame] = row
+            of[row] = how
+
+    @precondition(lambda self: self.running)
+    @rule(which=st.integers(0, 2), row_s=st.sampled_from([0.0, 1e-6, 1e-3, 0.1]), whole=st.booleans())
+    def finish(self, which: int, row_s: float, whole: bool) -> None:
+        plan = self.running.pop(which % len(self.running))
+        self.p.finished(plan, row_s * plan.rows, whole)
+
+    @precondition(lambda self: self.tickets)
+    @rule(which=st.integers(0, 1 << 16), rows=st.lists(st.integers(-2, 32), max_size=8), whole=st.booleans())
+    def withdraw(self, which: int, rows: list[int], whole: bool) -> None:
+        ticket = self.tickets[which % len(self.tickets)]
+        wanted = list(range(ticket.rows)) if whole else rows
+        of = self.left[ticket.frame]
+        expected = {row for row in wanted if 0 <= row < ticket.rows and row not in of}
+        assert self.p.withdraw(ticket, wanted) == len(expected)
+        of.update(dict.fromkeys(expected, "withdrawn"))
+
+    @rule(by=st.sampled_from([0.0005, 0.01, 0.2, 1.0]))
+    def pass_time(self, by: float) -> None:
+        self.now += by
+
+    @invariant()
+    def counters_agree(self) -> None:
+        if not self.tickets:
+            return
+        p = self.p
+        open_rows = [(t, t.rows - len(self.left[t.frame])) for t in self.tickets]
+        assert p.waiting_rows == sum(rows for _, rows in open_rows) <= p.limits.queue_rows
+        assert p.waiting_bytes == sum(rows * t.row_bytes for t, rows in open_rows) <= p.limits.queue_bytes
+        by_lane: dict[Lane, int] = defaultdict(int)
+        for ticket, rows in open_rows:
+            by_lane[ticket.lane] += rows
+        assert all(lane.rows == rows for lane, rows in by_lane.items())
+        assert all(p.lanes.get(lane.key) is lane for lane, rows in by_lane.items() if rows)
+        assert len(p.lanes) <= p.limits.lanes
+
+    def teardown(self) -> None:
+        """At the end everything still open leaves."""
+        if not self.tickets:
+            return
+        self.due()
+        while self.running:
+            self.finish(0, 1e-6, True)
+            self.now += 0.01
+            self.due()
+        assert_empty(self.p)
+        assert all(len(self.left[t.frame]) == t.rows for t in self.tickets)
+
+
+TestAgents = Agents.TestCase
+TestAgents.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
