@@ -6,8 +6,9 @@ It is pure: the time is an argument, nothing is awaited, no device is known. The
 - A lane is dispatched at once while the engine is idle: an idle device never waits for company. While it works, and a
   slot is free to stage ahead, a lane collects until its window has passed (counted from its first row), it is full, or
   a deadline is near. While no slot is free every lane collects.
-- The highest priority goes first, raised by one for each `AGING_S` its oldest row has waited, so none starves. Within a
-  priority the lane that has used the device least goes first, measured in seconds of it.
+- The highest priority goes first, raised by one for each `AGING_S` in which rows of it waited and none was served, so
+  none starves; the age of a backlog raises nothing, or the longest queue would be the most urgent. Within a priority
+  the lane that has used the device least goes first, measured in seconds of it.
 - A batch is held to `max_rows`, `max_bytes`, and the rows that take about `target_s` on the device at the lane's
   measured pace, so that no lane holds up the others, nor abandoned work the next caller.
 """
@@ -95,6 +96,8 @@ class Lane:
     Attributes:
         key: what the rows have in common.
         max_rows: the operation's own bound.
+        queues: tickets that wait, by priority.
+        served: when rows of each priority were last dispatched, s.
         rows, bytes: waiting, those withdrawn not counted.
         opened: when the oldest of them came, s.
         deadline: no later than the earliest of theirs, s.
@@ -107,6 +110,7 @@ class Lane:
         self.key = key
         self.max_rows = max_rows
         self.queues: dict[int, deque[Ticket]] = {priority: deque() for priority in PRIORITIES}
+        self.served = dict.fromkeys(PRIORITIES, float("-inf"))
         self.rows = 0
         self.bytes = 0
         self.opened = 0.0
@@ -143,7 +147,7 @@ class Planner:
         self.waiting_rows = 0
         self.waiting_bytes = 0
         self.lanes: dict[Hashable, Lane] = {}
-        self._clock_s = 0.0  # device time of the lane served last: where a lane that comes anew begins
+        self._clock_s = 0.0  # least device time of the lanes that competed last: where a lane that comes anew begins
 
     def lane(self, key: Hashable, max_rows: int) -> Lane:
         """The lane of this key, new if need be.
@@ -193,7 +197,7 @@ class Planner:
             plan = self._take(lane, now)
             if plan.rows:
                 self.running += 1
-                self._clock_s = lane.used_s
+                self._clock_s = min(each.used_s for each in ripe)
             if plan.rows or plan.expired:
                 plans.append(plan)
         return plans
@@ -246,24 +250,32 @@ class Planner:
         return rows if lane.row_s == 0.0 else max(1, min(rows, int(self.limits.target_s / lane.row_s)))
 
     def _priority(self, lane: Lane, now: float) -> int:
-        return max(self._raised(queue[0], now) for queue in lane.queues.values() if queue)
-
-    @staticmethod
-    def _raised(ticket: Ticket, now: float) -> int:
-        return ticket.priority + int((now - ticket.arrived) / AGING_S)
+        return max(_raised(lane, priority, now) for priority, queue in lane.queues.items() if queue)
 
     def _take(self, lane: Lane, now: float) -> Plan:
-        """Fill a batch from the heads of the lane's queues."""
+        """Fill a batch from the lane's queues, the most urgent first."""
         plan = Plan(lane, [], 0, [])
-        room_rows, room_bytes = self._batch_rows(lane), self.limits.max_bytes
-        while plan.rows < room_rows:
-            queue = self._next_queue(lane, now)
-            if queue is None:
-                break
+        waiting = [priority for priority, queue in lane.queues.items() if queue]
+        if len(waiting) > 1:
+            waiting.sort(key=lambda priority: _raised(lane, priority, now), reverse=True)
+        room_bytes = self.limits.max_bytes
+        for priority in waiting:
+            before = plan.rows
+            room_bytes = self._fill(plan, lane.queues[priority], room_bytes, now)
+            if plan.rows > before:
+                lane.served[priority] = now
+        _forget_withdrawn(lane)
+        self._reopen(lane, now)
+        return plan
+
+    def _fill(self, plan: Plan, queue: deque[Ticket], room_bytes: int, now: float) -> int:
+        """Move rows from the head of a queue into the plan while they fit; the bytes still free."""
+        room_rows = self._batch_rows(plan.lane)
+        while queue and plan.rows < room_rows:
             ticket = queue[0]
             if ticket.deadline <= now:
                 self._expire(ticket, plan)
-            elif ticket.waiting:
+            else:
                 fit = room_bytes // max(ticket.row_bytes, 1)
                 if fit < 1 and plan.rows:
                     break
@@ -271,9 +283,7 @@ class Planner:
                 room_bytes -= taken * ticket.row_bytes
             if not ticket.waiting:
                 queue.popleft()
-        _forget_withdrawn(lane)
-        self._reopen(lane, now)
-        return plan
+        return room_bytes
 
     def _cut(self, ticket: Ticket, most: int, plan: Plan) -> int:
         """Move up to `most` rows of a ticket into the plan, as runs without the rows withdrawn."""
@@ -312,13 +322,6 @@ class Planner:
         self.waiting_rows -= rows
         self.waiting_bytes -= size
 
-    def _next_queue(self, lane: Lane, now: float) -> deque[Ticket] | None:
-        """The queue whose head goes next."""
-        queues = [queue for queue in lane.queues.values() if queue]
-        if len(queues) <= 1:
-            return queues[0] if queues else None
-        return max(queues, key=lambda queue: self._raised(queue[0], now))
-
     def _reopen(self, lane: Lane, now: float) -> None:
         """Reset the window, and a deadline that has been met, to those of the rows left behind."""
         heads = [queue[0] for queue in lane.queues.values() if queue]
@@ -339,6 +342,12 @@ class Planner:
         """About how long the rows that wait will take."""
         estimate = sum(lane.rows * lane.row_s for lane in self.lanes.values())
         return min(1.0, max(0.005, estimate / 2))
+
+
+def _raised(lane: Lane, priority: int, now: float) -> int:
+    """A priority, raised by the time in which rows of it waited and none was served."""
+    since = max(lane.queues[priority][0].arrived, lane.served[priority])
+    return priority + int((now - since) / AGING_S)
 
 
 def _forget_withdrawn(lane: Lane) -> None:

@@ -5,7 +5,9 @@ The forward holds no Python that depends on the data, so one shape of it can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from .store import BadModel, Model
 
-Checkpoint = Callable[[], bool]
+Checkpoint = Callable[[int], bool]
+"""Whether the group of this number still interests anybody."""
 
 # Added to the attention scores of padding. exp() of it is 0 in every dtype, it fits float16, and unlike -inf it leaves
 # a row of nothing but padding (a graph's unused rows) finite.
@@ -54,32 +57,53 @@ class Bert:
             _Layer.read(weights, f"encoder.layer.{index}", model) for index in range(model.integer("num_hidden_layers"))
         ]
 
-    def __call__(self, ids: Tensor, lengths: Tensor, checkpoint: Checkpoint) -> Tensor | None:
-        """Encode rows of tokens.
+    def __call__(self, groups: Sequence[tuple[Tensor, Tensor]], checkpoint: Checkpoint) -> list[Tensor | None]:
+        """Encode groups of rows, each group padded to one length.
+
+        A layer's half is done for all groups before the next: weights come from memory once for all of them, which
+        saves 4 % on a core with 256 tokens a group.
 
         Args:
-            ids: (rows, tokens) int64; what follows a row's length is ignored, but must be token numbers.
-            lengths: (rows,) int64, tokens of each row.
-            checkpoint: asked before each third of a layer; false stops the work.
+            groups: pairs of ids and lengths. ids: (rows, tokens) int64; what follows a row's length is ignored, but must
+                be token numbers. lengths: (rows,) int64, tokens of each row.
+            checkpoint: asked before each third of a layer of a group; false drops the group.
 
         Returns:
-            (rows, tokens, d) of the compute dtype; None if `checkpoint` stopped it. Padding holds no meaning.
+            For each group (rows, tokens, d) of the compute dtype, meaningless where there is padding; None if dropped.
         """
+        states = {number: self._enter(ids, lengths) for number, (ids, lengths) in enumerate(groups)}
+        for layer in self._layers:
+            for half in (layer.attend, layer.feed):
+                for number, state in list(states.items()):
+                    if not half(state, partial(checkpoint, number)):
+                        del states[number]
+        return [
+            states[number].hidden.view(*ids.shape, -1) if number in states else None
+            for number, (ids, _) in enumerate(groups)
+        ]
+
+    def _enter(self, ids: Tensor, lengths: Tensor) -> _State:
         rows, tokens = ids.shape
         padding = torch.arange(tokens, device=ids.device) >= lengths[:, None]
         scores = padding.to(self._dtype).mul_(_PADDING_SCORE)[:, None, None, :]
-        hidden = self._norm(F.embedding(ids, self._words).add_(self._positions[:tokens])).view(rows * tokens, -1)
-        for layer in self._layers:
-            if not checkpoint():
-                return None
-            hidden = layer.attend(hidden, scores, rows, self._heads)
-            if not checkpoint():
-                return None
-            wide = layer.widen(hidden)
-            if not checkpoint():
-                return None
-            hidden = layer.narrow(wide, hidden)
-        return hidden.view(rows, tokens, -1)
+        words = F.embedding(ids.view(-1), self._words).view(rows, tokens, -1)
+        hidden = self._norm(words.add_(self._positions[:tokens]))
+        return _State(hidden.view(rows * tokens, -1), scores, (rows, tokens, 3, self._heads, -1))
+
+
+@dataclass(slots=True)
+class _State:
+    """A group on its way through the layers.
+
+    Attributes:
+        hidden: (rows * tokens, d), what the next layer takes.
+        scores: (rows, 1, 1, tokens), added to the attention scores.
+        split: shape (rows, tokens, 3, heads, d of a head) of the queries, keys and values.
+    """
+
+    hidden: Tensor
+    scores: Tensor
+    split: tuple[int, ...]
 
 
 class _Linear(NamedTuple):
@@ -122,21 +146,25 @@ class _Layer(NamedTuple):
             weights.norm(f"{name}.output.LayerNorm", model),
         )
 
-    def attend(self, hidden: Tensor, scores: Tensor, rows: int, heads: int) -> Tensor:
-        """Self-attention: (rows * tokens, d) to the same."""
-        count, size = hidden.shape
-        split = self.query_key_value(hidden).view(rows, count // rows, 3, heads, size // heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=scores)
-        return self.attended_norm(self.attended(found.transpose(1, 2).reshape(count, size)).add_(hidden))
+    def attend(self, state: _State, go: Callable[[], bool]) -> bool:
+        """Self-attention; false, and nothing done, if `go` says so."""
+        if not go():
+            return False
+        query, key, value = self.query_key_value(state.hidden).view(state.split).permute(2, 0, 3, 1, 4).unbind(0)
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=state.scores)
+        joined = found.transpose(1, 2).reshape(state.hidden.shape)
+        state.hidden = self.attended_norm(self.attended(joined).add_(state.hidden))
+        return True
 
-    def widen(self, hidden: Tensor) -> Tensor:
-        """First half of the feed-forward part: (rows * tokens, d) to (rows * tokens, wide)."""
-        return F.gelu(self.widened(hidden))
-
-    def narrow(self, wide: Tensor, hidden: Tensor) -> Tensor:
-        """Second half, added to what went into the first: (rows * tokens, d)."""
-        return self.narrowed_norm(self.narrowed(wide).add_(hidden))
+    def feed(self, state: _State, go: Callable[[], bool]) -> bool:
+        """The feed-forward part; false, and the state unchanged, if `go` says so before either of its products."""
+        if not go():
+            return False
+        wide = F.gelu(self.widened(state.hidden))
+        if not go():
+            return False
+        state.hidden = self.narrowed_norm(self.narrowed(wide).add_(state.hidden))
+        return True
 
 
 class _Weights:

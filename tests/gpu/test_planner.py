@@ -358,6 +358,37 @@ class TestWhichFirst:
             p.finished(plan, run_s)
         assert used["slow"] / used["fast"] == pytest.approx(1, rel=0.05)
 
+    @pytest.mark.parametrize("lane", ["flood", "other"])
+    def test_priority_holds_behind_a_long_backlog(self, lane: str) -> None:
+        """vLLM #40004: rows that have waited long because they are many are not more urgent than an urgent one."""
+        p = planner(slots=1)
+        now = 0.0
+        for _ in range(10):
+            offer(p, 100, lane="flood", now=0.0)
+        for _ in range(5):
+            (plan,) = p.due(now)
+            now += 0.15
+            p.finished(plan, 0.15)
+        urgent = offer(p, 1, lane=lane, now=now, priority=1)
+        (plan,) = p.due(now)
+        assert plan.spans[0].ticket is urgent
+
+    def test_newcomer_starts_level_with_its_own_priority(self) -> None:
+        p = planner(slots=1)
+        for lane, run_s in (("urgent", 90.0), ("normal", 10.0)):
+            offer(p, lane=lane, priority=lane == "urgent")
+            p.finished(p.due(0.0)[0], run_s)
+        offer(p, 10, lane="normal", lane_rows=1)
+        offer(p, lane="urgent", priority=1)
+        p.finished(p.due(0.0)[0], 0.01)
+        served = []
+        offer(p, 10, lane="newcomer", lane_rows=1)
+        for _ in range(10):
+            (plan,) = p.due(0.0)
+            served.append(plan.lane.key)
+            p.finished(plan, 1.0)
+        assert served.count("newcomer") == pytest.approx(5, abs=1)
+
     def test_lane_that_was_away_hoards_no_time(self) -> None:
         p = planner(slots=1)
         for _ in range(50):

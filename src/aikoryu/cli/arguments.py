@@ -22,7 +22,9 @@ def add_settings(parser: argparse.ArgumentParser, *, nats: bool = False) -> None
     """Let a command take any setting; with `nats`, an option of its own for the server's address."""
     group = parser.add_argument_group("settings (aikoryu --settings lists them)")
     if nats:
-        group.add_argument("--nats", metavar="URL", help="the NATS server, nats://host:port; short for --set nats.url=URL")
+        group.add_argument(
+            "--nats", metavar="URL", help="the NATS server, nats://host:port; short for --set nats.url=URL"
+        )
     group.add_argument(
         "--set", action="append", default=[], type=_pair, metavar="KEY=VALUE", help="one setting; repeatable"
     )

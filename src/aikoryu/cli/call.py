@@ -43,7 +43,13 @@ def add(commands: Commands) -> None:
     parser.add_argument("operation", metavar="OPERATION", help="its name, such as matrix.matmul")
     parser.add_argument("columns", metavar="COLUMN=JSON", nargs="*", type=_pair, help="the value of a column")
     parser.add_argument(
-        "-p", action="append", default=[], type=_pair, dest="parameters", metavar="NAME=JSON", help="a parameter; repeatable"
+        "-p",
+        action="append",
+        default=[],
+        type=_pair,
+        dest="parameters",
+        metavar="NAME=JSON",
+        help="a parameter; repeatable",
     )
     parser.add_argument(
         "--rows", metavar="FILE", default="-", help="file of rows (default: stdin, where no column is given)"
@@ -57,7 +63,9 @@ def run(options: argparse.Namespace) -> int:
     if options.columns and options.rows != "-":
         raise Failed("rows come from the arguments or from --rows FILE: give one of them")
     if not options.columns and options.rows == "-" and sys.stdin.isatty():
-        raise Failed("no row: give COLUMN=JSON, or --rows FILE, or lines of JSON on stdin; `aikoryu ls` lists the columns")
+        raise Failed(
+            "no row: give COLUMN=JSON, or --rows FILE, or lines of JSON on stdin; `aikoryu ls` lists the columns"
+        )
     settings = settings_of(options, log__level="warning")
     configure_logging(settings.log)
     return uvloop.run(_call(options, settings))
@@ -76,7 +84,9 @@ async def _call(options: argparse.Namespace, settings: Settings) -> int:
 class _Asking:
     """The calls of one command."""
 
-    def __init__(self, bus: Bus, operation: str, parameters: list[tuple[str, str]], inputs: Mapping[str, Input]) -> None:
+    def __init__(
+        self, bus: Bus, operation: str, parameters: list[tuple[str, str]], inputs: Mapping[str, Input]
+    ) -> None:
         self._bus = bus
         self._operation = operation
         self._parameters = {name: value_of(text) for name, text in parameters}

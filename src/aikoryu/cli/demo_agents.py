@@ -148,7 +148,7 @@ def same_direction(vector: Array, reference: Array) -> bool:
     if vector.shape != reference.shape or vector.dtype != np.float32:
         return False
     wide = vector.astype(np.float64)
-    return abs(np.linalg.norm(wide) - 1) <= 1e-4 and bool(wide @ reference >= COSINE)
+    return bool(abs(np.linalg.norm(wide) - 1) <= 1e-4 and wide @ reference >= COSINE)
 
 
 async def ask(task: AgentsTask, asked: asyncio.Event) -> None:
@@ -163,5 +163,6 @@ async def ask(task: AgentsTask, asked: asyncio.Event) -> None:
     tell(agents.tallies)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Be the process."""
     be_child(AgentsTask, ask)

@@ -68,12 +68,13 @@ async def child(name: str, module: str, task: object, says: type[Said]) -> Async
 
     Args:
         name: what it is to a reader.
-        module: its name; it calls `be_child` when it is run.
+        module: its name; its `main` calls `be_child`.
         task: what it shall do.
         says: type of what it says.
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", f"{__package__}.{module}"),
+        # With -m the module would be run a second time, for this package imports it.
+        *(sys.executable, "-c", f"from {__package__} import {module}; {module}.main()"),
         stdin=PIPE,
         stdout=PIPE,
         limit=LINE_BYTES,

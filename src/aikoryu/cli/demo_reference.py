@@ -64,5 +64,6 @@ async def embed(task: ReferenceTask, asked: asyncio.Event) -> None:
     tell(Made(len(task.sentences)))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Be the process."""
     be_child(ReferenceTask, embed)

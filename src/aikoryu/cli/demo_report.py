@@ -54,7 +54,7 @@ def figures(tallies: Mapping[str, Tally], operations: Iterable[Operated]) -> str
     told = {operated.name: operated for operated in operations}
     columns = [_column(tally, told[name]) for name, tally in tallies.items()]
     rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
-    return table(["", *tallies], rows, "<" + ">" * len(columns))
+    return table([["", *tallies], *rows], "<" + ">" * len(columns))
 
 
 def verdict(tallies: Mapping[str, Tally]) -> str:

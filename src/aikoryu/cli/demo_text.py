@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
-_SENTENCE = re.compile(r"[A-Z][^>|=_]{18,198}[.!?]")
+_SENTENCE = re.compile(r"[A-Z][^>|=_]{18,118}[.!?]")
 
 
 def sentences(count: int) -> list[str]:
-    """The first `count` different sentences, of 20 to 200 characters; fewer if there are no more."""
+    """The first `count` different sentences, of 20 to 120 characters; fewer if there are no more."""
     found: dict[str, None] = {}
     for text in _docstrings(Path(sysconfig.get_path("stdlib"))):
         for paragraph in text.split("\n\n"):

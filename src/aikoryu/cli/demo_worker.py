@@ -31,5 +31,6 @@ async def work(settings: Settings, asked: asyncio.Event) -> None:
         sys.exit("worker: requests were left unanswered")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Be the process."""
     be_child(Settings, work)

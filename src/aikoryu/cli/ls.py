@@ -100,7 +100,7 @@ def _workers_table(workers: Iterable[Mapping[str, Any]]) -> str:
         engines = {endpoint["data"]["engine"] for endpoint in worker["endpoints"]}
         since = datetime.fromisoformat(worker["started"])
         rows.append([worker["id"], worker["version"], ", ".join(sorted(engines)), _ago(since)])
-    return table(["WORKER", "VERSION", "ENGINE", "UP"], rows, "<<<>")
+    return table([["WORKER", "VERSION", "ENGINE", "UP"], *rows], "<<<>")
 
 
 def _signatures(operations: Iterable[Operated], width: int) -> str:
@@ -130,7 +130,7 @@ def _statistics(operations: Iterable[Operated]) -> str:
         for operated in operations
     ]
     header = ["STATISTICS", "WORKERS", "FRAMES", "ERRORS", "ROWS", "BATCHES", "MEAN", "LARGEST", "MS/FRAME"]
-    return table(header, rows, "<>>>>>>>>")
+    return table([header, *rows], "<>>>>>>>>")
 
 
 def _ago(since: datetime) -> str:

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .progress import say
+
 
 class Stop:
     """What the signals asked for.
@@ -25,6 +27,8 @@ class Stop:
         """Ask for the end; where that was done before, cancel the task."""
         if self._task is not None and (self.asked.is_set() or not self.drains):
             self._task.cancel()
+        else:
+            say("\nStopping when what was accepted is answered; Ctrl-C again stops at once.")
         self.asked.set()
 
 

@@ -12,9 +12,9 @@ import uvloop
 from ..bus.server import EmbeddedServer
 from ..config import NatsSettings, Settings, configure_logging
 from .arguments import Commands, add_command, add_operations, add_settings, settings_of
+from .progress import say
 from .serving import serve
 from .stopping import stopping
-from .worker import say
 
 if TYPE_CHECKING:
     from ..gpu.worker import Worker

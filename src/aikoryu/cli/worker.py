@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 import uvloop
 
 from ..config import Settings, configure_logging
 from .arguments import Commands, add_command, add_operations, add_settings, settings_of
+from .progress import say
 from .serving import serve
 from .stopping import stopping
 
@@ -50,8 +50,3 @@ async def _worker(settings: Settings) -> int:
 
         say(f"Starting a worker on {settings.nats.url} ...")
         return 0 if await serve(settings, stop.asked, announce) else 1
-
-
-def say(text: str) -> None:
-    """Tell the person what goes on; it is no part of the output."""
-    print(text, file=sys.stderr, flush=True)
