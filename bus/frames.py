@@ -131,6 +131,8 @@ _replies = msgspec.msgpack.Decoder(Reply)
 _cancels = msgspec.msgpack.Decoder(Cancel)
 _json_requests = msgspec.json.Decoder(_JsonRequest)
 
+_INTEGERS = frozenset(name for name, dtype in FIXED.items() if dtype.kind in "iu" and name != "bf16")
+
 # What a decoder raises for bytes of somebody else.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -290,8 +292,9 @@ def _column_of(name: str, value: Any, rows: int) -> Column:
         if kind in VARIABLE or (kind is None and data and isinstance(data[0], str)):
             if kind == "bin":
                 return pack_strings([base64.b64decode(row, validate=True) for row in data])
-            return pack_strings([str(row) for row in data])
-        array = np.array(data)
+            return pack_strings(data)
+        # Python's own integers: NumPy makes floats of those beyond 63 bits.
+        array = np.array(data, object if kind in _INTEGERS else None)
         if kind is None:
             kind = "bool" if array.dtype.kind == "b" else "i8" if array.dtype.kind in "iu" else "f4"
         if kind not in FIXED:
@@ -312,7 +315,7 @@ def _numbers(array: Array, kind: str) -> Array:
     if kind == "bf16":
         return _round_to_bf16(array.astype(np.float32))
     made = np.ascontiguousarray(array, FIXED[kind])
-    if made.dtype.kind in "biu" and array.size and not np.array_equal(made, array):
+    if made.dtype.kind in "biu" and not np.array_equal(made, array):
         raise ValueError(f"not every value is one of {kind}")
     return made
 

@@ -158,7 +158,10 @@ def cuts(columns: Mapping[str, Values], frame_bytes: int, most_rows: int = MAX_R
     rows = rows_of(columns)
     sizes = np.zeros(rows, np.int64)
     for values in columns.values():
-        sizes += values.nbytes // max(rows, 1) if isinstance(values, np.ndarray) else [len(v) + 4 for v in values]
+        if isinstance(values, np.ndarray):
+            sizes += values.nbytes // max(rows, 1)
+        else:
+            sizes += np.fromiter(map(_wire_bytes, values), np.int64, rows)
     ends = np.cumsum(sizes)
     first = 0
     while first < rows:
@@ -181,10 +184,13 @@ class _Fixed:
         self._foreign = value.dtype.byteorder == ">" or value.dtype.kind == "V"
 
     def append(self, value: np.ndarray[Any, Any]) -> int:
-        if self._foreign or not value.flags.c_contiguous:
+        if self._foreign:
             self._data += bytes_of(contiguous(value))
         else:
-            self._data += value.data
+            try:
+                self._data.extend(value)
+            except TypeError:  # not in C order
+                self._data.extend(contiguous(value))
         return self._row_bytes
 
     def cut(self, rows: int) -> None:
@@ -218,6 +224,13 @@ class _Variable:
 
 def _part_for(value: Any) -> _Fixed | _Variable:
     return _Fixed(value) if isinstance(value, np.ndarray) else _Variable(value)
+
+
+def _wire_bytes(value: Any) -> int:
+    """Bytes of one row of variable width, its offset included."""
+    if isinstance(value, str) and not value.isascii():
+        value = value.encode(errors="surrogatepass")
+    return len(value) + OFFSET.itemsize
 
 
 def _as_value(name: str, value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -120,14 +120,13 @@ class SingleRows(Pending):
         self.withdraw = withdraw
 
     def take(self, reply: Reply, columns: dict[str, Any]) -> None:
-        answers = self.answers
-        position = 0
+        rows = owned_rows(columns)
         for start, count in reply.at:
-            for answer in answers[start : start + count]:
+            for answer in self.answers[start : start + count]:
+                row = next(rows)
                 if not answer.done():
-                    answer.set_result({name: own(values[position]) for name, values in columns.items()})
+                    answer.set_result(row)
                     self.open -= 1
-                position += 1
 
     def fail_rows(self, first: int, count: int, error: BusError) -> None:
         for answer in self.answers[first : first + count]:
@@ -255,13 +254,22 @@ class Gathered:
         return np.zeros((self.rows, *values.shape[1:]), values.dtype)
 
 
-def own(value: Any) -> Any:
-    """A row for the caller to keep: a copy, so that it neither pins its whole frame nor is read-only."""
-    return value.copy() if isinstance(value, np.ndarray) else value
-
-
 def _type(values: Any) -> Any:
     return (values.dtype, values.shape[1:]) if isinstance(values, np.ndarray) else type(values)
+
+
+def owned_rows(columns: dict[str, Any]) -> Iterator[Row]:
+    """Rows for callers to keep: copies, so that none pins its whole frame nor is read-only."""
+    if len(columns) == 1:  # as most answers are; three times as fast
+        [(name, values)] = columns.items()
+        return ({name: value} for value in _owned(values))
+    parts = zip(*map(_owned, columns.values()), strict=True)
+    return (dict(zip(columns, row, strict=True)) for row in parts)
+
+
+def _owned(values: Any) -> Iterable[Any]:
+    # Iterating an array of one axis gives scalars, which are nobody's views.
+    return map(np.ndarray.copy, values) if isinstance(values, np.ndarray) and values.ndim > 1 else values
 
 
 def _exception(error: RowError) -> BusError:

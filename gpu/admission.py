@@ -10,14 +10,13 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from ..bus.columns import VARIABLE, Field, Schema, check
-from ..bus.errors import BadColumn, TooLarge
+from ..bus.columns import VARIABLE, Schema, check
+from ..bus.errors import TooLarge
 from ..bus.frames import Request, decode_parameters
 from .operation import Operation
 
 MAX_REMEMBERED = 4096
 MAX_PARAMETER_BYTES = 16 << 10  # they are remembered, and travel with each batch over the engine's socket
-MAX_DIMENSIONS = 16  # of a row; NumPy has 64 in all, older ones 32
 
 
 @dataclass(frozen=True)
@@ -88,16 +87,10 @@ class Admission:
         variable = any(field.dtype in VARIABLE for _, field in (*schema, *outputs))
         row_bytes = sum(field.row_bytes for _, field in (*schema, *outputs))
         for column, field in schema:
-            _check_shape(column, field, self._max_bytes)
+            # A dimension of 0 hides the others from a count of bytes, and rows of a batch multiply them.
+            if math.prod(filter(None, field.shape)) > self._max_bytes:
+                raise TooLarge(f"a row of column {column!r} is {field}, the largest batch {self._max_bytes} bytes")
         if row_bytes > self._max_bytes:
             raise TooLarge(f"a row is {row_bytes} bytes in and out, the largest batch {self._max_bytes}: send less")
         key = (name, schema, operation.lane_key(schema, parameters))
         return LaneSpec(key, operation, schema, outputs, bytes(request.p), row_bytes, variable)
-
-
-def _check_shape(name: str, field: Field, max_bytes: int) -> None:
-    """Refuse what no array library can hold; a dimension of 0 hides the others from a count of bytes."""
-    if len(field.shape) > MAX_DIMENSIONS:
-        raise BadColumn(f"a row of column {name!r} has {len(field.shape)} dimensions: send at most {MAX_DIMENSIONS}")
-    if math.prod(max(size, 1) for size in field.shape) > max_bytes:
-        raise TooLarge(f"a row of column {name!r} has shape {list(field.shape)}, the largest batch {max_bytes} bytes")

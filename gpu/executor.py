@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from ..bus.columns import FIXED, OFFSET, VARIABLE, Array, Schema, Values, pack_strings
+from ..bus.columns import FIXED, OFFSET, VARIABLE, Array, Column, Schema, Values, pack_strings
 from ..bus.errors import BadValue, BusError, Cancelled, OperationFailed, TooLarge
 from .batch import Abandoned, Batch
 from .device import Device
@@ -80,7 +80,7 @@ class Executor:
             if len(value) != job.rows:
                 raise ValueError(f"column {name!r} has {len(value)} rows, the batch {job.rows}")
             if field.dtype in VARIABLE:
-                column = pack_strings(value)
+                column = _packed(name, value)
                 if column.t != field.dtype:
                     raise ValueError(f"column {name!r} is {column.t}, declared as {field}")
                 offsets_at, free = _place(slab, free, np.frombuffer(column.o or b"", OFFSET))
@@ -121,6 +121,13 @@ def _read(part: Part, rows: int, slab: Slab, rejected: dict[int, str]) -> Values
             texts.append("")
             rejected[row] = f"column {part.name!r} is not UTF-8: {error.reason} at byte {error.start}"
     return texts
+
+
+def _packed(name: str, rows: Any) -> Column:
+    try:
+        return pack_strings(rows)
+    except BusError as error:
+        raise ValueError(f"column {name!r} of the answer: {error}") from None  # the operation's fault, not the caller's
 
 
 def _place(slab: Slab, free: int, array: Array) -> tuple[int, int]:

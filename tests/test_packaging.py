@@ -33,8 +33,7 @@ def files() -> Iterator[tuple[str, Path]]:
     for folder, inside in [("src/aikoryu", "aikoryu"), *((name, f"aikoryu/{name}") for name in FOLDERS)]:
         for directory, subdirectories, names in os.walk(ROOT / folder):  # follows no links
             subdirectories[:] = [name for name in subdirectories if name != "__pycache__"]
-            for name in (name for name in names if not name.startswith(".")):
-                path = Path(directory, name)
+            for path in (Path(directory, name) for name in names if not name.startswith(".")):
                 yield f"{inside}/{path.relative_to(ROOT / folder)}", path
 
 

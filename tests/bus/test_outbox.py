@@ -33,7 +33,7 @@ def add(made: Building, row: dict[str, Any]) -> bool:
 
 
 def test_rows_become_columns_of_one_frame() -> None:
-    rows = [{"x": np.full(3, n, np.float32), "s": "é" * n, "b": bytes(n)} for n in range(4)]
+    rows: list[dict[str, Any]] = [{"x": np.full(3, n, np.float32), "s": "é" * n, "b": bytes(n)} for n in range(4)]
     made = building(rows[0])
     assert all(add(made, row) for row in rows)
     request = decode_request(made.encode(client=5))
@@ -166,13 +166,18 @@ def test_columns_of_different_lengths_are_refused() -> None:
     st.integers(1, 10),
 )
 def test_cuts_cover_every_row_once_within_both_bounds(sizes: list[int], frame_bytes: int, most_rows: int) -> None:
-    columns = {"s": ["x" * size for size in sizes], "x": np.zeros((len(sizes), 2), np.uint8)}
+    columns: dict[str, Any] = {"s": ["x" * size for size in sizes], "x": np.zeros((len(sizes), 2), np.uint8)}
     found = list(cuts(columns, frame_bytes, most_rows))
     assert [row for first, end in found for row in range(first, end)] == list(range(len(sizes)))
     for first, end in found:
         used = sum(size + 4 + 2 for size in sizes[first:end])
         assert 1 <= end - first <= most_rows
         assert used <= frame_bytes or end - first == 1
+
+
+def test_cuts_count_bytes_not_letters() -> None:
+    assert list(cuts({"s": ["漢" * 10] * 4}, frame_bytes=68)) == [(0, 2), (2, 4)]
+    assert list(cuts({"s": ["\U0001f600" * 10, "\ud800"]}, frame_bytes=44)) == [(0, 1), (1, 2)]
 
 
 def test_equal_parameters_have_equal_bytes() -> None:

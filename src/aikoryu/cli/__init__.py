@@ -18,26 +18,35 @@ COMMANDS = (up, worker, call, ls, demo, doctor, bench)
 INTERRUPTED = 128 + 2  # as shells report a program that SIGINT ended
 
 _DESCRIPTION = """\
-Aikoryu is an event-driven async message bus for agents, with the GPU behind it. Agents send requests over NATS; a
-worker collects those that arrive in the same millisecond, runs them as one batch, and answers each. Without a GPU the
-same operations run on the CPU."""
+Aikoryu is an event-driven async message bus for agents, with the GPU behind it.
+Agents send requests over NATS; a worker collects those that arrive in the same
+moment, runs them as one batch, and answers each. Without a GPU the same
+operations run on the CPU."""
 
 _EXAMPLES = """\
 start here:
-  aikoryu doctor                          is everything here? what to do where it is not
-  aikoryu demo                            64 agents against one worker, every answer checked
-  aikoryu up                              a NATS server and a worker on this machine
+  aikoryu doctor       is everything here? what to do where it is not
+  aikoryu demo         64 agents against one worker, every answer checked
+  aikoryu up           a NATS server and a worker on this machine
 
 then, in another terminal:
-  aikoryu ls                              workers, what they can be asked, how much they were
+  aikoryu ls           workers, what they can be asked, how much they were
   aikoryu call matrix.matmul a='[[1,2],[3,4]]' b='[[1,0],[0,1]]'
   aikoryu call models.embed.all-MiniLM-L6-v2 text='The server is on fire.'
 
-on a cluster:
+with a NATS server of your own:
   aikoryu worker --nats nats://10.0.0.1:4222 --operations my_operations.py
+  aikoryu ls --nats nats://10.0.0.1:4222
 
-settings: every command takes --set KEY=VALUE (--set cpu.threads=2) and --config FILE, a TOML file; without it
-./aikoryu.toml is read. AIKORYU_CPU_THREADS=2 in the environment does the same. `aikoryu --settings` lists them all,
+in the source tree:
+  aikoryu bench bus    the bus against what one would use instead
+
+settings:
+  aikoryu up --set cpu.threads=2 --set server.port=4333
+  aikoryu up --config FILE         a TOML file; by default ./aikoryu.toml
+  AIKORYU_CPU_THREADS=2 aikoryu up
+  aikoryu --settings               lists them all
+
 `aikoryu COMMAND --help` explains a command."""
 
 

@@ -13,7 +13,8 @@ from .failure import Failed
 ROOT = Path(__file__).resolve().parents[3]
 
 _DESCRIPTION = """\
-Measure the bus on this machine, beside what one would use instead. What follows the benchmark's name goes to it.
+Measure the bus on this machine, beside what one would use instead. What follows
+the benchmark's name goes to it.
 
   aikoryu bench bus --help
   aikoryu bench bus --rounds 1 --seconds 2"""

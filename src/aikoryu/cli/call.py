@@ -24,8 +24,10 @@ from .values import Input, inputs_of, plain, row_of, value_of
 IN_FLIGHT_ROWS = 4096  # a slow reader of the answers holds back the rows that are read
 
 _DESCRIPTION = """\
-Ask an operation for one row, given by column, or for many, given as lines of JSON, one object a row. A value that is
-not JSON is taken as text. Answers come as lines of JSON, in the order of the rows; a row that fails is told on stderr.
+Ask an operation for one row, given by column, or for many, given as lines of
+JSON, one object a row. A value that is not JSON is taken as text. Answers come
+as lines of JSON, in the order of the rows; a row that fails is told on stderr,
+and the exit status is 1.
 
   aikoryu call matrix.matmul a='[[1,2],[3,4]]' b='[[1,0],[0,1]]'
   aikoryu call models.embed.all-MiniLM-L6-v2 text='hello'
@@ -33,8 +35,8 @@ not JSON is taken as text. Answers come as lines of JSON, in the order of the ro
   echo '{"text": "hello"}' | aikoryu call models.embed.all-MiniLM-L6-v2
   aikoryu call models.embed.all-MiniLM-L6-v2 --rows texts.jsonl > vectors.jsonl
 
-`aikoryu ls` says which columns and parameters an operation takes. Numbers become float32 or int64 unless the operation
-takes others."""
+`aikoryu ls` says which columns and parameters an operation takes. Numbers
+become float32 or int64 unless the operation takes others."""
 
 
 def add(commands: Commands) -> None:

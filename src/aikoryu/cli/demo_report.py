@@ -88,6 +88,7 @@ def _column(tally: Tally, operated: Operated) -> dict[str, str]:
 
 
 HOW_CHECKED = f"""\
-Each agent checks each of its answers: products against NumPy's in float64, within float32's rounding bound
-(k * 2^-23 * |a||b|); embeddings against the model run without the bus, a sentence at a time, in a process of its own
+Each agent checks each of its answers: a product against NumPy's in float64,
+within float32's rounding bound (k * 2^-23 * |a||b|); an embedding against the
+model run without the bus, one sentence at a time, in a process of its own
 (cosine at least {COSINE})."""

@@ -61,7 +61,11 @@ def run(options: argparse.Namespace) -> int:
     print(table([(found.state, found.what, found.detail) for found in findings], "<<<"))
     missing = [found.what for found in findings if found.state == "missing"]
     print()
-    print(f"`aikoryu up` cannot work yet: see {', '.join(missing)}." if missing else "Nothing that `aikoryu up` needs is missing.")
+    print(
+        f"`aikoryu up` cannot work yet: see {', '.join(missing)}."
+        if missing
+        else "Nothing that `aikoryu up` needs is missing."
+    )
     return 1 if missing else 0
 
 
@@ -146,7 +150,9 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     for key, port in (("server.port", settings.server.port), ("worker.metrics_port", settings.worker.metrics_port)):
         greeting = _greeting(settings.server.host, port) if port else None
         if greeting is None:
-            yield Finding(key, "ok", f"{port} is free" if port else "0: any free one" if key == "server.port" else "0: off")
+            yield Finding(
+                key, "ok", f"{port} is free" if port else "0: any free one" if key == "server.port" else "0: off"
+            )
         elif key == "server.port" and greeting.startswith(b"INFO "):
             found = f"{port}: a NATS server {json.loads(greeting[5:])['version']} is there already"
             yield Finding(key, "ok", f"{found}: ask it (aikoryu ls), or add a worker (aikoryu worker)")

@@ -21,8 +21,9 @@ from .failure import Failed
 from .table import table
 
 _DESCRIPTION = """\
-List the workers that answer on the bus, the operations they serve with columns and parameters, and what was asked of
-them so far. `nats micro ls` of the NATS command line sees the same workers.
+List the workers that answer on the bus, the operations they serve with columns
+and parameters, and what was asked of them so far. `nats micro ls` of the NATS
+command line sees the same workers.
 
   aikoryu ls
   aikoryu ls --json | jq '.[].id'"""
@@ -129,7 +130,7 @@ def _statistics(operations: Iterable[Operated]) -> str:
         ]
         for operated in operations
     ]
-    header = ["STATISTICS", "WORKERS", "FRAMES", "ERRORS", "ROWS", "BATCHES", "MEAN", "LARGEST", "MS/FRAME"]
+    header = ["STATISTICS", "WORKERS", "FRAMES", "ERRORS", "ROWS", "BATCHES", "ROWS/BATCH", "MOST", "MS"]
     return table([header, *rows], "<>>>>>>>>")
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ..gpu.worker import Worker
 
 _DESCRIPTION = """\
-Run a NATS server and a worker, on loopback. Ctrl-C or SIGTERM stops both after the requests the worker has accepted
-are answered, a second one at once.
+Run a NATS server and a worker, on loopback. Ctrl-C or SIGTERM stops both after
+the requests the worker has accepted are answered, a second one at once.
 
   aikoryu up
   aikoryu up --set server.port=4333 --set cpu.threads=2

@@ -17,7 +17,12 @@ from ..bus.errors import BadColumn
 _ITEM = re.compile(r"([^\s:,]+): ([\w|]+)")
 _FLOATS = ("f4", "f8", "f2", "c8", "c16")
 _INTEGERS = ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1")
-_PREFERRED = {"b": ("bool", *_INTEGERS, *_FLOATS), "i": (*_INTEGERS, *_FLOATS), "f": _FLOATS}
+_PREFERRED = {
+    "f": _FLOATS,
+    "u": ("u8", *_FLOATS),  # what NumPy makes of integers from 2⁶³ on
+    "i": (*_INTEGERS, *_FLOATS),
+    "b": ("bool", *_INTEGERS, *_FLOATS),
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ def row_of(values: Mapping[str, Any], inputs: Mapping[str, Input]) -> dict[str, 
     for name, array in arrays.items():
         takes = inputs.get(name, Input(()))
         together = [arrays[other] for other in arrays if other == name or _share(takes, inputs.get(other))]
-        row[name] = array.astype(_dtype(together, takes))
+        row[name] = sent = array.astype(_dtype(together, takes))
+        if sent.dtype.kind in "ui" and bool(np.any(sent != array)):
+            raise BadColumn(f"column {name!r}: a number does not fit {sent.dtype}, which {name!r} takes: give others")
     return row
 
 
@@ -94,17 +101,16 @@ def _share(one: Input, other: Input | None) -> bool:
 def _dtype(arrays: list[Array], takes: Input) -> np.dtype[Any]:
     """The dtype these numbers are sent in: the first that fits them among those the operation takes."""
     kinds = {array.dtype.kind for array in arrays}
-    kind = next(kind for kind in "fib" if kind in kinds)
-    preferred = _PREFERRED[kind]
+    preferred = next(dtypes for kind, dtypes in _PREFERRED.items() if kind in kinds)
     return FIXED[next((name for name in preferred if name in takes.dtypes), preferred[0])]
 
 
 def _numbers(name: str, value: Any) -> Array:
     try:
         array = np.array(value)
-    except (ValueError, OverflowError) as error:
-        raise BadColumn(f"column {name!r}: its lists do not make an array: {error}") from None
-    if array.dtype.kind not in "bif":
+    except (ValueError, OverflowError):
+        raise BadColumn(f"column {name!r}: lists of unequal length make no array: give them equal lengths") from None
+    if array.dtype.kind not in "fuib":
         raise BadColumn(f"column {name!r}: give a text, a number, true or false, or lists of numbers of equal length")
     return array
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from ..gpu.worker import Worker
 
 _DESCRIPTION = """\
-Run a worker for a NATS server that runs already. Any number of them share the requests. Ctrl-C or SIGTERM stops it
-after the requests it has accepted are answered, a second one at once.
+Run a worker for a NATS server that runs already. Any number of them share the
+requests. Ctrl-C or SIGTERM stops it after the requests it has accepted are
+answered, a second one at once.
 
   aikoryu worker --nats nats://10.0.0.1:4222
   aikoryu worker --operations examples/own_operation.py
