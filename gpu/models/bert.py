@@ -64,8 +64,8 @@ class Bert:
         saves 4 % on a core with 256 tokens a group.
 
         Args:
-            groups: pairs of ids and lengths. ids: (rows, tokens) int64; what follows a row's length is ignored, but must
-                be token numbers. lengths: (rows,) int64, tokens of each row.
+            groups: pairs of ids and lengths. ids: (rows, tokens) int64, token numbers even after a row's length, where
+                they are ignored; tokens at most `max_positions`. lengths: (rows,) int64, tokens of each row.
             checkpoint: asked before each third of a layer of a group; false drops the group.
 
         Returns:
@@ -201,4 +201,4 @@ def _check(model: Model) -> None:
     for key, (wanted, default) in known.items():
         found = model.config.get(key, default)
         if found != wanted:
-            raise BadModel(f"{model.path}/config.json has {key} {found!r}, Aikoryu encodes {wanted!r}: use another model")
+            raise BadModel(f"{model.path}/config.json has {key} {found!r}, but {wanted!r} runs here: use another model")

@@ -47,7 +47,7 @@ class Model:
 
     @property
     def max_tokens(self) -> int:
-        """Longest text in tokens, special ones included: sentence-transformers' limit, or else that of the positions."""
+        """Longest text in tokens, special ones included: sentence-transformers' limit, or else the positions'."""
         positions = self.integer("max_position_embeddings")
         limit = self.json("sentence_bert_config.json").get("max_seq_length")
         return min(limit, positions) if isinstance(limit, int) else positions
@@ -116,7 +116,7 @@ def _open(path: Path) -> Model:
     names = {package: name for name, package in PACKAGES.items()}
     name = names.get(path.parent.name, path.name)
     if not _SUBJECT.fullmatch(name):
-        raise BadModel(f"{path}: a model's name is part of a subject, so rename it to letters, digits, '-', '_' and '.'")
+        raise BadModel(f"{path}: the name becomes part of a subject: rename it to letters, digits, '-', '_' and '.'")
     model = Model(name, path, {})
     model.config.update(_read(model.file("config.json")))
     return model

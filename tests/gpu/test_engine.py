@@ -1,0 +1,300 @@
+"""The engine process: batches run, deaths noticed, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from aikoryu.bus.client import Client
+from aikoryu.bus.columns import Field
+from aikoryu.bus.errors import EngineLost
+from aikoryu.bus.memory import MemoryBus
+from aikoryu.bus.subjects import Subjects
+from aikoryu.config import BatchSettings, CpuSettings, LogSettings, ModelSettings, Settings, WorkerSettings
+from aikoryu.gpu import engine as engines
+from aikoryu.gpu.engine import ChildEngine, EngineSpec
+from aikoryu.gpu.job import Done, Job, Part
+from aikoryu.gpu.registry import Catalogue
+from aikoryu.gpu.worker import Worker
+
+WAIT_S = 60.0
+X = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+StartEngine = Callable[..., Awaitable["Watched"]]
+
+
+class Watched:
+    """An engine and what it reported."""
+
+    def __init__(self, engine: ChildEngine) -> None:
+        self.engine = engine
+        self.done: asyncio.Queue[Done] = asyncio.Queue()
+        self.events: asyncio.Queue[str] = asyncio.Queue()
+        engine.on_done = self.done.put_nowait
+        engine.on_lost = lambda: self.events.put_nowait("lost")
+        engine.on_ready = lambda: self.events.put_nowait("ready")
+
+    async def next_event(self) -> str:
+        async with asyncio.timeout(WAIT_S):
+            return await self.events.get()
+
+    def submit(self, number: int, rows: int = 3) -> None:
+        """Lay an echo of `X` out in a slab and hand it over."""
+        slab = self.engine.slabs[number % len(self.engine.slabs)]
+        slab.view[:rows] = b"\1" * rows
+        slab.array(64, X.dtype, X.shape)[...] = X
+        parts = [Part("x", Field("f4", (2,)), 64, X.nbytes)]
+        self.engine.submit(Job(number, number % len(self.engine.slabs), "echo", rows, parts, b"\x80", 0, 128))
+
+    async def answer(self) -> Done:
+        async with asyncio.timeout(WAIT_S):
+            return await self.done.get()
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines start as on a machine without torch, which is much faster; echo does not need it."""
+    (tmp_path / "torch.py").write_text("raise ImportError('not on this machine')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.fixture
+async def start_engine() -> AsyncIterator[StartEngine]:
+    async with AsyncExitStack() as stack:
+
+        async def start(catalogue: Catalogue | None = None) -> Watched:
+            spec = EngineSpec("cpu", 1, 2, 1 << 16, catalogue or Catalogue(), LogSettings(level="critical"))
+            watched = Watched(ChildEngine(spec))
+            stack.push_async_callback(watched.engine.stop)
+            await watched.engine.start()
+            return watched
+
+        yield start
+
+
+def wait_for_end(pid: int) -> None:
+    """Return when a process that is not ours has ended."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    ended = poll.poll(1000 * WAIT_S)
+    os.close(fd)
+    assert ended, f"process {pid} is still there"
+
+
+@pytest.mark.usefixtures("without_torch")
+class TestChild:
+    async def test_batch_is_run_in_another_process(self, start_engine: StartEngine) -> None:
+        watched = await start_engine()
+        assert await watched.next_event() == "ready"
+        assert watched.engine.pid not in (0, os.getpid())
+        watched.submit(1)
+        done = await watched.answer()
+        assert (done.id, done.failed, done.errors) == (1, "", [])
+        (part,) = done.parts
+        np.testing.assert_array_equal(watched.engine.slabs[1].array(part.data, X.dtype, X.shape), X)
+
+    async def test_batches_are_answered_in_order(self, start_engine: StartEngine) -> None:
+        watched = await start_engine()
+        for number in range(50):
+            watched.submit(number)
+        assert [(await watched.answer()).id for _ in range(50)] == list(range(50))
+
+    async def test_killed_engine_is_lost_started_again_and_serves(self, start_engine: StartEngine) -> None:
+        watched = await start_engine()
+        assert await watched.next_event() == "ready"
+        first = watched.engine.pid
+        os.kill(first, signal.SIGKILL)
+        assert await watched.next_event() == "lost"
+        assert await watched.next_event() == "ready"
+        assert watched.engine.pid not in (0, first)
+        assert watched.engine.restarts == 1
+        watched.submit(2)
+        assert (await watched.answer()).id == 2
+
+    async def test_batch_handed_to_a_dead_engine_is_part_of_its_loss(self, start_engine: StartEngine) -> None:
+        watched = await start_engine()
+        await watched.next_event()
+        os.kill(watched.engine.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, watched.engine.pid, os.WEXITED | os.WNOWAIT)
+        watched.submit(1)
+        assert await watched.next_event() == "lost"
+        assert watched.done.empty()
+
+    async def test_ctrl_c_does_not_end_it(self, start_engine: StartEngine) -> None:
+        """The terminal sends it to the whole group; the front drains first."""
+        watched = await start_engine()
+        os.kill(watched.engine.pid, signal.SIGINT)
+        watched.submit(1)
+        assert (await watched.answer()).id == 1
+
+    async def test_stop_ends_the_process(self, start_engine: StartEngine) -> None:
+        watched = await start_engine()
+        pid = watched.engine.pid
+        await watched.engine.stop()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert watched.engine.pid == 0
+
+    async def test_stop_is_bounded_where_the_process_hangs(
+        self, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engines, "STOP_TIMEOUT_S", 0.1)
+        watched = await start_engine()
+        pid = watched.engine.pid
+        os.kill(pid, signal.SIGSTOP)
+        async with asyncio.timeout(WAIT_S):
+            await watched.engine.stop()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+    async def test_stop_while_it_starts_again_leaves_no_process(self, start_engine: StartEngine) -> None:
+        watched = await start_engine()
+        await watched.next_event()
+        os.kill(watched.engine.pid, signal.SIGKILL)
+        assert await watched.next_event() == "lost"
+        while not watched.engine.pid:
+            await asyncio.sleep(0)
+        pid = watched.engine.pid
+        await watched.engine.stop()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert watched.events.empty()
+
+    async def test_engine_that_cannot_start_says_so(self, start_engine: StartEngine) -> None:
+        with pytest.raises(RuntimeError, match="ended while starting"):
+            await start_engine(Catalogue(modules=("no_such_module_of_operations",)))
+
+    async def test_engine_that_is_never_ready_is_given_up(
+        self, start_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engines, "START_TIMEOUT_S", 0.1)
+        endless = tmp_path / "endless.py"
+        endless.write_text("import threading\nthreading.Event().wait()\n")
+        with pytest.raises(RuntimeError, match="not ready within"):
+            await start_engine(Catalogue(modules=(str(endless),)))
+
+    async def test_restart_is_tried_until_it_succeeds(
+        self, start_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engines, "RESTART_DELAYS_S", (0.0,))
+        operations = tmp_path / "flaky.py"
+        operations.write_text("")
+        watched = await start_engine(Catalogue(modules=(str(operations),)))
+        await watched.next_event()
+        operations.write_text("raise ImportError('not now')")
+        os.kill(watched.engine.pid, signal.SIGKILL)
+        assert await watched.next_event() == "lost"
+        while watched.engine.restarts < 3:  # noqa: ASYNC110 - the attempts are another process's
+            await asyncio.sleep(0.001)
+        operations.write_text("")
+        assert await watched.next_event() == "ready"
+        watched.submit(1)
+        assert (await watched.answer()).id == 1
+
+
+DEADLY = """
+import os, signal
+from aikoryu.gpu.operation import operation
+
+@operation("test.deadly", inputs={"x": "f4"}, outputs={"x": "f4"})
+def deadly(x):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_operation_that_kills_the_engine_costs_its_own_rows(tmp_path: Path) -> None:
+    deadly = tmp_path / "deadly.py"
+    deadly.write_text(DEADLY)
+    settings = Settings(
+        models=ModelSettings(embed=()),
+        worker=WorkerSettings(operations=(str(deadly),)),
+        cpu=CpuSettings(threads=1),
+        batch=BatchSettings(max_bytes=1 << 20),
+        log=LogSettings(level="critical"),
+    )
+    bus = MemoryBus()
+    worker = Worker(bus.connect("_WORKER"), settings)
+    await worker.start()
+    client = Client(bus.connect(), Subjects(), timeout_s=WAIT_S, frame_bytes=1 << 16)
+    await client.start()
+    try:
+        a = np.arange(9, dtype=np.float32).reshape(3, 3)
+        np.testing.assert_allclose((await client.call("matrix.matmul", {"a": a, "b": a}))["c"], a @ a)
+        with pytest.raises(EngineLost):
+            await client.call("test.deadly", {"x": np.float32(1)})
+        np.testing.assert_allclose((await client.call("matrix.matmul", {"a": a, "b": a}))["c"], a @ a)
+    finally:
+        await client.close()
+        assert await worker.stop()
+
+
+FRONT = """
+import asyncio, sys
+import numpy as np
+from aikoryu.bus.client import Client
+from aikoryu.bus.memory import MemoryBus
+from aikoryu.bus.subjects import Subjects
+from aikoryu.config import BatchSettings, LogSettings, ModelSettings, Settings
+from aikoryu.gpu.worker import Worker
+
+async def main():
+    bus = MemoryBus()
+    settings = Settings(models=ModelSettings(embed=()), log=LogSettings(level="critical"))
+    worker = Worker(bus.connect("_WORKER"), settings)
+    await worker.start()
+    client = Client(bus.connect(), Subjects(), timeout_s=60, frame_bytes=65536)
+    await client.start()
+    a = np.eye(2, dtype=np.float32)
+    answer = await client.call("matrix.add", {"a": a, "b": a})
+    assert answer["c"].tolist() == [[2, 0], [0, 2]]
+    loaded = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "cupy"})
+    print(worker._engine.pid, *loaded, flush=True)
+    sys.stdin.read()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def front() -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
+    """A process that runs a worker with its engine process: it, the engine's pid, and which GPU libraries it loaded."""
+    command = [sys.executable, "-c", textwrap.dedent(FRONT)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid, *loaded = process.stdout.readline().split()
+        yield process, int(pid), loaded
+        process.kill()
+
+
+def test_front_never_loads_torch(front: tuple[subprocess.Popen[str], int, list[str]]) -> None:
+    _, _, loaded = front
+    assert loaded == []
+
+
+def test_engine_ends_with_its_front(front: tuple[subprocess.Popen[str], int, list[str]]) -> None:
+    process, pid, _ = front
+    os.kill(pid, 0)
+    process.kill()
+    process.wait()
+    wait_for_end(pid)
+
+
+def test_spec_survives_the_command_line() -> None:
+    spec = EngineSpec("cpu", 3, 2, 1 << 20, Catalogue(("m",), "/models", ("a.py",)), LogSettings(level="debug"))
+    assert msgspec.json.decode(msgspec.json.encode(spec), type=EngineSpec) == spec

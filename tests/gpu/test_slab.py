@@ -1,0 +1,54 @@
+"""Shared memory: arrays over it, and where an array lies in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from aikoryu.gpu.slab import ALIGN, Slab, align
+
+
+@pytest.fixture
+def slab() -> Iterator[Slab]:
+    made = Slab.create(4096)
+    yield made
+    made.close()
+
+
+def test_array_shares_the_slabs_memory(slab: Slab) -> None:
+    array = slab.array(64, np.dtype("<f4"), (2, 3))
+    array[...] = 1.5
+    assert bytes(slab.view[64:88]) == np.full(6, 1.5, "<f4").tobytes()
+    assert bytes(slab.view[88:92]) == bytes(4)
+
+
+def test_two_maps_of_one_descriptor_see_the_same_bytes(slab: Slab) -> None:
+    other = Slab(os.dup(slab.fd), slab.size_bytes)
+    other.view[:5] = b"hello"
+    assert bytes(slab.view[:5]) == b"hello"
+    other.close()
+
+
+def test_array_in_the_slab_is_found_where_it_lies(slab: Slab) -> None:
+    whole = slab.array(128, np.dtype("<i4"), (8, 2))
+    assert slab.offset_of(whole) == 128
+    assert slab.offset_of(whole[3:]) == 128 + 3 * 8
+
+
+def test_array_elsewhere_or_not_contiguous_is_not_found(slab: Slab) -> None:
+    whole = slab.array(128, np.dtype("<i4"), (8, 2))
+    assert slab.offset_of(np.zeros(8, np.int32)) is None
+    assert slab.offset_of(whole[:, 0]) is None
+    assert slab.offset_of(whole[::-1]) is None
+
+
+def test_empty_array_fits_anywhere(slab: Slab) -> None:
+    assert slab.array(4096, np.dtype("<f8"), (3, 0)).shape == (3, 0)
+
+
+@pytest.mark.parametrize(("offset", "expected"), [(0, 0), (1, ALIGN), (ALIGN, ALIGN), (ALIGN + 1, 2 * ALIGN)])
+def test_align_rounds_up(offset: int, expected: int) -> None:
+    assert align(offset) == expected
