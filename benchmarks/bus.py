@@ -11,6 +11,7 @@ from benchmarks.harness import entrants, run_rounds
 from benchmarks.shapes import BUS_SHAPES
 
 MODULES = (
+    "benchmarks.ours_echo",
     "benchmarks.peers.plain_nats",
     "benchmarks.peers.greedy_batcher",
     "benchmarks.peers.pure_echo",

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from benchmarks import minilm, record
 from benchmarks.harness import entrants, run_rounds
+from benchmarks.ours import NAME
 from benchmarks.shapes import Shape
 from benchmarks.workloads import save_texts
 
-MODULES = ("benchmarks.peers.inprocess_embed", "benchmarks.peers.mosec_embed")
+MODULES = ("benchmarks.ours_embed", "benchmarks.peers.inprocess_embed", "benchmarks.peers.mosec_embed")
 BASELINE = "mosec-sorted-b64-w2"
-CHOSEN = ("in-process-b8", "in-process-b16", "in-process-b32", "mosec-padded-b32-w2", "mosec-sorted-b64-w2")
+CHOSEN = (NAME, "in-process-b8", "in-process-b16", "in-process-b32", "mosec-padded-b32-w2", "mosec-sorted-b64-w2")
 POOL = 256
 CALLERS = 64
 EXPECTED_CHUNK = 16

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 60.0
@@ -28,17 +29,21 @@ def _end_with_parent() -> None:
 
 
 @contextlib.asynccontextmanager
-async def child(*command: str, env: Mapping[str, str] | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
+async def child(
+    *command: str, env: Mapping[str, str] | None = None, stderr: IO[bytes] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a command in a session of its own; at exit it and whatever it started are ended.
 
     Args:
         command: program and arguments; its standard input and output are pipes.
         env: variables added to this process's own.
+        stderr: file for its standard error; this process's own by default.
     """
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        stderr=stderr,
         cwd=ROOT,
         env={**os.environ, **(env or {})},
         start_new_session=True,
@@ -73,7 +78,7 @@ async def python(
 
 
 async def wait_line(process: asyncio.subprocess.Process, expected: str, timeout_s: float) -> None:
-    """Read one line of the child's output.
+    """Read one line of the child's output, which starts with what is expected.
 
     Raises:
         RuntimeError: the child printed something else or ended first.
@@ -81,7 +86,7 @@ async def wait_line(process: asyncio.subprocess.Process, expected: str, timeout_
     """
     assert process.stdout is not None
     line = (await asyncio.wait_for(process.stdout.readline(), timeout_s)).decode().strip()
-    if line != expected:
+    if not line.startswith(expected):
         raise RuntimeError(f"child {process.pid} said {line!r} where {expected!r} was due; its errors are above")
 
 
@@ -119,6 +124,17 @@ async def nats_server() -> AsyncIterator[tuple[str, int]]:
     async with child(binary, "-a", "127.0.0.1", "-p", str(port), "-l", os.devnull) as process:
         await wait_listening(port)
         yield f"nats://127.0.0.1:{port}", process.pid
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that this one has started; empty without `psutil`."""
+    try:
+        import psutil
+    except ImportError:
+        return []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [process.pid for process in psutil.Process(pid).children()]
+    return []
 
 
 def cpu_seconds(pids: Iterable[int]) -> float | None:

@@ -13,7 +13,9 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from .columns import Values, pack
+from numpy.typing import ArrayLike
+
+from .columns import pack
 from .errors import BadFrame, BadParameter, BusError, Busy, Closed, Disconnected, Expired, NoWorker
 from .frames import Cancel, Reply, decode_reply, encode
 from .outbox import Building, Envelope, as_columns, as_row, cuts, encode_parameters, rows_of, type_key
@@ -118,7 +120,7 @@ class Client:
     async def call_many(
         self,
         operation: str,
-        columns: Mapping[str, Values],
+        columns: Mapping[str, ArrayLike],
         parameters: Mapping[str, Any] | None = None,
         *,
         timeout_s: float | None = None,
@@ -140,14 +142,14 @@ class Client:
         """
         encoded = encode_parameters(parameters)
         envelope = self._envelope(operation, encoded, timeout_s, priority, idempotent)
-        columns = as_columns(columns)
-        whole = Gathered(rows_of(columns))
+        packable = as_columns(columns)
+        whole = Gathered(rows_of(packable))
         deadline = self.deadline(envelope)
         frames: list[ManyRows] = []
         try:
-            for first, end in cuts(columns, min(MANY_BYTES, self.largest_bytes)):
+            for first, end in cuts(packable, min(MANY_BYTES, self.largest_bytes)):
                 await whole.room(MANY_IN_FLIGHT_BYTES)
-                part = {name: pack(values[first:end]) for name, values in columns.items()}
+                part = {name: pack(values[first:end]) for name, values in packable.items()}
                 id_, rows = self.next_id(), end - first
                 payload = encode(envelope.request(self.number, id_, rows, part))
                 frame = ManyRows(id_, envelope.subject, payload, rows, deadline, idempotent, whole, first)

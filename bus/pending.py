@@ -260,6 +260,8 @@ def _type(values: Any) -> Any:
 
 def owned_rows(columns: dict[str, Any]) -> Iterator[Row]:
     """Rows for callers to keep: copies, so that none pins its whole frame nor is read-only."""
+    if not columns:
+        return iter(dict, None)
     if len(columns) == 1:  # as most answers are; three times as fast
         [(name, values)] = columns.items()
         return ({name: value} for value in _owned(values))

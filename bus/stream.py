@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import ArrayLike
+
 from .columns import Values, pack
 from .errors import BadFrame, BusError
 from .frames import Reply, Request, encode
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 AHEAD_CHUNKS = 64  # sent before the caller takes the first of them: it sets the pace, not the source
 
-Chunk = Mapping[str, Values]
+Chunk = Mapping[str, ArrayLike]
 Source = AsyncIterable[Chunk] | Iterable[Chunk]
 
 
@@ -99,7 +101,7 @@ class Stream:
         finally:
             self._chunks.put_nowait(None)
 
-    async def _send(self, chunk: Gathered, columns: Chunk, first: int, end: int) -> None:
+    async def _send(self, chunk: Gathered, columns: Mapping[str, Values], first: int, end: int) -> None:
         while self._credit < end - first:
             self._room.clear()
             await self._room.wait()

@@ -36,8 +36,8 @@ def main(fds: str, spec_json: str) -> None:
     slabs = [Slab(fd, spec.slab_bytes) for fd in slab_fds]
     executor = Executor(load(spec.catalogue), Device(spec.device, spec.threads))
     executor.load()
-    control.send(Ready(spec.device, os.getpid()))
     try:
+        control.send(Ready(spec.device, os.getpid()))
         while True:
             for message in control.receive():
                 if isinstance(message, Job):

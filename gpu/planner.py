@@ -24,6 +24,7 @@ from ..bus.errors import Busy
 
 AGING_S = 0.1
 PRIORITIES = (1, 0, -1)
+LEAST_PACED_ROWS = 8  # a slower pace must not shrink batches below this: smaller ones cost more a row, and so on down
 PACE_WEIGHT = 0.3  # of the newest batch in a lane's measured seconds a row
 
 
@@ -247,7 +248,9 @@ class Planner:
 
     def _batch_rows(self, lane: Lane) -> int:
         rows = min(lane.max_rows, self.limits.max_rows)
-        return rows if lane.row_s == 0.0 else max(1, min(rows, int(self.limits.target_s / lane.row_s)))
+        if lane.row_s == 0.0:
+            return rows
+        return min(rows, max(LEAST_PACED_ROWS, int(self.limits.target_s / lane.row_s)))
 
     def _priority(self, lane: Lane, now: float) -> int:
         return max(_raised(lane, priority, now) for priority, queue in lane.queues.items() if queue)

@@ -55,8 +55,10 @@ class Slab:
         return offset if offset >= 0 and offset + array.nbytes <= self.size_bytes else None
 
     def close(self) -> None:
-        """Give the memory back; arrays over it must not be used any more."""
-        os.close(self.fd)
+        """Give the memory back; arrays over it must not be used any more. Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
 
 
 def align(offset: int) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .store import BadModel, Model
@@ -26,11 +26,7 @@ _PADDING_SCORE = -30000.0
 
 
 class Bert:
-    """An encoder with its weights on one device.
-
-    Attributes:
-        max_positions: most tokens a row may have.
-    """
+    """An encoder with its weights on one device."""
 
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         """Read the weights.
@@ -41,10 +37,9 @@ class Bert:
             dtype: what to compute in; weights of another dtype are converted.
 
         Raises:
-            BadModel: the directory holds another architecture, or a weight is missing.
+            BadModel: the directory holds another architecture, or weights are missing or cannot be read.
         """
         _check(model)
-        self.max_positions = model.integer("max_position_embeddings")
         self._heads = model.integer("num_attention_heads")
         self._dtype = dtype
         weights = _Weights(model, device, dtype)
@@ -65,7 +60,7 @@ class Bert:
 
         Args:
             groups: pairs of ids and lengths. ids: (rows, tokens) int64, token numbers even after a row's length, where
-                they are ignored; tokens at most `max_positions`. lengths: (rows,) int64, tokens of each row.
+                they are ignored; tokens at most the model's positions. lengths: (rows,) int64, tokens of each row.
             checkpoint: asked before each third of a layer of a group; false drops the group.
 
         Returns:
@@ -174,7 +169,10 @@ class _Weights:
         self._path = model.file("model.safetensors")
         self._device = device
         self._dtype = dtype
-        self._file = safe_open(self._path, framework="pt")
+        try:
+            self._file = safe_open(self._path, framework="pt")
+        except SafetensorError as error:
+            raise BadModel(f"{self._path} cannot be read ({error}): get the model's directory again") from None
         names = set(self._file.keys())
         # A checkpoint saved with a head on it (BertForMaskedLM, ...) holds the encoder under this name.
         self._prefix = "" if "embeddings.word_embeddings.weight" in names else "bert."

@@ -123,7 +123,8 @@ def groups(lengths: Array, threads: int) -> Iterator[Array]:
             yield order[start:end]
             start, used = end, 0
         used += length
-    yield order[start:]
+    if used:
+        yield order[start:]
 
 
 def _pad(rows: list[list[int]], device: Device) -> tuple[Tensor, Tensor]:

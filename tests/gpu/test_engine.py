@@ -250,10 +250,11 @@ import numpy as np
 from aikoryu.bus.client import Client
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.subjects import Subjects
-from aikoryu.config import BatchSettings, LogSettings, ModelSettings, Settings
+from aikoryu.config import LogSettings, ModelSettings, Settings, configure_logging
 from aikoryu.gpu.worker import Worker
 
 async def main():
+    configure_logging(LogSettings(level="critical"))
     bus = MemoryBus()
     settings = Settings(models=ModelSettings(embed=()), log=LogSettings(level="critical"))
     worker = Worker(bus.connect("_WORKER"), settings)

@@ -52,3 +52,12 @@ def test_empty_array_fits_anywhere(slab: Slab) -> None:
 @pytest.mark.parametrize(("offset", "expected"), [(0, 0), (1, ALIGN), (ALIGN, ALIGN), (ALIGN + 1, 2 * ALIGN)])
 def test_align_rounds_up(offset: int, expected: int) -> None:
     assert align(offset) == expected
+
+
+def test_slab_closed_twice_closes_nobody_elses_file(slab: Slab) -> None:
+    fd = slab.fd
+    slab.close()
+    other = os.open(os.devnull, os.O_RDONLY)
+    assert other == fd, "the number is used again"
+    slab.close()
+    os.close(other)
