@@ -59,6 +59,7 @@ class Engine(Protocol):
         on_done: called with each batch's end.
         on_lost: called when the engine died; batches handed over have no answer. It is started again by itself.
         on_ready: called when it takes batches, first and after each loss.
+        restarts: times it was started again.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Engine(Protocol):
     on_done: Callable[[Done], None]
     on_lost: Callable[[], None]
     on_ready: Callable[[], None]
+    restarts: int
 
     async def start(self) -> None:
         """Return when the engine has loaded its operations and takes batches."""

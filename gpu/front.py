@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from time import monotonic
 
 import structlog
 
@@ -35,7 +36,7 @@ class Running:
         plan: its rows.
         spec: what they have in common.
         slab: number of the slab they lie in.
-        started: when it was handed over, loop time, s.
+        started: when it was handed over, monotonic time, s.
     """
 
     plan: Plan
@@ -71,7 +72,7 @@ class Front:
         engine.on_lost = self._on_lost
         engine.on_ready = self._on_ready
         service.on_cancel = self._on_cancel
-        telemetry.watch(self.planner, service)
+        telemetry.watch(self.planner, service, engine)
 
     def accept(self, held: Held) -> None:
         """Queue a frame's rows.
@@ -105,7 +106,7 @@ class Front:
     def _pump(self) -> None:
         self._pumping = False
         planner = self.planner
-        now = self._loop.time()
+        now = monotonic()
         for plan in planner.due(now):
             if plan.expired:
                 self._expire(plan.expired)
@@ -119,7 +120,7 @@ class Front:
         at = self.planner.next_deadline()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if at is None else self._loop.call_at(max(at, now), self._pump)
+        self._timer = None if at is None else self._loop.call_later(max(0.0, at - now), self._pump)
         if self._prober is None:
             self._prober = self._loop.call_later(PROBE_S, self._probe)
 
@@ -138,7 +139,7 @@ class Front:
             return
         self._running[job.id] = Running(plan, spec, slab, now)
         self._engine.submit(job)
-        self.telemetry.on_start(spec.operation.name, plan, now, self._loop.time())
+        self.telemetry.on_start(spec.operation.name, plan, now, monotonic())
 
     def _on_done(self, done: Done) -> None:
         running = self._running.pop(done.id, None)
@@ -146,13 +147,13 @@ class Front:
             return  # of an engine that was given up: its rows have been answered
         self.planner.finished(running.plan, done.run_us / 1e6, whole=not done.failed)
         self._pump()  # the next batch first: the engine works while this one is answered
-        before = self._loop.time()
+        before = monotonic()
         if done.failed:
             self._fail(running.plan, from_wire(done.failed, done.message))
         else:
             self._answer(running, done)
         self._free.append(running.slab)
-        self.telemetry.on_done(running.spec.operation.name, running.plan, done, self._loop.time() - before)
+        self.telemetry.on_done(running.spec.operation.name, running.plan, done, monotonic() - before)
 
     def _answer(self, running: Running, done: Done) -> None:
         """Fan the rows of a batch's result back to their frames."""
@@ -221,7 +222,7 @@ class Front:
     def _probe(self) -> None:
         """Ask once a client of rows that have waited long whether it still listens."""
         self._prober = None
-        now = self._loop.time()
+        now = monotonic()
         asked: set[int] = set()
         for held in self._service.held.values():
             client = held.request.client

@@ -28,6 +28,7 @@ class InlineEngine:
         self.on_done: Callable[[Done], None] = no_event
         self.on_lost: Callable[[], None] = no_event
         self.on_ready: Callable[[], None] = no_event
+        self.restarts = 0
         self.jobs: list[Job] = []
         self.hold = False
         self._held: list[Job] = []
@@ -57,6 +58,7 @@ class InlineEngine:
         """Die: what was handed over is never answered; then be ready again."""
         self._held.clear()
         self.on_lost()
+        self.restarts += 1
         self.on_ready()
 
     async def stop(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -14,6 +14,7 @@ from .planner import Plan, Planner
 
 if TYPE_CHECKING:
     from ..bus.service import Service
+    from .engine import Engine
 
 _SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _ROWS = tuple(float(1 << n) for n in range(14))
@@ -33,12 +34,14 @@ class Telemetry:
         self.batches: dict[str, int] = {}
         self.rows: dict[str, int] = {}
         self.largest: dict[str, int] = {}
+        self._stages: dict[str, _Stages] = {}
         label = ["operation"]
 
         def seconds(stage: str, text: str) -> Histogram:
             return Histogram(f"aikoryu_{stage}_seconds", text, label, buckets=_SECONDS, registry=self.registry)
 
         self._queue = seconds("queue", "From arrival of a batch's oldest row to its dispatch")
+        self._window = seconds("window", "From arrival of a batch's first row to that of its last")
         self._staging = seconds("staging", "Copying a batch's rows into the slab, and handing it over")
         self._device = seconds("device", "Running a batch on the engine")
         self._reply = seconds("reply", "Encoding a batch's answers")
@@ -49,8 +52,8 @@ class Telemetry:
             "aikoryu_rows_dropped", "Rows dropped before they ran", ["reason"], registry=self.registry
         )
 
-    def watch(self, planner: Planner, service: Service) -> None:
-        """Read queue lengths from the planner, and rejections from the service, whenever somebody asks."""
+    def watch(self, planner: Planner, service: Service, engine: Engine) -> None:
+        """Read queue lengths, rejections and the engine's state whenever somebody asks."""
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"aikoryu_{name}", text, registry=self.registry)
@@ -60,6 +63,8 @@ class Telemetry:
         gauge("waiting_bytes", "Bytes of the rows that wait").set_function(lambda: planner.waiting_bytes)
         gauge("running_batches", "Batches the engine has").set_function(lambda: planner.running)
         gauge("held_frames", "Frames not answered whole").set_function(lambda: len(service.held))
+        gauge("engine_up", "1 while the engine takes batches").set_function(lambda: float(planner.slots > 0))
+        gauge("engine_restarts", "Times the engine was started again").set_function(lambda: engine.restarts)
         self.registry.register(_Rejected(service))
 
     def on_start(self, operation: str, plan: Plan, now: float, staged: float) -> None:
@@ -67,18 +72,40 @@ class Telemetry:
         self.batches[operation] = self.batches.get(operation, 0) + 1
         self.rows[operation] = self.rows.get(operation, 0) + plan.rows
         self.largest[operation] = max(self.largest.get(operation, 0), plan.rows)
-        self._queue.labels(operation).observe(now - plan.spans[0].ticket.arrived)
-        self._staging.labels(operation).observe(staged - now)
-        self._batch_rows.labels(operation).observe(plan.rows)
+        first, last = plan.spans[0].ticket.arrived, plan.spans[-1].ticket.arrived
+        stages = self._stages_of(operation)
+        stages.queue.observe(now - first)
+        stages.window.observe(max(0.0, last - first))
+        stages.staging.observe(staged - now)
+        stages.batch_rows.observe(plan.rows)
 
     def on_done(self, operation: str, plan: Plan, done: Done, reply_s: float) -> None:
         """A batch was run and answered."""
-        self._device.labels(operation).observe(done.run_us / 1e6)
-        self._reply.labels(operation).observe(reply_s)
+        stages = self._stages_of(operation)
+        stages.device.observe(done.run_us / 1e6)
+        stages.reply.observe(reply_s)
 
     def on_drop(self, reason: str, rows: int) -> None:
         """Rows were dropped before they ran."""
         self._dropped.labels(reason).inc(rows)
+
+    def _stages_of(self, operation: str) -> _Stages:
+        stages = self._stages.get(operation)
+        if stages is None:
+            histograms = (self._queue, self._window, self._staging, self._device, self._reply, self._batch_rows)
+            stages = self._stages[operation] = _Stages(*(each.labels(operation) for each in histograms))
+        return stages
+
+
+class _Stages(NamedTuple):
+    """One operation's histograms; looking labels up for each batch would cost more than observing."""
+
+    queue: Histogram
+    window: Histogram
+    staging: Histogram
+    device: Histogram
+    reply: Histogram
+    batch_rows: Histogram
 
 
 class _Rejected(Collector):

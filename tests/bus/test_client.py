@@ -504,6 +504,7 @@ async def test_call_expires_at_its_deadline_and_not_before(
     worker.answering = silent
     short, long = client.call("echo", x(1), timeout_s=10), client.call("echo", x(2), timeout_s=30)
     many = asyncio.ensure_future(client.call_many("echo", {"x": np.zeros(2)}, timeout_s=20))
+    await turns()
     await time.advance(9)
     assert not short.done()
     await time.advance(1.5)
@@ -609,14 +610,14 @@ async def test_frame_whose_rows_were_all_withdrawn_is_forgotten(client: Client, 
     worker.answering = silent
     calls = [client.call("echo", x(n)) for n in range(3)]
     await turns()
-    frame = weakref.ref(calls[0].frame)
+    answer = weakref.ref(calls[0])
     for call in calls:
         call.cancel()
     del call, calls
     await turns()
     gc.collect()
     # A worker answers no row that was withdrawn, so nothing else would ever end it before its deadline.
-    assert frame() is None
+    assert answer() is None
 
 
 async def test_timeout_around_a_call_withdraws_it(client: Client, worker: Worker) -> None:
@@ -865,7 +866,7 @@ async def test_many_rows_come_back_in_the_order_asked(client: Client, worker: Wo
 
 async def test_many_strings_of_uneven_sizes_come_back_in_order(client: Client, worker: Worker) -> None:
     chooser = random.Random(5)
-    texts = ["漢x"[n % 2] * chooser.choice([0, 1, 10, 1000, 15_000]) for n in range(300)]
+    texts = ["漢x"[n % 2] * chooser.choice([0, 1, 10, 1000, 5000]) for n in range(300)]
     columns: dict[str, Any] = {"s": texts, "b": [text.encode() for text in texts], "n": np.arange(300)}
     found = await within(client.call_many("echo", columns))
     assert found["s"] == texts
@@ -906,15 +907,17 @@ async def test_no_rows_are_no_request(client: Client, worker: Worker, nothing: A
 
 async def test_rows_that_fail_are_named_beside_the_others_answers(client: Client, worker: Worker) -> None:
     def some_fail(request: Request) -> Iterable[Reply]:
-        values = unpack(request.cols["x"], request.n)
+        values: Any = unpack(request.cols["x"], request.n)
+        values = values[:, 0]
         good = [row for row in range(request.n) if values[row] % 50]
         bad = [RowError(row, "bad_value", f"{int(values[row])} is bad") for row in range(request.n) if row not in good]
         yield Reply(id=request.id, **answer(good, y=np.array([values[row] for row in good])), err=bad, last=True)
 
     worker.answering = some_fail
     rows = np.arange(20_000)
+    asked = np.stack([rows] * 4, axis=1)
     with pytest.raises(RowsFailed, match="400 rows failed, row 0 first: 0 is bad") as caught:
-        await within(client.call_many("echo", {"x": rows}))
+        await within(client.call_many("echo", {"x": asked}))
     assert len(worker.requests) > 1
     assert sorted(caught.value.errors) == list(range(0, 20_000, 50))
     assert all(isinstance(error, BadValue) for error in caught.value.errors.values())

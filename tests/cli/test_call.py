@@ -114,9 +114,7 @@ def test_a_row_is_answered_while_the_next_is_not_there_yet(up: str, start: Start
         (["demo.scale", "x=1", "-p", "factor=no"], "factor"),
     ],
 )
-def test_failure_says_what_to_do(
-    up: str, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failure_says_what_to_do(up: str, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["call", *arguments, "--nats", up]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

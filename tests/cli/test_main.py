@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aikoryu.bus.errors import ServerFailed
-from aikoryu.cli import COMMANDS, main, up
+from aikoryu.cli import COMMANDS, main
 from aikoryu.config import describe
 
 
@@ -85,10 +87,11 @@ def test_missing_server_is_told(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> int:
+    def interrupted(main: Coroutine[Any, Any, int]) -> int:
+        main.close()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(up.uvloop, "run", lambda coroutine: (coroutine.close(), interrupted()))
+    monkeypatch.setattr("uvloop.run", interrupted)
     assert main(["up"]) == 130
 
 

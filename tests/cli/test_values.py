@@ -86,12 +86,12 @@ def test_bytes_are_base64() -> None:
 @pytest.mark.parametrize(
     ("value", "json"),
     [
-        (np.float32([0.1, 1e-8]), [0.1, 1e-8]),
+        (np.array([0.1, 1e-8], np.float32), [0.1, 1e-8]),
         (np.float16(0.1), 0.1),
-        (np.float64([0.1]), [0.1]),
-        (np.int64([[1, 2]]), [[1, 2]]),
+        (np.array([0.1]), [0.1]),
+        (np.array([[1, 2]]), [[1, 2]]),
         (np.array(True), True),
-        (np.complex64([1 + 2j]), [[1.0, 2.0]]),
+        (np.array([1 + 2j], np.complex64), [[1.0, 2.0]]),
         ("text", "text"),
     ],
 )

@@ -152,12 +152,14 @@ class Caller:
         self, operation: str, columns: Mapping[str, Any], p: Mapping[str, Any] | None = None, **fields: Any
     ) -> int:
         """Publish one frame; columns are values to pack or columns as they are."""
-        packed = {name: pack(values) if isinstance(values, (np.ndarray, list)) else values for name, values in columns.items()}
+        packed = {
+            name: pack(values) if isinstance(values, (np.ndarray, list)) else values for name, values in columns.items()
+        }
         rows = fields.pop("n", None)
         if rows is None:
             rows = len(next(iter(columns.values())))
         self.last_id += 1
-        id_ = fields.pop("id", self.last_id)
+        id_: int = fields.pop("id", self.last_id)
         raw = msgspec.Raw(msgspec.msgpack.encode(p or {}))
         request = Request(v=1, n=rows, client=self.number, id=id_, cols=packed, p=raw, **fields)
         await self.publish(operation, encode(request), id_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -98,7 +99,9 @@ def test_answer_that_lies_in_the_slab_stays_where_it_is(slab: Slab) -> None:
 
 
 def test_answer_in_another_order_is_copied_and_overwrites_no_input(slab: Slab) -> None:
-    done = run(slab, Given(lambda batch: {"y": batch["x"][::-1], "z": batch["x"]}, IO[0], {"y": "f4[n]", "z": "f4[n]"}), x=X)
+    done = run(
+        slab, Given(lambda batch: {"y": batch["x"][::-1], "z": batch["x"]}, IO[0], {"y": "f4[n]", "z": "f4[n]"}), x=X
+    )
     y, z = done.parts
     np.testing.assert_array_equal(read(slab, y, 3), X[::-1])
     np.testing.assert_array_equal(read(slab, z, 3), X)
@@ -115,12 +118,17 @@ def test_texts_come_and_go(slab: Slab) -> None:
     (part,) = done.parts
     ends = slab.array(part.offsets, OFFSET, (4,)).tolist()
     data = bytes(slab.view[part.data : part.data + part.data_bytes])
-    assert [data[a:b].decode() for a, b in zip(ends, ends[1:], strict=False)] == ["", "本日", "ba"]
+    assert [data[a:b].decode() for a, b in itertools.pairwise(ends)] == ["", "本日", "ba"]
 
 
 def test_row_that_is_not_utf8_is_refused_and_seen_as_empty(slab: Slab) -> None:
     seen: list[str] = []
-    operation = Given(lambda b: seen.extend(b["t"]) or {"t": b["t"]}, {"t": "utf8"}, {"t": "utf8"})
+
+    def look(batch: Batch) -> Mapping[str, Any]:
+        seen.extend(batch["t"])
+        return {"t": batch["t"]}
+
+    operation = Given(look, {"t": "utf8"}, {"t": "utf8"})
     done = run(slab, operation, t=[b"ok", b"\xff", b"fine"])
     assert seen == ["ok", "", "fine"]
     assert [(row, code) for row, code, _ in done.errors] == [(1, BadValue.code)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -111,7 +112,7 @@ def rows_in(part: Any, rows: int, slab: Slab) -> list[bytes]:
         return [data[row * width : (row + 1) * width] for row in range(rows)]
     ends = slab.array(part.offsets, OFFSET, (rows + 1,)).tolist()
     assert (ends[0], ends[-1]) == (0, part.data_bytes)
-    return [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(ends)]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_batch_in_a_slab_is_its_rows_one_after_another(slab: Slab, batch: tuple[
         if part.offsets >= 0:
             taken.append((part.offsets, part.offsets + 4 * (plan.rows + 1)))
     taken.sort()
-    assert all(end <= start for (_, end), (start, _) in zip(taken, taken[1:], strict=False)), "columns overlap"
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(taken)), "columns overlap"
     assert job.free >= max(end for _, end in taken)
 
 
@@ -163,7 +164,7 @@ def test_answers_find_their_frames(slab: Slab, batch: tuple[Schema, list[Frame]]
         position += len(numbered)
         answered = [row for n, row in numbered if n not in gone | refused]
         assert [row for start, count in at for row in range(start, start + count)] == answered
-        assert all(a + n < b for (a, n), (b, _) in zip(at, at[1:], strict=False)), "a run was cut"
+        assert all(a + n < b for (a, n), (b, _) in itertools.pairwise(at)), "a run was cut"
         assert [(e.row, e.code, e.msg, e.n) for e in row_errors] == [
             (row, "bad_value", f"row {n}", 1) for n, row in numbered if n in refused - gone
         ]

@@ -19,8 +19,8 @@ import msgspec
 import uvloop
 
 from .failure import Failed
+from .lines import LINE_BYTES, pipe
 
-LINE_BYTES = 1 << 26
 FINISH_S = 40.0  # a worker may take `worker.drain_s` to answer what it has accepted
 _PR_SET_PDEATHSIG = 1
 
@@ -95,20 +95,19 @@ def be_child(task: type[Task], run: Callable[[Task, asyncio.Event], Awaitable[No
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     async def read_and_run() -> None:
-        stdin = asyncio.StreamReader(LINE_BYTES)
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
         asked = asyncio.Event()
-        line = await stdin.readline()
-        if not line:
-            return  # the demo ended before it could say what to do
+        async with pipe(sys.stdin.fileno()) as stdin:
+            line = await stdin.readline()
+            if not line:
+                return  # the demo ended before it could say what to do
 
-        async def watch() -> None:
-            await stdin.read()
-            asked.set()
+            async def watch() -> None:
+                await stdin.read()
+                asked.set()
 
-        watching = asyncio.create_task(watch())
-        await run(msgspec.json.decode(line, type=task), asked)
-        watching.cancel()
+            watching = asyncio.create_task(watch())
+            await run(msgspec.json.decode(line, type=task), asked)
+            watching.cancel()
 
     uvloop.run(read_and_run())
 

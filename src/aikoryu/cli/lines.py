@@ -7,10 +7,11 @@ import os
 import stat
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 from .failure import Failed
 
-LINE_BYTES = 1 << 26  # longest line of a pipe: the largest message a server can be told to take
+LINE_BYTES = 1 << 26  # longest line of a pipe; no server takes a larger message
 
 
 async def read_lines(path: str) -> AsyncIterator[bytes]:
@@ -23,15 +24,28 @@ async def read_lines(path: str) -> AsyncIterator[bytes]:
         Failed: the file cannot be read.
     """
     if path == "-" and _can_be_awaited(sys.stdin.fileno()):
-        reader = asyncio.StreamReader(LINE_BYTES)
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        while line := await reader.readline():
-            if not line.isspace():
-                yield line
+        async with pipe(sys.stdin.fileno()) as reader:
+            while line := await reader.readline():
+                if not line.isspace():
+                    yield line
         return
     for line in _of_file(path):
         if not line.isspace():
             yield line
+
+
+@asynccontextmanager
+async def pipe(fd: int) -> AsyncIterator[asyncio.StreamReader]:
+    """A reader of a pipe, which itself stays open."""
+    reader = asyncio.StreamReader(LINE_BYTES)
+    file = os.fdopen(os.dup(fd), "rb")
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), file
+    )
+    try:
+        yield reader
+    finally:
+        transport.close()
 
 
 def _can_be_awaited(fd: int) -> bool:

@@ -1,0 +1,78 @@
+"""The examples run as their own words say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+
+from aikoryu.cli import main
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def run(example: str, url: str) -> list[str]:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / example), url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_own_operation_is_short_and_answers_as_it_says(up: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (EXAMPLES / "own_operation.py").read_text()
+    docstring, code = text.split('"""', 2)[1:]
+    assert len(code.splitlines()) <= 15
+    command = re.search(r"aikoryu (call .*)", docstring)
+    assert command is not None
+    assert main([*command[1].replace("'", "").split(), "--nats", up]) == 0
+    answer = capsys.readouterr().out.strip()
+    assert f"prints {answer}." in docstring
+
+
+def test_first_agent(up: str) -> None:
+    lines = run("first_agent.py", up)
+    assert lines[0] == "embedding: (384,) float32"
+    fire, soup = (float(line.split()[1].rstrip(":")) for line in lines[2:4])
+    assert fire > 0.4 > soup
+    assert lines[4:] == [
+        "products: [[[0.0, 0.0], [0.0, 0.0]], [[2.0, 2.0], [2.0, 2.0]], [[8.0, 8.0], [8.0, 8.0]]]",
+        "sums: (1000, 8) 16000.0",
+        "part: [0, 1, 2, 3]",
+        "part: [10, 11, 12, 13]",
+        "part: [20, 21, 22, 23]",
+        "refused: column 'b' (T[k,j]): dimension k is 2, but another column has 3",
+    ]
+
+
+def test_plain_client(up: str) -> None:
+    lines = run("plain_client.py", up)
+    assert lines[0] == "product: (2.0, 1.0, 4.0, 3.0) of shape [2, 2]"
+    rows = [row for line in lines[1:] for row in json.loads(line.removeprefix("rows ").split(" embedded")[0])]
+    assert sorted(rows) == [0, 1, 2]
+
+
+TYPED = re.findall(r"```sh\nnats req (\S+) '(.*)'\n```\n\n```json\n(.*)\n```", (EXAMPLES / "by_hand.md").read_text())
+
+
+@pytest.mark.parametrize(("subject", "payload", "answer"), TYPED)
+async def test_frames_typed_by_hand(up: str, subject: str, payload: str, answer: str) -> None:
+    connection = await nats.connect(up)
+    try:
+        message = await connection.request(subject, payload.encode(), timeout=30)
+    finally:
+        await connection.close()
+    told: dict[str, Any] = json.loads(message.data)
+    by = told.pop("by")
+    assert told == json.loads(answer)
+    assert by is None or by["engine"] == "cpu"
+
+
+def test_there_are_frames_typed_by_hand() -> None:
+    assert len(TYPED) == 3

@@ -1,0 +1,104 @@
+"""`aikoryu up` and `aikoryu worker`: what they print, how they start, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from aikoryu.cli import main
+
+from .conftest import Command, Start, eventually
+
+BLOCKING = '''
+import os, pathlib, time
+import aikoryu
+
+FOLDER = pathlib.Path({folder!r})
+
+@aikoryu.operation("blocking.wait", inputs={{"x": "f4"}}, outputs={{"x": "f4"}})
+def wait(x):
+    """Answers when the file `go` is there."""
+    (FOLDER / "engine").write_text(str(os.getpid()))
+    while not (FOLDER / "go").exists():
+        time.sleep(0.01)
+    return {{"x": x}}
+'''
+
+
+def blocked(start: Start, up: str, folder: Path) -> tuple[Command, Command]:
+    """A worker that runs a call, and the call."""
+    file = folder / "blocking.py"
+    file.write_text(BLOCKING.format(folder=str(folder)))
+    here = ("--nats", up, "--set", f"bus.namespace={folder.name}")
+    worker = start("worker", "--operations", str(file), "--set", "models.embed=", *here)
+    worker.hear("Worker .* serves 6 operations on nats://")
+    call = start("call", "blocking.wait", "x=1.5", *here)
+    eventually((folder / "engine").exists, "the call runs")
+    return worker, call
+
+
+def test_interrupt_answers_what_was_accepted(start: Start, up: str, tmp_path: Path) -> None:
+    worker, call = blocked(start, up, tmp_path)
+    worker.interrupt()
+    worker.hear("Stopping when what was accepted is answered")
+    assert worker.process.poll() is None
+    (tmp_path / "go").touch()
+    assert (call.end(), json.loads(call.words)) == (0, {"x": 1.5})
+    assert worker.end() == 0
+    assert worker.processes() == []
+
+
+def test_second_interrupt_ends_at_once(start: Start, up: str, tmp_path: Path) -> None:
+    worker, _ = blocked(start, up, tmp_path)
+    worker.interrupt()
+    worker.hear("Stopping")
+    worker.interrupt()
+    assert worker.end() == 130
+    engine = int((tmp_path / "engine").read_text())
+    eventually(lambda: not os.path.exists(f"/proc/{engine}"), "the engine ends")
+    assert "Traceback" not in worker.words
+
+
+def test_up_tells_what_to_type_next(up: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # The fixture has heard the first lines; what they told to type works.
+    assert main(["ls", "--nats", up]) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("1 / 0", "ZeroDivisionError: division by zero ("),
+        ("def", "SyntaxError"),
+    ],
+)
+def test_operations_that_cannot_be_loaded(
+    up: str, content: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / f"own_{abs(hash(content))}.py"
+    file.write_text(content)
+    assert main(["worker", "--nats", up, "--operations", str(file)]) == 1
+    err = capsys.readouterr().err
+    assert told in err
+    assert "Traceback" not in err
+
+
+def test_missing_file_of_operations(up: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worker", "--nats", up, "--operations", "/no/such.py"]) == 1
+    assert "/no/such.py: no such file of operations" in capsys.readouterr().err
+
+
+def test_taken_port_of_up(up: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--set", f"server.port={up.rpartition(':')[2]}"]) == 1
+    assert "is taken: stop what listens there" in capsys.readouterr().err
+
+
+def test_interrupt_while_it_starts(start: Start, up: str) -> None:
+    worker = start("worker", "--nats", up)
+    worker.hear("Starting a worker")
+    worker.interrupt()
+    assert worker.end() in (130, -2)  # -2: before it had taken the signal over
+    assert "Traceback" not in worker.words

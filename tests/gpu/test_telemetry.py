@@ -1,0 +1,106 @@
+"""What is measured: every stage of every batch, and what was refused or dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from aikoryu.gpu.planner import Limits
+
+StartRig = Callable[..., Awaitable[Any]]
+STAGES = ("queue", "staging", "device", "reply")
+
+
+def samples(rig: Any) -> dict[tuple[str, str], float]:
+    """Every sample of the exposition, by name and label."""
+    text = generate_latest(rig.telemetry.registry).decode()
+    return {
+        (sample.name, next(iter(label for name, label in sample.labels.items() if name != "le"), "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.labels.get("le", "+Inf") == "+Inf"
+    }
+
+
+def x(rows: int) -> Any:
+    return np.zeros((rows, 2), np.float32)
+
+
+async def test_every_stage_of_a_batch_is_observed_once(start_rig: StartRig) -> None:
+    rig = await start_rig(Limits(max_rows=4))
+    caller = await rig.caller()
+    await caller.send("echo", {"x": x(10)})
+    await caller.send("test.scale", {"x": x(1)})
+    await rig.settle()
+    found = samples(rig)
+    for stage in STAGES:
+        assert found[f"aikoryu_{stage}_seconds_count", "echo"] == 3
+        assert found[f"aikoryu_{stage}_seconds_count", "test.scale"] == 1
+        assert 0 <= found[f"aikoryu_{stage}_seconds_sum", "echo"] < 60
+    assert found["aikoryu_batch_rows_count", "echo"] == 3
+    assert found["aikoryu_batch_rows_sum", "echo"] == 10
+
+
+async def test_figures_of_discovery_are_right(start_rig: StartRig) -> None:
+    rig = await start_rig(Limits(max_rows=4))
+    caller = await rig.caller()
+    await caller.send("echo", {"x": x(10)})
+    await rig.settle()
+    telemetry = rig.telemetry
+    assert (telemetry.batches, telemetry.rows, telemetry.largest) == ({"echo": 3}, {"echo": 10}, {"echo": 4})
+
+
+async def test_queue_lengths_are_read_when_somebody_asks(start_rig: StartRig) -> None:
+    rig = await start_rig(slots=1)
+    rig.engine.hold = True
+    caller = await rig.caller()
+    await caller.send("echo", {"x": x(1)})
+    await rig.settle()
+    await caller.send("echo", {"x": x(3)})
+    await caller.send("test.scale", {"x": x(2)})
+    await rig.settle()
+    found = samples(rig)
+    gauges = ("lanes", "waiting_rows", "running_batches", "held_frames")
+    assert [found[f"aikoryu_{name}", ""] for name in gauges] == [2, 5, 1, 3]
+    assert found["aikoryu_waiting_bytes", ""] == 5 * 16
+    rig.engine.release()
+    await rig.settle()
+    found = samples(rig)
+    assert [found[f"aikoryu_{name}", ""] for name in gauges[1:]] == [0, 0, 0]
+
+
+async def test_refused_frames_are_counted_by_code(rig: Any) -> None:
+    caller = await rig.caller()
+    for _ in range(3):
+        await caller.send("test.scale", {"z": x(1)})
+    await caller.publish("echo", b"garbage")
+    await rig.settle()
+    found = samples(rig)
+    assert found["aikoryu_frames_rejected_total", "bad_column"] == 3
+    assert found["aikoryu_frames_rejected_total", "bad_frame"] == 1
+
+
+async def test_rows_dropped_are_counted_by_reason(start_rig: StartRig) -> None:
+    rig = await start_rig(slots=1)
+    rig.engine.hold = True
+    caller = await rig.caller()
+    await caller.send("echo", {"x": x(1)})
+    await rig.settle()
+    await caller.send("echo", {"x": x(5)})
+    await rig.settle()
+    await caller.cancel(2, [0, 4])
+    await rig.settle()
+    assert samples(rig)["aikoryu_rows_dropped_total", "cancelled"] == 2
+
+
+@pytest.mark.parametrize("how", ["raises", "dtype"])
+async def test_batch_that_failed_is_observed_too(rig: Any, how: str) -> None:
+    caller = await rig.caller()
+    await caller.send("test.wrong", {"x": x(2)}, {"how": how})
+    await rig.settle()
+    assert samples(rig)["aikoryu_device_seconds_count", "test.wrong"] == 1

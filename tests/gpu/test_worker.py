@@ -1,0 +1,188 @@
+"""A whole worker over the in-memory bus: start, discovery, metrics, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from aikoryu.bus.client import Client
+from aikoryu.bus.errors import NoWorker
+from aikoryu.bus.memory import MemoryBus
+from aikoryu.bus.subjects import Subjects
+from aikoryu.bus.transport import Message
+from aikoryu.config import BatchSettings, CpuSettings, ModelSettings, Settings, WorkerSettings
+from aikoryu.gpu.inline import InlineEngine
+from aikoryu.gpu.planner import Limits
+from aikoryu.gpu.registry import load
+from aikoryu.gpu.worker import Worker, catalogue_of, cpu_engine, limits_of
+
+Start = Callable[..., Awaitable["Served"]]
+X = np.arange(6, dtype=np.float32)
+
+
+class Served:
+    """A worker, its engine, and a client."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.bus = MemoryBus()
+        self.engine = InlineEngine(load(catalogue_of(settings)), slots=1, slab_bytes=1 << 20)
+        self.worker = Worker(self.bus.connect("_WORKER"), settings, self.engine)
+        self.client = Client(self.bus.connect(), Subjects(), timeout_s=30, frame_bytes=1 << 16)
+
+    async def handed_over(self) -> None:
+        """Return when the engine has a batch."""
+        while not self.engine.jobs:  # noqa: ASYNC110 - of this loop's own turns
+            await asyncio.sleep(0)
+
+    async def ask(self, subject: str) -> dict[str, Any]:
+        """One answer of the discovery subjects."""
+        connection = self.bus.connect()
+        answered: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        await connection.subscribe("_INBOX.discovery", answered.set_result)
+        await connection.publish(subject, b"", "_INBOX.discovery")
+        body: dict[str, Any] = msgspec.json.decode((await answered).data)
+        await connection.close()
+        return body
+
+
+def settings(**worker: Any) -> Settings:
+    return Settings(models=ModelSettings(embed=()), worker=WorkerSettings(name="w1", **worker))
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    async with AsyncExitStack() as stack:
+
+        async def started(given: Settings | None = None) -> Served:
+            served = Served(given or settings())
+            await served.worker.start()
+            stack.push_async_callback(served.worker.stop)
+            await served.client.start()
+            stack.push_async_callback(served.client.close)
+            return served
+
+        yield started
+
+
+async def test_worker_answers_calls(start: Start) -> None:
+    served = await start()
+    answer = await served.client.call("echo", {"x": X})
+    np.testing.assert_array_equal(answer["x"], X)
+
+
+async def test_trap_05_stop_answers_everything_accepted(start: Start) -> None:
+    served = await start()
+    served.engine.hold = True
+    calls = [served.client.call("echo", {"x": X + n}) for n in range(20)]
+    many = asyncio.create_task(served.client.call_many("matrix.add", {"a": np.ones((50, 2)), "b": np.ones((50, 2))}))
+    await served.handed_over()
+    stopping = asyncio.create_task(served.worker.stop())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not stopping.done()
+    served.engine.release()
+    assert await stopping
+    for n, call in enumerate(calls):
+        np.testing.assert_array_equal((await call)["x"], X + n)
+    np.testing.assert_array_equal((await many)["c"], np.full((50, 2), 2.0))
+
+
+async def test_stopped_worker_takes_no_more(start: Start) -> None:
+    served = await start()
+    await served.worker.stop()
+    with pytest.raises(NoWorker):
+        await served.client.call("echo", {"x": X})
+
+
+async def test_stop_says_so_if_rows_are_left_unanswered(start: Start) -> None:
+    served = await start(settings(drain_s=0.0))
+    served.engine.hold = True
+    call = served.client.call("echo", {"x": X})
+    await served.handed_over()
+    assert not await served.worker.stop()
+    call.cancel()
+
+
+async def test_engine_that_does_not_start_leaves_nothing_behind() -> None:
+    served = Served(settings())
+
+    async def fails() -> None:
+        raise RuntimeError("no device")
+
+    served.engine.start = fails  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="no device"):
+        await served.worker.start()
+    assert all(slab.fd < 0 for slab in served.engine.slabs)
+    await served.client.start()
+    with pytest.raises(NoWorker):
+        await served.client.call("echo", {"x": X})
+    await served.client.close()
+
+
+async def test_discovery_tells_the_batches(start: Start) -> None:
+    served = await start()
+    await asyncio.gather(*(served.client.call("echo", {"x": X}) for _ in range(7)))
+    stats = await served.ask("$SRV.STATS.aikoryu.w1")
+    echo = next(endpoint for endpoint in stats["endpoints"] if endpoint["name"] == "echo")
+    assert (echo["num_requests"], echo["num_errors"]) == (1, 0)
+    assert echo["data"] == {"engine": "cpu", "batches": 1, "rows": 7, "largest_batch": 7}
+
+
+async def test_discovery_tells_how_to_call_an_operation(start: Start) -> None:
+    served = await start()
+    info = await served.ask("$SRV.INFO")
+    matmul = next(endpoint for endpoint in info["endpoints"] if endpoint["name"] == "matrix-matmul")
+    metadata = matmul["metadata"]
+    assert (metadata["inputs"], metadata["outputs"]) == ("a: T[i,k], b: T[k,j]", "c: T[i,j]")
+    assert metadata["types"].startswith("T: f2|")
+    assert (metadata["parameters"], metadata["pure"]) == ("", "true")
+    assert metadata["help"].startswith("The matrix product")
+
+
+async def test_metrics_are_served_on_loopback(start: Start) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    served = await start(settings(metrics_port=port))
+    await served.client.call("echo", {"x": X})
+
+    def fetch() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+            return str(response.read().decode())
+
+    assert 'aikoryu_batch_rows_count{operation="echo"} 1.0' in await asyncio.to_thread(fetch)
+
+
+def test_limits_are_those_of_the_settings() -> None:
+    batch = BatchSettings(
+        window_s=0.5, max_rows=7, max_bytes=2048, target_s=2.0, queue_rows=9, queue_bytes=4096, lanes=3
+    )
+    assert limits_of(Settings(batch=batch)) == Limits(0.5, 7, 2048, 2.0, 9, 4096, 3)
+
+
+def test_planner_and_settings_agree_on_their_defaults() -> None:
+    assert limits_of(Settings()) == Limits()
+
+
+def test_cpu_engine_leaves_the_front_a_core() -> None:
+    spec = cpu_engine(Settings(), catalogue_of(Settings()), 1 << 20)
+    assert spec.threads == max(1, len(os.sched_getaffinity(0)) - 1)
+    assert cpu_engine(Settings(cpu=CpuSettings(threads=5)), catalogue_of(Settings()), 1 << 20).threads == 5
+
+
+@pytest.mark.parametrize("max_payload", [1 << 10, 1 << 20, 1 << 26])
+def test_slab_holds_the_heaviest_batch_of_texts(max_payload: int) -> None:
+    """Rows count as their frame's mean; the frames cut at both ends of a batch may have put their weight into it."""
+    batch = BatchSettings(max_bytes=1 << 20, max_rows=1 << 20)
+    spec = cpu_engine(Settings(batch=batch), catalogue_of(Settings()), max_payload)
+    heaviest = batch.max_bytes + 2 * min(batch.max_bytes, max_payload) + batch.max_rows
+    assert spec.slab_bytes >= heaviest + batch.max_bytes, "the batch, and as much again for its answer"
