@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from ..bus.client import Client
 from ..bus.connection import ConnectOptions, NatsConnection
@@ -44,14 +45,17 @@ async def connect(url: str | None = None, *, settings: Settings | None = None) -
     """Connect to the bus.
 
     Args:
-        url: the NATS server; by default the settings' `nats.url`.
+        url: the NATS server, `nats://host:port`; by default the settings' `nats.url`.
         settings: by default those of `aikoryu.toml` and the `AIKORYU_*` variables.
 
     Raises:
         ConfigError: a setting is not allowed; the message names it.
         ConnectionFailed: the server cannot be reached, or refuses.
     """
-    settings = settings or load(flags={} if url is None else {"nats.url": url})
+    if settings is None:
+        settings = load(flags={} if url is None else {"nats.url": url})
+    elif url is not None:
+        settings = replace(settings, nats=replace(settings.nats, url=url))
     transport = await open_transport(settings)
     try:
         async with session(transport, settings) as bus:

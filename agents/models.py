@@ -32,7 +32,7 @@ class Models:
             timeout_s: how long to wait, s.
 
         Returns:
-            (d,) for one sentence, (n, d) for n, float32; d is the model's width, 384 for the default.
+            (d,) for one sentence, (n, d) for n, float32; d is the model's width, 384 for the default. (0, 0) for none.
 
         Raises:
             NoWorker: no worker holds this model.
@@ -42,6 +42,8 @@ class Models:
             row = await self._client.call(operation, {"text": text}, timeout_s=timeout_s, idempotent=True)
             vector: Vectors = row["embedding"]
             return vector
+        if not len(text):
+            return np.empty((0, 0), np.float32)
         rows = await self._client.call_many(operation, {"text": list(text)}, timeout_s=timeout_s, idempotent=True)
         vectors: Vectors = rows["embedding"]
         return vectors

@@ -6,8 +6,9 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from benchmarks import record
+from benchmarks import break_even, goals, record
 from benchmarks.harness import entrants, run_rounds
+from benchmarks.ours import NAME
 from benchmarks.shapes import BUS_SHAPES
 
 MODULES = (
@@ -29,6 +30,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result record to this file")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="contestants to run (default all)")
     parser.add_argument("--shapes", nargs="+", choices=[s.name for s in BUS_SHAPES], help="shapes to run (default all)")
+    parser.add_argument(
+        "--skip-break-even", action="store_true", help="do not measure each operation's break-even batch"
+    )
     options = parser.parse_args()
 
     shapes = [shape for shape in BUS_SHAPES if not options.shapes or shape.name in options.shapes]
@@ -42,7 +46,13 @@ def main() -> None:
         distributions=["nats-py", "numpy", "uvloop", *(name for _, c in able for name in c.needs)],
         skipped=skipped,
     )
+    result["figures"] = goals.judge(goals.BUS_GOALS, samples)
     print(record.table(result))
+    if NAME in {contestant.name for _, contestant in able}:
+        print("\n" + goals.table(result["figures"]))
+    if not options.skip_break_even:
+        result["break_even"] = asyncio.run(break_even.measure())
+        print("\n" + break_even.table(result["break_even"]))
     if options.json:
         record.write(result, options.json)
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from benchmarks import minilm, record
+from benchmarks import goals, minilm, record
 from benchmarks.harness import entrants, run_rounds
 from benchmarks.ours import NAME
 from benchmarks.shapes import Shape
@@ -75,7 +75,10 @@ def main() -> None:
         distributions=["numpy", "uvloop", *(name for _, c in able for name in c.needs)],
         skipped=skipped,
     )
+    result["figures"] = goals.judge(goals.EMBED_GOALS, samples)
     print(record.table(result))
+    if NAME in {contestant.name for _, contestant in able}:
+        print("\n" + goals.table(result["figures"]))
     if options.json:
         record.write(result, options.json)
 

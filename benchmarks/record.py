@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.processes import ROOT, nats_binary
 
+RESULTS = ROOT / "benchmarks" / "results"
 Samples = dict[str, dict[str, list[dict[str, Any]]]]  # shape → contestant → one sample a round
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
 FAULTS = ("mismatches", "errors", "unanswered")
@@ -75,14 +76,15 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checked-out commit, "+dirty" when the tree differs from it, None outside a repository."""
+    """The checked-out commit, "+dirty" when the tree differs from it (results aside), None outside a repository."""
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
     head = git("rev-parse", "--verify", "--quiet", "HEAD")
-    return f"{head}+dirty" if head and git("status", "--porcelain") else head
+    differs = git("--no-optional-locks", "status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
+    return f"{head}+dirty" if head and differs else head
 
 
 def versions(distributions: Iterable[str]) -> dict[str, str | None]:
@@ -98,6 +100,24 @@ def versions(distributions: Iterable[str]) -> dict[str, str | None]:
         answer = subprocess.run((binary, "--version"), capture_output=True, text=True, check=False)
         found["nats-server"] = answer.stdout.strip().removeprefix("nats-server: ")
     return found
+
+
+def about(benchmark: str, distributions: Iterable[str]) -> dict[str, Any]:
+    """What was run, when, on what: the head of every result.
+
+    Args:
+        benchmark: name of the benchmark, which is that of its module.
+        distributions: packages whose versions matter.
+    """
+    return {
+        "benchmark": benchmark,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "command": " ".join((Path(sys.executable).name, "-m", f"benchmarks.{benchmark}", *sys.argv[1:])),
+        "machine": machine(),
+        "load_average_1min": round(os.getloadavg()[0], 2),
+        "versions": versions(distributions),
+    }
 
 
 def record(
@@ -120,13 +140,7 @@ def record(
         skipped: contestants that did not run, with the reason.
     """
     return {
-        "benchmark": benchmark,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "command": " ".join((Path(sys.executable).name, "-m", f"benchmarks.{benchmark}", *sys.argv[1:])),
-        "machine": machine(),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-        "versions": versions(distributions),
+        **about(benchmark, distributions),
         "skipped": skipped,
         "shapes": shapes,
         "samples": samples,

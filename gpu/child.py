@@ -1,7 +1,7 @@
 """The engine process: `python -m aikoryu.gpu.child FDS SPEC`.
 
 FDS are the control socket and the slabs, inherited from the front; SPEC is an `EngineSpec` in JSON. It ends when the
-front closes the socket or dies, and ignores Ctrl-C: the front drains first.
+front closes the socket or dies, and ignores interrupts: the front drains first.
 """
 
 from __future__ import annotations

@@ -148,7 +148,10 @@ class ChildEngine:
         if self._restarting is not None:
             self._restarting.cancel()
         process = self._process
-        self._disconnect(kill=False)
+        busy_starting = (
+            self._ready is not None and not self._ready.done()
+        )  # it would not look at its socket for seconds
+        self._disconnect(kill=busy_starting)
         if process is not None:
             try:
                 await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
@@ -210,5 +213,8 @@ class ChildEngine:
 
 
 def _spawn(command: list[str], fds: list[int], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a process from this thread: it is told to die when the thread that started it does."""
-    return subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment)
+    """Start a process from this thread: it is told to die when the thread that started it does.
+
+    It has a session of its own, so Ctrl-C in a terminal reaches the front alone, which drains first.
+    """
+    return subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)

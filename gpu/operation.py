@@ -38,6 +38,7 @@ class Operation:
         signature: columns of a request and of its answer.
         parameters: a frozen msgspec Struct whose fields are the parameters; it validates them.
         pure: the answer depends on nothing but the rows, so a batch may be run again after a failure.
+        help: one line for callers; the docstring's first unless given.
         max_rows: largest batch, in rows, whatever the settings allow.
     """
 
@@ -45,6 +46,7 @@ class Operation:
     signature: Signature
     parameters: type[msgspec.Struct] = NoParameters
     pure: bool = True
+    help: str = ""
     max_rows: int = 1 << 16
 
     def lane_key(self, schema: Schema, parameters: Any) -> Hashable:

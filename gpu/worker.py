@@ -87,15 +87,17 @@ class Worker:
         Returns:
             False if some were still unanswered when `worker.drain_s` had passed.
         """
-        await self._discovery.stop()
-        drained = await self._service.drain(self._settings.worker.drain_s)
-        self._front.stop()
-        await self._engine.stop()
-        if self._metrics is not None:
-            server, thread = self._metrics
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        try:
+            await self._discovery.stop()
+            drained = await self._service.drain(self._settings.worker.drain_s)
+        finally:  # also when whoever waits for the drain gives up
+            self._front.stop()
+            await self._engine.stop()
+            if self._metrics is not None:
+                server, thread = self._metrics
+                server.shutdown()
+                server.server_close()
+                thread.join()
         _log.info("worker stopped", worker=self.id, drained=drained)
         return drained
 
@@ -140,5 +142,5 @@ def _metadata(operation: Operation) -> dict[str, str]:
         "types": ", ".join(f"{letter}: {choice}" for letter, choice in signature.types.items()),
         "parameters": ", ".join(names),
         "pure": str(operation.pure).lower(),
-        "help": (operation.__doc__ or "").strip().partition("\n")[0],
+        "help": operation.help or (operation.__doc__ or "").strip().partition("\n")[0],
     }

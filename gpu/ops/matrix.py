@@ -40,8 +40,9 @@ class Elementwise(Operation):
 
     signature = Signature({"a": "T[...]", "b": "T[...]"}, {"c": "T[...]"}, {"T": f"{FLOATS}|i4|i8"})
 
-    def __init__(self, name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, name: str, function: Callable[[Tensor, Tensor], Tensor], text: str) -> None:
         self.name = name
+        self.help = text
         self._function = function
 
     def run(self, batch: Batch, device: Device) -> Mapping[str, Any]:
@@ -53,7 +54,7 @@ def operations() -> list[Operation]:
     """The operations of the matrix system."""
     return [
         MatMul(),
-        Elementwise("matrix.add", operator.add),
-        Elementwise("matrix.subtract", operator.sub),
-        Elementwise("matrix.multiply", operator.mul),
+        Elementwise("matrix.add", operator.add, "Each row's `a` + `b`."),
+        Elementwise("matrix.subtract", operator.sub, "Each row's `a` - `b`."),
+        Elementwise("matrix.multiply", operator.mul, "Each row's `a` * `b`, element by element."),
     ]

@@ -31,7 +31,7 @@ class Command:
         mark: what the environment of it and of all its processes holds.
     """
 
-    def __init__(self, *arguments: str, cwd: Path = ROOT) -> None:
+    def __init__(self, *arguments: str, folder: Path, cwd: Path = ROOT) -> None:
         self.mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "aikoryu.cli", *arguments],
@@ -40,7 +40,7 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
-            env={**os.environ, MARK: self.mark},
+            env={**os.environ, MARK: self.mark, "TMPDIR": str(folder)},  # a killed server leaves its folder behind
         )
         self.heard: list[str] = []
         self._lines: queue.Queue[str] = queue.Queue()
@@ -120,12 +120,12 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def start(tmp_path: Path) -> Iterator[Start]:
     """Start a command; it ends with the test."""
     commands: list[Command] = []
 
     def begin(*arguments: str, cwd: Path = ROOT) -> Command:
-        commands.append(Command(*arguments, cwd=cwd))
+        commands.append(Command(*arguments, folder=tmp_path, cwd=cwd))
         return commands[-1]
 
     yield begin
@@ -134,9 +134,10 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session")
-def up() -> Iterator[str]:
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an `aikoryu up` that also has the operation of `examples/`."""
-    command = Command("up", "--set", "server.port=0", "--operations", "examples/own_operation.py")
+    arguments = ("up", "--set", "server.port=0", "--operations", "examples/own_operation.py")
+    command = Command(*arguments, folder=tmp_path_factory.mktemp("up"))
     try:
         url = command.hear(r"is up: NATS at (\S+),")[1]
         command.hear("In another terminal")

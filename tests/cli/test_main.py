@@ -33,6 +33,13 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert [name for name in names() if f"\n  aikoryu {name}" not in text] == []
 
 
+def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "start here:" in err
+
+
 @pytest.mark.parametrize("name", names())
 def test_help_of_a_command_has_examples_and_fits_a_terminal(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -59,7 +59,6 @@ def test_second_interrupt_ends_at_once(start: Start, up: str, tmp_path: Path) ->
     assert worker.end() == 130
     engine = int((tmp_path / "engine").read_text())
     eventually(lambda: not os.path.exists(f"/proc/{engine}"), "the engine ends")
-    assert "Traceback" not in worker.words
 
 
 def test_up_tells_what_to_type_next(up: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +96,7 @@ def test_taken_port_of_up(up: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_interrupt_while_it_starts(start: Start, up: str) -> None:
-    worker = start("worker", "--nats", up)
+    worker = start("worker", "--nats", up, "--set", "models.embed=")
     worker.hear("Starting a worker")
     worker.interrupt()
     assert worker.end() in (130, -2)  # -2: before it had taken the signal over

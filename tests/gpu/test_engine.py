@@ -67,7 +67,7 @@ class Watched:
 def without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines start as on a machine without torch, which is much faster; echo does not need it."""
     (tmp_path / "torch.py").write_text("raise ImportError('not on this machine')\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
 
 @pytest.fixture
@@ -178,6 +178,7 @@ class TestChild:
             os.kill(pid, 0)
         assert watched.events.empty()
         assert capfd.readouterr().err == "", "it left in disorder"
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "it would be started again"
 
     async def test_engine_that_cannot_start_says_so(self, start_engine: StartEngine) -> None:
         with pytest.raises(RuntimeError, match="ended while starting"):

@@ -224,6 +224,43 @@ class TestBadFrames:
         rig.assert_idle()
 
     @pytest.mark.parametrize(
+        "bad",
+        [
+            {"x": column("f4", (2, 2), b"\0" * 12)},
+            {"x": column("f4", (2, 2), b"\0" * 20)},
+            {"x": column("f4", (4, 2), b"\0" * 16)},
+            {"x": column("f4", (1, 2), b"\0" * 8)},
+        ],
+    )
+    async def test_frame_like_one_seen_before_is_checked_all_the_same(self, rig: Any, bad: dict[str, Any]) -> None:
+        caller = await rig.caller()
+        await caller.send("echo", {"x": x(2, 2)})
+        await caller.send("echo", bad, n=2)
+        await caller.send("echo", {"x": x(2, 2)})
+        await rig.settle()
+        assert [caller.codes(id_) for id_ in (1, 2, 3)] == [[], ["bad_column"], []]
+        assert rig.batches() == [4]
+
+    async def test_texts_like_those_seen_before_are_checked_all_the_same(self, rig: Any) -> None:
+        caller = await rig.caller()
+        await caller.send("test.upper", {"text": ["a", "b"]})
+        broken = pack(["a", "b"])
+        broken.o = memoryview(np.array([0, 7, 2], "<u4").tobytes())
+        await caller.send("test.upper", {"text": broken}, n=2)
+        await rig.settle()
+        assert [caller.codes(id_) for id_ in (1, 2)] == [[], ["bad_column"]]
+
+    async def test_texts_of_many_frames_are_bounded_by_their_bytes(self, start_rig: StartRig) -> None:
+        rig = await start_rig(Limits(max_bytes=64 << 10), slab_bytes=256 << 10)
+        callers = [await rig.caller() for _ in range(9)]
+        for caller in callers:
+            await caller.send("test.upper", {"text": ["x" * 15_000] * 2})
+        await rig.settle(60)
+        assert sum(rig.batches()) == 18
+        assert max(rig.batches()) == 4
+        assert all(caller.outcome(1, 2)[1]["length"] == 15_000 for caller in callers)
+
+    @pytest.mark.parametrize(
         ("payload", "code"),
         [
             (b"\xc1", "bad_frame"),

@@ -62,8 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the arguments are wrong (2), or help was asked for (0).
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
     try:
+        options = parser.parse_args(argv)
+        if options.run is None:
+            parser.print_help(sys.stderr)
+            return 2
         status: int = options.run(options)
         sys.stdout.flush()
         return status
@@ -88,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"aikoryu {version('aikoryu')}")
     parser.add_argument("--settings", action=_ListSettings, nargs=0, help="list every setting, then exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.set_defaults(run=None)
     for command in COMMANDS:
         command.add(commands)
     return parser

@@ -92,9 +92,8 @@ class Demo:
                     await worker.finished()
             finally:
                 self._progress.close()
-        print(
-            demo_report.figures(tallies, operations), demo_report.HOW_CHECKED, demo_report.verdict(tallies), sep="\n\n"
-        )
+        print(demo_report.figures(tallies, operations), demo_report.how_checked(tallies), sep="\n\n")
+        print(f"\n{demo_report.verdict(tallies)}")
         return 0 if demo_report.well(tallies) else 1
 
     async def _prepare(
@@ -129,6 +128,7 @@ class Demo:
         hearing = asyncio.gather(*(process.hear() for process in processes))
         started_s = time.monotonic()
         forming = demo_report.Forming()
+        operations: list[Operated] = []
         async with connect(settings=settings) as bus:
             while not hearing.done():
                 if stop.asked.is_set():
@@ -137,9 +137,11 @@ class Demo:
                 elapsed_s = time.monotonic() - started_s
                 if elapsed_s > self._seconds + settings.bus.timeout_s + GRACE_S:
                     raise Failed("the agents did not end in time: this is a defect, tell it to Aikoryu's authors")
-                if line := forming.line(await self._operations(bus), elapsed_s):
+                # A worker that has gone tells nothing: what it told last stands.
+                operations = await self._operations(bus) or operations
+                if line := forming.line(operations, elapsed_s):
                     self._progress.show(f"{self._agents} agents, {elapsed_s:2.0f} s: {line}")
-            return demo_report.merged(filter(None, await hearing)), await self._operations(bus)
+            return demo_report.merged(filter(None, await hearing)), await self._operations(bus) or operations
 
     async def _operations(self, bus: Bus) -> list[Operated]:
         return list(operations_of(await bus.workers(LOOK_S), self._subjects))

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 
-PLAIN_EVERY_S = 2.0
+PLAIN_EVERY_S = 1.0
 
 
 def say(text: str) -> None:
