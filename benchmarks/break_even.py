@@ -1,9 +1,8 @@
-"""From which batch on asking the bus beats computing row by row in one's own process: `python -m benchmarks.break_even`."""
+"""The batch from which on the bus beats computing row by row in one's own process: `python -m benchmarks.break_even`."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import statistics
 import time
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aikoryu
 import numpy as np
 
+import aikoryu
 from benchmarks import loop, minilm, record
 from benchmarks.ours import NEEDS, serving
 from benchmarks.ours_embed import MODEL
@@ -59,7 +58,7 @@ class Case:
 
 
 def cases(largest: int) -> list[Case]:
-    """The built-in operations, `largest` rows of each or what 64 MiB hold; a model that is not installed is left out."""
+    """The built-in operations, `largest` rows of each or what 64 MiB hold; without its packages the model is left out."""
     draw = np.random.default_rng(0)
 
     def matrices(side: int) -> Columns:
@@ -98,15 +97,16 @@ async def measure(largest: int = LARGEST) -> list[dict[str, Any]]:
     Raises:
         RuntimeError: the bus answered something else than this process computes.
     """
-    found = []
-    async with serving({"models.embed": "" if missing_model() else MODEL}) as served:
-        async with aikoryu.connect(served.address) as bus:
-            for case in cases(largest):
-                await _check(bus, case)
-                before = _alone_s(case)
-                asked = {rows: await _asked_s(bus, case, rows) for rows in sizes(case.rows)}
-                found.append(summary(case, statistics.mean((before, _alone_s(case))), asked))
-    return found
+    settings = {"models.embed": "" if missing_model() else MODEL}
+    async with serving(settings) as served, aikoryu.connect(served.address) as bus:
+        return [await _measure(bus, case) for case in cases(largest)]
+
+
+async def _measure(bus: aikoryu.Bus, case: Case) -> dict[str, Any]:
+    await _check(bus, case)
+    before = _alone_s(case)
+    asked = {rows: await _asked_s(bus, case, rows) for rows in sizes(case.rows)}
+    return summary(case, statistics.mean((before, _alone_s(case))), asked)
 
 
 def sizes(largest: int) -> list[int]:
@@ -126,7 +126,8 @@ async def _check(bus: aikoryu.Bus, case: Case) -> None:
 def _alone_s(case: Case) -> float:
     """Median seconds a row, row by row, over the chunks that fit into the time of a point."""
     rows = list(zip(*case.first(64).values(), strict=True))
-    chunks, end = [], time.perf_counter() + POINT_S
+    chunks: list[float] = []
+    end = time.perf_counter() + POINT_S
     while not chunks or time.perf_counter() < end:
         start = time.perf_counter()
         for row in rows:
@@ -137,7 +138,8 @@ def _alone_s(case: Case) -> float:
 
 async def _asked_s(bus: aikoryu.Bus, case: Case, rows: int) -> float:
     """Median seconds a row of a call with so many rows, nothing else being asked."""
-    columns, calls, end = case.first(rows), [], time.perf_counter() + POINT_S
+    columns, calls = case.first(rows), list[float]()
+    end = time.perf_counter() + POINT_S
     while len(calls) < LEAST_REPEATS or (time.perf_counter() < end and len(calls) < MOST_REPEATS):
         start = time.perf_counter()
         await bus.call_many(case.operation, columns, timeout_s=TIMEOUT_S)
@@ -178,11 +180,9 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 def cells(one: dict[str, Any]) -> tuple[str, ...]:
     """A case's figures for people: µs alone, of one row, of a row in the best batch; both batches; times faster."""
     bus = one["bus_us"]
+    times = (one["alone_us"], bus["1"], bus[str(one["best"])])
     return (
-        *(
-            f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
-            for value in (one["alone_us"], bus["1"], bus[str(one["best"])])
-        ),
+        *(f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in times),
         f"none up to {one['largest']}" if one["break_even"] is None else str(one["break_even"]),
         str(one["best"]),
         f"{one['best_ratio']:.2g} ×",

@@ -55,7 +55,7 @@ class Goal:
 def judge(goals: Sequence[Goal], samples: Samples) -> list[dict[str, Any]]:
     """Each goal whose shape ran, with the ratio, what decided it and the verdict, as JSON-ready data.
 
-    The ratio is the median over rounds of the ratios within a round. It counts only if nothing it is made of has faults.
+    The ratio is the median over rounds of the ratios within a round; faults in what it is made of void it.
     """
     return [line(goal, *_found(goal, samples)) for goal in goals if goal.mine.shape in samples]
 

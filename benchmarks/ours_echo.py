@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from aikoryu import Bus
 from numpy.typing import NDArray
 
+from aikoryu import Bus
 from benchmarks.contestant import Contestant
 from benchmarks.ours import NAME, NEEDS, connecting, serving
 

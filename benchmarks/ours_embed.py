@@ -6,9 +6,9 @@ import os
 from contextlib import AbstractAsyncContextManager
 
 import numpy as np
-from aikoryu import Bus
 from numpy.typing import NDArray
 
+from aikoryu import Bus
 from benchmarks import minilm
 from benchmarks.contestant import Contestant, Served
 from benchmarks.ours import NAME, NEEDS, connecting, serving

@@ -67,6 +67,20 @@ class Outgoing:
 
     def _burst(self) -> None:
         """Publish what is queued; if that is too much at once, go on when the socket has taken it."""
+        try:
+            room = self._publish()
+        except BaseException:
+            self._rest()  # a defect: what is still queued leaves with the next message, not never
+            raise
+        if not room:
+            self._waiting = self._loop.create_task(self._wait())
+        elif self._queue:
+            self._loop.call_soon(self._burst)
+        else:
+            self._rest()
+
+    def _publish(self) -> bool:
+        """Hand over one burst; false if the socket should take it before the next."""
         if self._collect is not None:
             self._collect()
         transport, queue = self._transport, self._queue
@@ -81,14 +95,11 @@ class Outgoing:
                 else:
                     failed(error)
             sent += len(payload)
-        room = transport.push()
-        if not room:
-            self._waiting = self._loop.create_task(self._wait())
-        elif queue:
-            self._loop.call_soon(self._burst)
-        else:
-            self._awake = False
-            self._idle.set()
+        return transport.push()
+
+    def _rest(self) -> None:
+        self._awake = False
+        self._idle.set()
 
     async def _wait(self) -> None:
         await self._transport.writable()

@@ -118,7 +118,8 @@ class ChildEngine:
         fds = [theirs.fileno(), *(slab.fd for slab in self.slabs)]
         arguments = [",".join(map(str, fds)), msgspec.json.encode(self._spec).decode()]
         # Libraries size their thread pools when they load, so the bound is in the environment before that.
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self._spec.threads)}
+        threads = str(self._spec.threads)
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
         command = [sys.executable, "-m", "aikoryu.gpu.child", *arguments]
         self._process = _spawn(command, fds, environment)
         theirs.close()

@@ -11,13 +11,12 @@ device it is given. The built-in ones (`ops/`) and a user's own keep the same co
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..bus.columns import Schema
+from ..bus.columns import VARIABLE, Schema
 from ..bus.errors import BadParameter
 from .signature import Signature
 
@@ -87,29 +86,20 @@ class Operation:
 
 
 class FunctionOperation(Operation):
-    """An operation made of one function of tensors, by `@operation`.
-
-    Attributes:
-        origin: file and name of the function.
-    """
+    """An operation made of one function, by `@operation`."""
 
     def __init__(self, name: str, signature: Signature, function: Callable[..., Mapping[str, Any]], pure: bool) -> None:
         self.name = name
         self.signature = signature
         self.pure = pure
         self.parameters = _parameters_of(function)
-        self.origin = _origin_of(function)
         self._function = function
         self.__doc__ = function.__doc__
 
     def run(self, batch: Batch, device: Device) -> Mapping[str, Any]:
-        """Call the function with the columns as tensors and the parameters as keywords."""
-        columns = {name: batch.tensor(name) for name in self.signature.inputs}
+        """Call the function with the columns, and the parameters as keywords."""
+        columns = {name: batch[name] if field.dtype in VARIABLE else batch.tensor(name) for name, field in batch.schema}
         return self._function(**columns, **msgspec.structs.asdict(batch.parameters))
-
-
-declared: dict[str, FunctionOperation] = {}
-"""Operations made by `@operation` in modules imported so far, by name."""
 
 
 def operation(
@@ -120,10 +110,11 @@ def operation(
     types: Mapping[str, str] | None = None,
     pure: bool = True,
 ) -> Callable[[Callable[..., Mapping[str, Any]]], Operation]:
-    """Make a function of tensors an operation of the bus.
+    """Make a function an operation of the bus; a worker finds it in the module it is told to load.
 
-    The function takes one tensor a column, rows first, on the device the batch runs on, and its keyword-only arguments
-    (annotated) are the operation's parameters; it returns the answer's columns by name.
+    The function takes one tensor a column, rows first, on the device the batch runs on (of `utf8` and `bin` columns a
+    list), and its keyword-only arguments (annotated) are the operation's parameters; it returns the answer's columns by
+    name.
 
     Args:
         name: subject tokens, the system first: `"demo.scale"`.
@@ -134,20 +125,9 @@ def operation(
     """
 
     def wrap(function: Callable[..., Mapping[str, Any]]) -> Operation:
-        made = FunctionOperation(name, Signature(inputs, outputs, types or {}), function, pure)
-        known = declared.get(name)
-        if known is not None and known.origin != made.origin:
-            raise ValueError(f"two operations are called {name!r}, in {known.origin} and {made.origin}: rename one")
-        declared[name] = made
-        return made
+        return FunctionOperation(name, Signature(inputs, outputs, types or {}), function, pure)
 
     return wrap
-
-
-def _origin_of(function: Callable[..., Any]) -> str:
-    """File and name of a function: the same when its file is imported again, under whatever module name."""
-    code = inspect.unwrap(function).__code__
-    return f"{os.path.realpath(code.co_filename)}:{code.co_qualname}"
 
 
 def _parameters_of(function: Callable[..., Any]) -> type[msgspec.Struct]:

@@ -7,11 +7,11 @@ import importlib.util
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from zlib import crc32
 
 import msgspec
 
-from . import operation as contract
 from .operation import Operation
 from .ops import echo, embed, matrix
 
@@ -51,25 +51,24 @@ def _gather(catalogue: Catalogue) -> list[Operation]:
     operations += embed.operations(
         catalogue.embed, Path(catalogue.model_directory) if catalogue.model_directory else None
     )
-    for module in catalogue.modules:
-        _import(module)
+    for name in catalogue.modules:
+        operations += [found for found in vars(_import(name)).values() if isinstance(found, Operation)]
     for point in entry_points(group=ENTRY_POINTS):
         loaded = point.load()
         operations.append(loaded() if isinstance(loaded, type) else loaded)
-    return operations + [made for made in contract.declared.values() if made not in operations]
+    return operations
 
 
-def _import(name: str) -> None:
+def _import(name: str) -> ModuleType:
     if not name.endswith(".py"):
-        importlib.import_module(name)
-        return
+        return importlib.import_module(name)
     path = Path(name).resolve()
     if not path.exists():
         raise ImportError(f"{name}: no such file of operations")
     # Files of one name in different folders are different modules.
     module_name = f"aikoryu_operations_{path.stem}_{crc32(bytes(path)):08x}"
     if module_name in sys.modules:
-        return
+        return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None, "a path that ends in .py has a loader"
     assert spec.loader is not None, "a path that ends in .py has a loader"
@@ -80,3 +79,4 @@ def _import(name: str) -> None:
     except BaseException:
         del sys.modules[module_name]
         raise
+    return module

@@ -69,6 +69,7 @@ class Worker:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._engine.stop)
             await self._engine.start()
+            undo.push_async_callback(self._service.drain, 0.0)
             await self._service.start()
             for name, operation in sorted(self.operations.items()):
                 await self._service.serve(name, self._front.accept, _metadata(operation))

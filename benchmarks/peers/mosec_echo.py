@@ -50,9 +50,9 @@ def main() -> None:
             rows = np.stack([np.frombuffer(row, np.float32) for row in data])
             return [row.tobytes() for row in rows]
 
-    server = Server()
+    server = Server()  # type: ignore[no-untyped-call]
     server.append_worker(Echo, max_batch_size=MAX_ROWS, max_wait_time=WINDOW_MS, start_method="fork")
-    server.run()
+    server.run()  # type: ignore[no-untyped-call]
 
 
 async def load_with_wrk(served: Served, shape: Shape, seconds: float) -> dict[str, Any] | None:

@@ -41,9 +41,9 @@ def main(max_batch: int, wait_ms: int, chunk: int | None) -> None:
         def forward(self, data: list[str]) -> list[NDArray[np.float32]]:
             return list(self._encoder.embed(data, chunk))
 
-    server = Server()
+    server = Server()  # type: ignore[no-untyped-call]
     server.append_worker(Embed, max_batch_size=max_batch, max_wait_time=wait_ms, start_method="fork")
-    server.run()
+    server.run()  # type: ignore[no-untyped-call]
 
 
 def _decode(body: bytes) -> NDArray[np.float32]:

@@ -398,6 +398,19 @@ async def test_second_answer_is_ignored(client: Client, worker: Worker) -> None:
     assert [int(row["y"]) for row in found] == [1, 4]
 
 
+async def test_second_answer_of_many_rows_is_ignored(client: Client, worker: Worker) -> None:
+    worker.answering = silent
+    many = asyncio.ensure_future(client.call_many("echo", {"x": np.zeros(3)}))
+    await turns()
+    worker.reply(0, Reply(id=1, **answer([0, 1], y=np.array([10, 20])), err=[]))
+    worker.reply(0, Reply(id=1, **answer([0, 1], y=np.array([0, 0]))))
+    worker.reply(0, Reply(id=1, err=[RowError(0, "busy", "full", 2)]))
+    await turns()
+    assert not many.done()
+    worker.reply(0, Reply(id=1, **answer([2], y=np.array([30])), last=True))
+    assert (await within(many))["y"].tolist() == [10, 20, 30]
+
+
 async def test_reply_that_closes_the_frame_early_fails_the_rows_left(client: Client, worker: Worker) -> None:
     worker.answering = lambda request: [Reply(id=request.id, **answer([1], y=["b"]), last=True)]
     found = await within(asyncio.gather(*(client.call("echo", x(n)) for n in range(3)), return_exceptions=True))

@@ -141,6 +141,26 @@ async def test_sender_that_is_told_may_send_again(line: Line) -> None:
     assert line.sent == [("small", b"1")]
 
 
+async def test_defect_in_collect_is_told_and_holds_up_nobody(line: Line) -> None:
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    defects = [ZeroDivisionError("once")]
+
+    def collect() -> None:
+        if defects:
+            raise defects.pop()
+
+    made = outgoing(line, collect)
+    made.send("first", b"")
+    async with asyncio.timeout(5):
+        await made.drain()
+    made.send("second", b"")
+    async with asyncio.timeout(5):
+        await made.drain()
+    assert [type(error) for error in told] == [ZeroDivisionError]
+    assert [subject for subject, _ in line.sent] == ["first", "second"]
+
+
 async def test_drain_of_nothing_returns(line: Line) -> None:
     async with asyncio.timeout(1):
         await outgoing(line).drain()

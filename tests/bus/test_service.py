@@ -472,8 +472,8 @@ async def test_trap_05_drain_takes_nothing_new_and_waits_for_what_was_accepted(
 ) -> None:
     asker.ask(frame())
     await turns()
-    asker.ask(frame(id=2))  # on its way when the drain begins
     drain = asyncio.create_task(service.drain(timeout_s=5))
+    asker.ask(frame(id=2))  # on its way when the drain begins
     await turns()
     asker.ask(frame(id=3))
     await turns()
@@ -483,6 +483,21 @@ async def test_trap_05_drain_takes_nothing_new_and_waits_for_what_was_accepted(
         operation.echo(held)
     assert await drain is True
     assert len(asker.inbox) == 3  # two answers, and word that nobody serves the third
+
+
+async def test_trap_05_drain_returns_when_the_last_reply_has_left(
+    service: Service, operation: Operation, asker: Asker
+) -> None:
+    large = pack([b"x" * (MAX_PAYLOAD - 200)] * 2)
+    for number in range(80):
+        asker.ask(frame(id=number))
+    await turns()
+    drain = asyncio.create_task(service.drain(timeout_s=5))
+    await turns()
+    for held in operation.held:  # more than leaves in one burst
+        service.answer(held, [(0, 2)], {"y": large}, [])
+    assert await drain is True
+    assert len(asker.inbox) == 160
 
 
 async def test_drain_ends_at_its_timeout(service: Service, operation: Operation, asker: Asker) -> None:

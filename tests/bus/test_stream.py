@@ -350,26 +350,29 @@ async def test_worker_forgets_the_stream_idle_longest(
     client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "MAX_STREAMS", 2)
-    more = asyncio.Event()
+    taps: list[asyncio.Queue[int]] = [asyncio.Queue() for _ in range(3)]
 
-    async def source(pauses: bool) -> AsyncIterator[dict[str, Any]]:
-        yield chunk(0, 1)
-        if pauses:
-            await more.wait()
-        yield chunk(1, 1)
+    async def source(tap: asyncio.Queue[int]) -> AsyncIterator[dict[str, Any]]:
+        while True:
+            yield chunk(await tap.get(), 1)
 
-    idle = client.stream("double", source(pauses=True))
-    await within(anext(idle))
-    others = [client.stream("double", source(pauses=True)) for _ in range(2)]
-    for other in others:
-        await within(anext(other))
+    async def more(number: int) -> list[float]:
+        taps[number].put_nowait(1)
+        values: list[float] = (await within(anext(streams[number])))["y"].tolist()
+        return values
+
+    streams = [client.stream("double", source(tap)) for tap in taps]
+    await more(0)
+    await more(1)
+    await more(0)
     assert open_streams(worker) == 2
-    more.set()
-    for other in others:
-        assert (await within(anext(other)))["y"].tolist() == [2]
-        await other.aclose()
+    await more(2)
+    assert open_streams(worker) == 2
+    assert await more(0) == [2]
     with pytest.raises(RowsFailed, match="open it again"):
-        await within(anext(idle))
+        await more(1)
+    for stream in streams:
+        await stream.aclose()
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -41,6 +41,17 @@ def embed() -> Iterator[Embed]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def whole() -> Any:
+    """The library's own tokenizer, reading all of every text."""
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the extra `models`")
+    model = find(NAME)
+    made = tokenizers.Tokenizer.from_file(str(model.file("tokenizer.json")))
+    made.enable_truncation(model.max_tokens)
+    made.no_padding()
+    return made
+
+
 def run(embed: Embed, texts: list[str], alive: Any = None) -> Array:
     device = Device("cpu", threads=1)
     flags = np.ones(len(texts), bool) if alive is None else alive
@@ -154,16 +165,16 @@ class TestTokenizer:
         size=st.integers(4000, 9000),
     )
     def test_beginning_of_a_long_text_decides_as_the_whole(
-        self, embed: Embed, text: str, start: str, size: int
+        self, embed: Embed, whole: Any, text: str, start: str, size: int
     ) -> None:
-        import tokenizers
-
-        model = find(NAME)
-        whole = tokenizers.Tokenizer.from_file(str(model.file("tokenizer.json")))
-        whole.no_padding()
-        whole.enable_truncation(model.max_tokens)
         long = (start + text * (size // len(text) + 1))[:size]
         assert embed._tokenizer.encode(["short", long, ""])[1] == whole.encode(long).ids
+
+    def test_word_cut_in_two_decides_nothing(self, embed: Embed, whole: Any) -> None:
+        # 4,096 characters are looked at. The last word, unknown as it is longer than 100, would be known up to there.
+        long = ("a " * 252).rjust(4076) + "unbelievably" * 20
+        assert whole.encode(long).ids[-3:] == [1037, 100, 102]
+        assert embed._tokenizer.encode([long]) == [whole.encode(long).ids]
 
     def test_empty_text_is_special_tokens_alone(self, embed: Embed) -> None:
         assert embed._tokenizer.encode(["", "word", ""]) == [[101, 102], [101, 2773, 102], [101, 102]]

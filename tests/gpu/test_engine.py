@@ -29,7 +29,7 @@ from aikoryu.gpu.job import Done, Job, Part
 from aikoryu.gpu.registry import Catalogue
 from aikoryu.gpu.worker import Worker
 
-WAIT_S = 60.0
+WAIT_S = 30.0
 X = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 StartEngine = Callable[..., Awaitable["Watched"]]

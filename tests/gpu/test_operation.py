@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from aikoryu.bus.columns import field_of
+from aikoryu.bus.columns import Field, field_of
 from aikoryu.bus.errors import BadParameter
-from aikoryu.gpu import operation as contract
 from aikoryu.gpu.batch import Batch
 from aikoryu.gpu.device import Device
 from aikoryu.gpu.operation import NoParameters, Operation, operation
@@ -35,14 +34,6 @@ class Lists(Plain):
     """Takes a parameter that has no hash."""
 
     parameters = Bounded
-
-
-@pytest.fixture(autouse=True)
-def undeclared() -> Iterator[None]:
-    declared = dict(contract.declared)
-    yield
-    contract.declared.clear()
-    contract.declared.update(declared)
 
 
 def scale() -> Operation:
@@ -85,7 +76,6 @@ def test_lane_key_of_any_parameter_has_a_hash_and_equals_itself() -> None:
 def test_function_becomes_an_operation() -> None:
     made = scale()
     assert (made.name, made.pure, made.__doc__) == ("test.scaled", True, "Scale rows.")
-    assert contract.declared["test.scaled"] is made
     parameters = made.decode_parameters({"times": 2})
     assert (parameters.factor, parameters.times) == (2.0, 2)
 
@@ -114,15 +104,12 @@ def test_function_without_annotation_takes_anything() -> None:
     assert anything.decode_parameters({"what": [1, "a"]}).what == [1, "a"]
 
 
-def test_two_functions_of_one_name_are_refused() -> None:
-    @operation("test.twice", inputs={"x": "f4"}, outputs={"x": "f4"})
-    def first(x: Any) -> Mapping[str, Any]:
-        return {"x": x}
+def test_function_gets_text_as_a_list() -> None:
+    @operation("test.length", inputs={"text": "utf8"}, outputs={"n": "i8"})
+    def length(text: list[str]) -> Mapping[str, Any]:
+        return {"n": np.array([len(row) for row in text])}
 
-    with pytest.raises(ValueError, match=r"two operations are called 'test\.twice'"):
-
-        @operation("test.twice", inputs={"x": "f4"}, outputs={"x": "f4"})
-        def second(x: Any) -> Mapping[str, Any]:
-            return {"x": x}
-
-    assert contract.declared["test.twice"] is first
+    batch = Batch(
+        2, (("text", Field("utf8")),), {"text": ["ä", "bcd"]}, NoParameters(), np.ones(2, bool), Device("cpu", 1)
+    )
+    assert length.run(batch, Device("cpu", 1))["n"].tolist() == [1, 3]

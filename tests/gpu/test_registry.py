@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from aikoryu.gpu import operation as contract
-from aikoryu.gpu.operation import operation
 from aikoryu.gpu.registry import Catalogue, load
 
 BUILT_IN = {"echo", "matrix.matmul", "matrix.add", "matrix.subtract", "matrix.multiply"}
@@ -36,12 +34,10 @@ instance = Made()
 
 
 @pytest.fixture(autouse=True)
-def undeclared() -> Iterator[None]:
-    """What a test declares or imports is forgotten after it."""
-    declared, modules = dict(contract.declared), set(sys.modules)
+def unimported() -> Iterator[None]:
+    """What a test imports is forgotten after it."""
+    modules = set(sys.modules)
     yield
-    contract.declared.clear()
-    contract.declared.update(declared)
     for name in set(sys.modules) - modules:
         del sys.modules[name]
 
@@ -77,14 +73,6 @@ def test_module_adds_its_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "demo.scale" in load(Catalogue(modules=("importable_operations",)))
 
 
-def test_decorator_adds_the_operation() -> None:
-    @operation("demo.double", inputs={"x": "f4"}, outputs={"y": "f4"})
-    def double(x: float) -> dict[str, float]:
-        return {"y": 2 * x}
-
-    assert load(Catalogue())["demo.double"] is double
-
-
 def test_files_of_one_name_in_two_folders_are_both_loaded(tmp_path: Path) -> None:
     first = write(tmp_path / "a" / "operations.py", "demo.first")
     second = write(tmp_path / "b" / "operations.py", "demo.second")
@@ -105,14 +93,6 @@ def test_two_operations_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_built_in_name_is_taken(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"two operations are called 'matrix\.add'"):
         load(Catalogue(modules=(write(tmp_path / "a.py", "matrix.add"),)))
-
-
-def test_function_defined_again_replaces_itself() -> None:
-    """As when a notebook's cell runs twice, or a script that serves its own file imports it."""
-    source = OPERATION.format(name="demo.again", factor=1.0)
-    for _ in range(2):
-        exec(compile(source, "/somewhere/cell.py", "exec"), {"__name__": "cell"})
-    assert "demo.again" in load(Catalogue())
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

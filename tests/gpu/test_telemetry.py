@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from aikoryu.gpu.planner import Limits
 
 StartRig = Callable[..., Awaitable[Any]]
-STAGES = ("queue", "staging", "device", "reply")
+STAGES = ("queue", "window", "staging", "device", "reply")
 
 
 def samples(rig: Any) -> dict[tuple[str, str], float]:
@@ -72,6 +72,16 @@ async def test_queue_lengths_are_read_when_somebody_asks(start_rig: StartRig) ->
     await rig.settle()
     found = samples(rig)
     assert [found[f"aikoryu_{name}", ""] for name in gauges[1:]] == [0, 0, 0]
+
+
+async def test_engine_that_is_lost_is_seen(rig: Any) -> None:
+    on_ready, rig.engine.on_ready = rig.engine.on_ready, lambda: None
+    assert samples(rig)["aikoryu_engine_up", ""] == 1
+    rig.engine.lose()
+    assert samples(rig)["aikoryu_engine_up", ""] == 0
+    on_ready()
+    found = samples(rig)
+    assert (found["aikoryu_engine_up", ""], found["aikoryu_engine_restarts", ""]) == (1, 1)
 
 
 async def test_refused_frames_are_counted_by_code(rig: Any) -> None:
