@@ -1,4 +1,4 @@
-"""The batch from which on the bus beats computing row by row in one's own process: `python -m benchmarks.break_even`."""
+"""From which batch on the bus beats computing row by row in one's own process: `python -m benchmarks.break_even`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Case:
 
 
 def cases(largest: int) -> list[Case]:
-    """The built-in operations, `largest` rows of each or what 64 MiB hold; without its packages the model is left out."""
+    """The built-in operations, with `largest` rows or what 64 MiB hold; the model only where it is installed."""
     draw = np.random.default_rng(0)
 
     def matrices(side: int) -> Columns:

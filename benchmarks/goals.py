@@ -55,9 +55,12 @@ class Goal:
 def judge(goals: Sequence[Goal], samples: Samples) -> list[dict[str, Any]]:
     """Each goal whose shape ran, with the ratio, what decided it and the verdict, as JSON-ready data.
 
+    A comparison without a goal is left out where its peer did not run.
+
     The ratio is the median over rounds of the ratios within a round; faults in what it is made of void it.
     """
-    return [line(goal, *_found(goal, samples)) for goal in goals if goal.mine.shape in samples]
+    lines = [line(goal, *_found(goal, samples)) for goal in goals if goal.mine.shape in samples]
+    return [one for one in lines if one["goal"] is not None or one["got"] is not None]
 
 
 def line(goal: Goal, got: float | None, against: str | None = None, faults: Sequence[str] = ()) -> dict[str, Any]:
@@ -109,7 +112,7 @@ def _faulty(name: str, rounds: list[dict[str, Any]]) -> list[str]:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """The figures as text."""
-    form = "{:<66}{:>8}{:>8}{:>9}  {}"
+    form = "{:<67}{:>8}{:>8}{:>9}  {}"
     rows = [
         form.format(
             one["title"], number(one["goal"], one), number(one["aim"], one), number(one["got"]), one["verdict"] or ""
@@ -145,7 +148,7 @@ def _echo(shape: str, frames: str) -> Iterator[Goal]:
 
 PEERS = {
     "nats-request": "nc.request",
-    "nats-mux": "nats-py with an own mux",
+    "nats-mux": "own mux on nats-py",
     "greedy-batcher": "a 30-line batcher",
     "pure-echo": "equal frames echoed",
     "mosec": "mosec",

@@ -100,7 +100,7 @@ class Client:
             row = as_row(row)
             types = type_key(row)
             assert types is not None, "as_row leaves nothing else"
-        encoded = encode_parameters(parameters)
+        encoded = encode_parameters(parameters) if parameters else b""
         key = (operation, encoded, timeout_s, priority, idempotent, types)
         building = self._building.get(key)
         if building is None:

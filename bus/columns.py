@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -54,10 +55,15 @@ class Field(NamedTuple):
     @property
     def row_bytes(self) -> int:
         """Bytes of one row; 0 for variable width."""
-        return 0 if self.dtype in VARIABLE else FIXED[self.dtype].itemsize * math.prod(self.shape)
+        return _row_bytes(self)
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]" if self.shape else self.dtype
+
+
+@lru_cache(maxsize=4096)
+def _row_bytes(field: Field) -> int:
+    return 0 if field.dtype in VARIABLE else FIXED[field.dtype].itemsize * math.prod(field.shape)
 
 
 Schema: TypeAlias = tuple[tuple[str, Field], ...]

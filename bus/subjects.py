@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _TOKENS = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 _RESERVED = ("agent", "topic", "ctl")
@@ -40,6 +41,7 @@ class Subjects:
     def control(self) -> str:
         return f"{self.root}.ctl"
 
+    @lru_cache(maxsize=4096)  # noqa: B019 - a frozen value, one or two in a process
     def operation(self, name: str, partition: int | None = None) -> str:
         """The subject of an operation, `matrix.matmul` or `models.embed.<model>`.
 

@@ -1,0 +1,206 @@
+"""README's figures and the page of all results, from `benchmarks/results/*.json`: `python -m benchmarks.render`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import break_even, goals
+from benchmarks.ours import NAME
+from benchmarks.processes import ROOT
+from benchmarks.record import FAULTS, RESULTS
+
+README = ROOT / "README.md"
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+NAMES = ("bus", "embed", "memory", "break_even")
+PLOT = "figures.png"
+ABSENT = "Not measured yet; `python -m benchmarks.figures` measures, and writes this section."
+
+Results = dict[str, dict[str, Any]]
+
+
+def load(folder: Path) -> Results:
+    """The results in a folder, by benchmark, in the order of the tables."""
+    return {name: json.loads(path.read_text()) for name in NAMES if (path := folder / f"{name}.json").exists()}
+
+
+def section(results: Results) -> str:
+    """README's section: each figure with a goal, and on what it was measured."""
+    if not results:
+        return ABSENT
+    figures = [one for one in _figures(results) if one["goal"] is not None]
+    parts = [_figures_table(figures)] if figures else []
+    parts += [
+        f"{_provenance(results)} Ratios are medians over rounds of the ratios within a round: every peer runs in the "
+        "same rounds on the same cores. All of it, with the peers' own numbers and each operation's break-even batch, "
+        "is in [benchmarks/results](benchmarks/results/README.md)."
+    ]
+    return "\n\n".join(parts)
+
+
+def page(results: Results) -> str:
+    """The results' own page: all figures, the break-even batches, and every contestant in every shape."""
+    parts = ["# Results", ABSENT if not results else _provenance(results)]
+    if "bus" in results or "embed" in results:
+        parts.append(f"![Rates and latencies of the contestants]({PLOT})")
+    if figures := list(_figures(results)):
+        parts += ["## Figures", _figures_table(figures), _LEGEND]
+    if found := results.get("break_even", {}).get("break_even"):
+        parts += ["## Break-even", _BREAK_EVEN, _break_even_table(found)]
+    for name in ("bus", "embed"):
+        if name in results:
+            parts += [f"## {_TITLES[name]}", *_contestants(results[name])]
+    if "memory" in results:
+        parts += ["## Memory of a worker", _memory_table(results["memory"]["seen"])]
+    if results:
+        parts += ["## Commands", "\n".join(f"- `{result['command']}`" for result in results.values())]
+    return "\n\n".join(parts) + "\n"
+
+
+_TITLES = {"bus": "Echo of 384 floats", "embed": "Sentence embeddings"}
+_LEGEND = (
+    "Goal: what has to be reached; aim: what is wanted beyond. Where several peers fit, the one that leaves the worst "
+    "ratio counts, and is named."
+)
+_BREAK_EVEN = (
+    "One caller asks for a batch with `call_many` and waits, against computing the same rows one by one in its own "
+    "process (NumPy; the model unbatched; a copy for echo). The break-even batch is the smallest from which on the bus "
+    "is cheaper a row. Both sides use the cores as they do by default."
+)
+
+
+def _figures(results: Results) -> Iterator[dict[str, Any]]:
+    for result in results.values():
+        yield from result.get("figures", [])
+
+
+def _figures_table(figures: Sequence[dict[str, Any]]) -> str:
+    return _table(
+        ("figure", "goal", "aim", "measured", ""),
+        "lrrrl",
+        [
+            (
+                one["title"] + (f" ({one['against']})" if _is_news(one) else ""),
+                goals.number(one["goal"], one),
+                goals.number(one["aim"], one),
+                f"**{goals.number(one['got'])}**",
+                ", ".join([one["verdict"] or "", *one.get("faults", [])]).strip(", "),
+            )
+            for one in figures
+        ],
+    )
+
+
+def _is_news(one: dict[str, Any]) -> bool:
+    """Whether the title leaves open against whom the figure is."""
+    return one["against"] not in (None, NAME) and goals.PEERS.get(one["against"], "?") not in one["title"]
+
+
+def _break_even_table(found: Sequence[dict[str, Any]]) -> str:
+    head = ("operation", "alone, µs", "bus, 1 row, µs", "bus at best, µs", "break-even batch", "best batch", "bus is")
+    return _table(head, "lrrrrrr", [(one["case"], *break_even.cells(one)) for one in found])
+
+
+def _contestants(result: dict[str, Any]) -> Iterator[str]:
+    for shape, by in result["medians"].items():
+        about = result["shapes"][shape]
+        yield f"**{about['title']}** ({about['rows_in_flight']} rows in flight)"
+        yield _table(
+            ("contestant", "rows/s", "p50 ms", "p99 ms", "client µs a row", "server µs a row", "faults"),
+            "lrrrrrr",
+            [(name, *_cells(figures)) for name, figures in by.items()],
+        )
+        probes = [
+            f"{name}: {figures['after_hang_up_ratio']:.1f} × its {figures['alone_ms']:.0f} ms alone"
+            for name, figures in by.items()
+            if "after_hang_up_ratio" in figures
+        ]
+        if probes:
+            yield "The probe after the hang-up took, " + "; ".join(probes) + "."
+
+
+def _cells(figures: dict[str, Any]) -> Iterator[str]:
+    for name, form in (
+        ("rows_per_s", ",.0f"),
+        ("p50_ms", ".2f"),
+        ("p99_ms", ".2f"),
+        ("client_cpu_us", ",.1f"),
+        ("server_cpu_us", ",.1f"),
+    ):
+        yield "—" if figures.get(name) is None else format(figures[name], form)
+    yield str(sum(figures[kind] for kind in FAULTS))
+
+
+def _memory_table(seen: Sequence[dict[str, Any]]) -> str:
+    return _table(
+        ("rows", "front MiB", "engine MiB", "both MiB"),
+        "rrrr",
+        [(f"{look['rows']:,}", *(f"{look[name] / 2**20:.1f}" for name in ("front", "engine", "rss"))) for look in seen],
+    )
+
+
+def _provenance(results: Results) -> str:
+    """On what, when and of what commit; once if all results agree."""
+    stamps: dict[str, list[str]] = {}
+    for name, result in results.items():
+        machine = result["machine"]
+        commit, _, dirty = (result["commit"] or "unknown").partition("+")
+        stamp = (
+            f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gib']:.0f} GiB, {machine['kernel']}, Python "
+            f"{machine['python']}; {result['date'][:10]}, commit {commit[:12]}{' with changes' if dirty else ''}"
+        )
+        stamps.setdefault(stamp, []).append(name)
+    if len(stamps) == 1:
+        return f"Measured on {next(iter(stamps))}."
+    return "Measured on " + "; ".join(f"{stamp} ({', '.join(names)})" for stamp, names in stamps.items()) + "."
+
+
+def _table(head: Sequence[str], align: str, rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; `align` has l or r a column."""
+    marks = ["---" if side == "l" else "---:" for side in align]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, marks, *rows))
+
+
+def with_section(readme: str, text: str) -> str:
+    """A README with the section between its markers replaced.
+
+    Raises:
+        ValueError: the markers are not there, each once and in order.
+    """
+    if not (readme.count(BEGIN) == readme.count(END) == 1 and readme.index(BEGIN) < readme.index(END)):
+        raise ValueError(f"README.md needs the markers {BEGIN} and {END}, each once")
+    before, after = readme.split(BEGIN)[0], readme.split(END)[1]
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def main() -> None:
+    """Write both files and the plot, or see whether they are what would be written."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail with the difference if there is one")
+    options = parser.parse_args()
+
+    results = load(RESULTS)
+    texts = {README: with_section(README.read_text(), section(results)), RESULTS / "README.md": page(results)}
+    if options.check:
+        sys.exit("".join(_difference(path, text) for path, text in texts.items()) or 0)
+    for path, text in texts.items():
+        path.write_text(text)
+    if "bus" in results or "embed" in results:
+        from benchmarks import plot
+
+        plot.draw(results, RESULTS / PLOT)
+
+
+def _difference(path: Path, text: str) -> str:
+    found = path.read_text() if path.exists() else ""
+    lines = difflib.unified_diff(found.splitlines(True), text.splitlines(True), str(path.relative_to(ROOT)), "rendered")
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The benchmarks run, judge rightly, and README says what their results say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def from_the_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        (sys.executable, "-m", *command), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def sample(**figures: float) -> dict[str, Any]:
+    return {"mismatches": 0, "errors": 0, "unanswered": 0, **figures}
+
+
+def test_readme_says_what_the_committed_results_say() -> None:
+    done = run("benchmarks.render", "--check")
+    assert done.returncode == 0, f"python -m benchmarks.render writes what is missing:\n{done.stderr}"
+
+
+def test_every_committed_result_names_what_it_was_measured_on() -> None:
+    from benchmarks import render
+
+    for name, result in render.load(ROOT / "benchmarks" / "results").items():
+        assert {"date", "commit", "command", "machine", "versions"} <= result.keys(), name
+
+
+def test_section_without_results_says_so() -> None:
+    from benchmarks import render
+
+    readme = f"# A\n{render.BEGIN}\nold\n{render.END}\nB\n"
+    assert render.with_section(readme, render.section({})) == f"# A\n{render.BEGIN}\n{render.ABSENT}\n{render.END}\nB\n"
+
+
+@pytest.mark.parametrize("readme", ["", "<!-- figures -->", "<!-- /figures --><!-- figures -->"])
+def test_section_needs_its_markers(readme: str) -> None:
+    from benchmarks import render
+
+    with pytest.raises(ValueError, match="markers"):
+        render.with_section(readme, "")
+
+
+@pytest.mark.parametrize(
+    ("better", "got", "verdict"),
+    [
+        ("higher", 3.0, "aim reached"),
+        ("higher", 2.999, "goal met"),
+        ("higher", 1.999, "short"),
+        ("lower", 2.0, "aim reached"),
+        ("lower", 3.0, "goal met"),
+        ("lower", 3.001, "short"),
+    ],
+)
+def test_verdict(better: Any, got: float, verdict: str) -> None:
+    from benchmarks.goals import Goal, Value
+
+    goal, aim = (2, 3) if better == "higher" else (3, 2)
+    assert Goal("", Value("s", "c"), (), goal, aim, better).verdict(got) == verdict
+
+
+def test_ratio_is_within_rounds_and_against_the_best_peer() -> None:
+    from benchmarks.goals import Goal, Value, judge
+
+    samples = {
+        "s": {
+            "mine": [sample(rows_per_s=20.0), sample(rows_per_s=40.0), sample(rows_per_s=30.0)],
+            "peer-slow": [sample(rows_per_s=1.0)] * 3,
+            "peer-fast": [sample(rows_per_s=10.0), sample(rows_per_s=10.0), sample(rows_per_s=30.0)],
+        }
+    }
+    (found,) = judge([Goal("", Value("s", "mine"), (Value("s", "peer-*"),), 2)], samples)
+    assert (found["got"], found["against"], found["verdict"]) == (2.0, "peer-fast", "goal met")
+
+
+def test_faults_void_a_figure() -> None:
+    from benchmarks.goals import Goal, Value, judge
+
+    samples = {"s": {"mine": [sample(rows_per_s=9.0)], "peer": [sample(rows_per_s=1.0) | {"errors": 1}]}}
+    (found,) = judge([Goal("", Value("s", "mine"), (Value("s", "peer"),), 2)], samples)
+    assert (found["verdict"], found["faults"]) == ("faults", ["peer"])
+
+
+def test_a_shape_that_ran_without_the_peer_is_not_measured() -> None:
+    from benchmarks.goals import Goal, Value, judge
+
+    samples = {"s": {"mine": [sample(rows_per_s=9.0)]}}
+    (found,) = judge([Goal("", Value("s", "mine"), (Value("s", "peer"),), 2)], samples)
+    assert (found["got"], found["verdict"]) == (None, "not measured")
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "expected"),
+    [
+        ({1: 9.0, 2: 4.0, 4: 3.0}, 2),
+        ({1: 4.0, 2: 9.0, 4: 3.0}, 4),  # a lucky point below is no break-even
+        ({1: 9.0, 2: 4.0, 4: 5.0}, None),
+    ],
+)
+def test_break_even_holds_from_there_on(asked_s: dict[int, float], expected: int | None) -> None:
+    from benchmarks.break_even import Case, summary
+
+    case = Case("echo", "echo", {"x": [0] * 4}, "x", len)
+    assert summary(case, 5.0, asked_s)["break_even"] == expected
+
+
+def test_memory_figure_needs_ten_million_rows() -> None:
+    from benchmarks.memory import figure
+
+    seen = [{"rows": 0, "rss": 50}, {"rows": 1_000_064, "rss": 100}, {"rows": 10_000_000, "rss": 101}]
+    assert (figure(seen)["got"], figure(seen)["verdict"]) == (1.01, "goal met")
+    assert figure(seen[:2])["got"] is None
+
+
+def test_bus_benchmark_runs(tmp_path: Path) -> None:
+    path = tmp_path / "bus.json"
+    only = ("--only", "nats-mux", "aikoryu", "--shapes", "row64", "--skip-break-even")
+    done = run("benchmarks.bus", "--rounds", "1", "--seconds", "1", *only, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())
+    assert result["machine"].keys() == {"cpu", "cores", "ram_gib", "kernel", "python"}
+    assert {"aikoryu", "nats-py", "nats-server"} <= result["versions"].keys()
+    for name in ("nats-mux", "aikoryu"):
+        (found,) = result["samples"]["row64"][name]
+        assert found["rows_per_s"] > 0, done.stderr
+        assert found["p50_ms"] <= found["p99_ms"]
+        assert (found["mismatches"], found["errors"], found["unanswered"]) == (0, 0, 0), done.stderr
+    (rate, *_) = result["figures"]
+    assert (rate["against"], rate["goal"]) == ("nats-mux", 1)
+    assert rate["got"] > 0
