@@ -8,7 +8,7 @@ from typing import Any
 ROW_FLOATS = 384
 ROW_BYTES = 4 * ROW_FLOATS
 IN_FLIGHT = 512
-FRAME_ROWS = (64, 128, 340)  # 96, 192 and 510 KiB of rows
+FRAME_ROWS = (64, 128)  # 96 and 192 KiB of rows: what Aikoryu's clients send in these shapes
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ BUS_SHAPES = (
     frame_shape(64),
     Shape("many512", "4 callers of call_many(128 rows), one client process", callers=4, rows_per_call=128),
     frame_shape(128),
-    frame_shape(340),
     Shape("row64", "64 callers of one row", callers=64),
     Shape("one", "one caller"),
     Shape(
