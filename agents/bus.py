@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from ..bus.client import Client
-from ..bus.connection import ConnectOptions, NatsConnection
+from ..bus.connection import NatsConnection
 from ..bus.discovery import discover
+from ..bus.options import ConnectOptions
 from ..bus.subjects import Subjects
 from ..bus.transport import Transport
 from ..config import Settings, load

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,14 @@ class Case:
         operation: its name on the bus.
         columns: as many rows as are asked at most.
         answer: the column that comes back.
-        alone: computes one row in this process, from its values in the columns' order.
+        alone: ways to compute one row in this process, from its values in the columns' order; the fastest counts.
     """
 
     title: str
     operation: str
     columns: Columns
     answer: str
-    alone: Callable[..., Any]
+    alone: tuple[Callable[..., Any], ...]
 
     @property
     def rows(self) -> int:
@@ -65,24 +66,31 @@ def cases(largest: int) -> list[Case]:
         rows = max(1, min(largest, MOST_BYTES // (2 * 4 * side * side)))
         return {name: draw.standard_normal((rows, side, side), dtype=np.float32) for name in ("a", "b")}
 
-    found = [Case("echo, 384 f32", "echo", {"x": draw.random((largest, ROW_FLOATS), np.float32)}, "x", np.copy)]
+    found = [Case("echo, 384 f32", "echo", {"x": draw.random((largest, ROW_FLOATS), np.float32)}, "x", (np.copy,))]
     for operation, function, sides in (("matmul", np.matmul, (16, 64, 256)), ("add", np.add, (16, 64, 256))):
         for side in sides:
-            found.append(Case(f"matrix.{operation}, {side}² f32", f"matrix.{operation}", matrices(side), "c", function))
+            name = f"matrix.{operation}"
+            found.append(Case(f"{name}, {side}² f32", name, matrices(side), "c", (function,)))
     if not missing_model():
-        os.environ[minilm.THREADS_VARIABLE] = str(cores())
-        encoder = minilm.Encoder()
         texts = minilm.sentences(largest, TEXT_TOKENS, TEXT_TOKENS, seed=0)
         title = f"models.embed, {TEXT_TOKENS} tokens"
-        found.append(
-            Case(title, f"models.embed.{MODEL}", {"text": texts}, "embedding", lambda text: encoder.embed([text])[0])
-        )
+        found.append(Case(title, f"models.embed.{MODEL}", {"text": texts}, "embedding", _unbatched()))
     return found
 
 
-def cores() -> int:
-    """Cores this process may use, all of which it computes with."""
-    return len(os.sched_getaffinity(0))
+def _unbatched() -> tuple[Callable[[str], Any], ...]:
+    """The model on one text, with one thread and with every core: beside a busy worker, more threads can be slower."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    os.environ[minilm.THREADS_VARIABLE] = str(cores)
+    encoder = minilm.Encoder()
+
+    def embed(threads: int, text: str) -> Any:
+        torch.set_num_threads(threads)
+        return encoder.embed([text])[0]
+
+    return tuple(partial(embed, threads) for threads in sorted({1, cores}))
 
 
 def missing_model() -> list[str]:
@@ -118,20 +126,25 @@ async def _check(bus: aikoryu.Bus, case: Case) -> None:
     """Ask a few rows, which warms up as well, and compare them with this process's own."""
     few = case.first(8)
     answers = (await bus.call_many(case.operation, few, timeout_s=TIMEOUT_S))[case.answer]
-    own = np.stack([case.alone(*row) for row in zip(*few.values(), strict=True)])
+    own = np.stack([case.alone[0](*row) for row in zip(*few.values(), strict=True)])
     if not np.allclose(answers, own, rtol=1e-3, atol=1e-3):
         raise RuntimeError(f"{case.title}: the bus and this process disagree by {np.abs(answers - own).max():.2g}")
 
 
 def _alone_s(case: Case) -> float:
-    """Median seconds a row, row by row, over the chunks that fit into the time of a point."""
+    """Seconds a row, row by row, in the fastest way."""
     rows = list(zip(*case.first(64).values(), strict=True))
+    return min(_row_by_row_s(alone, rows) for alone in case.alone)
+
+
+def _row_by_row_s(alone: Callable[..., Any], rows: list[tuple[Any, ...]]) -> float:
+    """Median seconds a row over as many chunks as fit into the time of a point."""
     chunks: list[float] = []
     end = time.perf_counter() + POINT_S
     while not chunks or time.perf_counter() < end:
         start = time.perf_counter()
         for row in rows:
-            case.alone(*row)
+            alone(*row)
         chunks.append((time.perf_counter() - start) / len(rows))
     return statistics.median(chunks)
 

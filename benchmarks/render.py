@@ -69,8 +69,8 @@ _LEGEND = (
 )
 _BREAK_EVEN = (
     "One caller asks for a batch with `call_many` and waits, against computing the same rows one by one in its own "
-    "process (NumPy; the model unbatched; a copy for echo). The break-even batch is the smallest from which on the bus "
-    "is cheaper a row. Both sides use the cores as they do by default."
+    "process: NumPy, a copy for echo, the model unbatched with one thread or every core, whichever is faster. The "
+    "break-even batch is the smallest from which on the bus is cheaper a row, at every larger size measured too."
 )
 
 

@@ -27,6 +27,7 @@ from .transport import Message, Subscription, Transport, no_responders
 
 BUSY_RETRIES = 2
 MANY_BYTES = 256 * 1024  # frames of a call_many: nobody waits for the first of them alone
+MANY_ROWS = 4096
 MANY_IN_FLIGHT_BYTES = 4 * 1024 * 1024
 FRAME_OVERHEAD = 4096  # headroom of a frame's map, names and offsets below max_payload, bytes
 RESEND_DELAY_S = 0.05
@@ -147,11 +148,15 @@ class Client:
         deadline = self.deadline(envelope)
         frames: list[ManyRows] = []
         try:
-            for first, end in cuts(packable, min(MANY_BYTES, self.largest_bytes)):
+            for first, end in cuts(packable, min(MANY_BYTES, self.largest_bytes), MANY_ROWS):
                 await whole.room(MANY_IN_FLIGHT_BYTES)
+                left_s = deadline - self._loop.time()
+                if left_s <= 0:
+                    whole.errors.update((row, Expired("not sent before the deadline")) for row in range(first, end))
+                    continue
                 part = {name: pack(values[first:end]) for name, values in packable.items()}
                 id_, rows = self.next_id(), end - first
-                payload = encode(envelope.request(self.number, id_, rows, part))
+                payload = encode(envelope.request(self.number, id_, rows, part, left_s))
                 frame = ManyRows(id_, envelope.subject, payload, rows, deadline, idempotent, whole, first)
                 frames.append(frame)
                 self.send(frame)
@@ -254,7 +259,7 @@ class Client:
             self._building.clear()
         if self._withdrawn:
             for id_, rows in self._withdrawn.items():
-                self._outgoing.send(self._subjects.control, encode(Cancel(self.number, id_, rows)))
+                self._outgoing.send(self._subjects.control, encode(Cancel(self.number, id_, rows)), failed=_in_vain)
             self._withdrawn.clear()
 
     def deadline(self, envelope: Envelope) -> float:
@@ -297,7 +302,8 @@ class Client:
             del self._pending[pending.id]
             pending.fail(error)
             return
-        if pending.open <= 0 or reply.last:
+        # A frame that was sent again may be with two workers: the last word of one is not that of the other.
+        if pending.open <= 0 or (reply.last and not pending.resent):
             del self._pending[pending.id]
             if pending.open > 0:
                 pending.fail(BusError("the worker closed the request without answering every row"))
@@ -345,7 +351,7 @@ class Client:
 
     def leave_stream(self, number: int) -> None:
         """Tell the worker that a stream has ended."""
-        self._outgoing.send(self._subjects.control, encode(Cancel(self.number, 0, stream=number)))
+        self._outgoing.send(self._subjects.control, encode(Cancel(self.number, 0, stream=number)), failed=_in_vain)
 
     def withdraw(self, id_: int, rows: list[int]) -> None:
         """Tell workers, at the end of this tick, that nobody waits for these rows of a frame (none named: all)."""
@@ -374,3 +380,7 @@ class Client:
         self._sweep_at = float("inf")
         if self._pending:
             self._sweep_no_later_than(min(pending.deadline for pending in self._pending.values()))
+
+
+def _in_vain(error: BusError) -> None:
+    """A withdrawal that a lost connection does not take: the workers will hear that nobody listens any more."""

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import structlog
@@ -24,6 +22,7 @@ from nats.nuid import NUID
 
 from .errors import BadParameter, BusError, Closed, ConnectionFailed, Disconnected, TooLarge
 from .nats_client import NatsClient
+from .options import ConnectOptions
 from .transport import OUTBOX_BYTES, Callback, Message, check_interest
 
 # A peer that falls silent without closing its socket is noticed after three of these: nats-py's 120 s make six minutes.
@@ -38,42 +37,6 @@ RETRY_LONGEST_S = 5.0
 _SUBSCRIBE_DENIED = "permissions violation for subscription to "
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectOptions:
-    """Where the server is, and as whom to connect; an empty string means none.
-
-    Attributes:
-        url: `nats://host:port`, or `tls://host:port` to refuse a connection that is not encrypted.
-        nkey_seed_file, creds_file: read each time a client is built, so they may be replaced while it runs.
-        tls_ca, tls_cert, tls_key: PEM files; any of them refuses a connection that is not encrypted.
-        inbox_prefix: subject prefix under which the server lets this user receive replies.
-        connect_timeout_s: longest wait for the first connection, s.
-        name: what the server's monitoring calls this connection.
-    """
-
-    url: str = "nats://127.0.0.1:4222"
-    user: str = ""
-    password: str = field(default="", repr=False)
-    nkey_seed_file: str = ""
-    creds_file: str = ""
-    tls_ca: str = ""
-    tls_cert: str = ""
-    tls_key: str = ""
-    inbox_prefix: str = "_INBOX"
-    connect_timeout_s: float = 5.0
-    name: str = "aikoryu"
-
-    @property
-    def encrypted(self) -> bool:
-        """Whether a connection in plain text is refused."""
-        return self.url.startswith("tls://") or bool(self.tls_ca or self.tls_cert)
-
-    @property
-    def address(self) -> str:
-        """The URL without a password, for messages."""
-        return re.sub(r"//[^@/]*@", "//", self.url)
 
 
 class Statistics(NamedTuple):
@@ -262,7 +225,7 @@ class NatsConnection:
                     password=options.password or None,
                     nkeys_seed=options.nkey_seed_file or None,
                     user_credentials=options.creds_file or None,
-                    tls=_tls(options),
+                    tls=options.tls_context(),
                 )
             if not client.is_connected:
                 raise errors.UnexpectedEOF
@@ -422,15 +385,6 @@ def _failed(options: ConnectOptions, error: Exception) -> ConnectionFailed:
     else:
         reason = str(error) or type(error).__name__
     return ConnectionFailed(f"cannot connect to {options.address}: {reason}. Start a server, or correct the settings")
-
-
-def _tls(options: ConnectOptions) -> ssl.SSLContext | None:
-    if not options.encrypted:
-        return None
-    context = ssl.create_default_context(cafile=options.tls_ca or None)
-    if options.tls_cert:
-        context.load_cert_chain(options.tls_cert, options.tls_key or None)
-    return context
 
 
 def _next_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:

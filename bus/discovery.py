@@ -18,6 +18,7 @@ from .subjects import queue_group
 from .transport import Message, Subscription, Transport
 
 NAME = "aikoryu"
+LONGEST_ERROR = 200  # characters of `last_error`; a caller's own text may be in it
 _TYPE = "io.nats.micro.v1.{}_response"
 
 Details = Callable[[str], dict[str, Any]]
@@ -59,7 +60,8 @@ class Discovery:
 
     def _answering(self, verb: str, answer: Callable[[], dict[str, Any]]) -> Callable[[Message], None]:
         def on_message(message: Message) -> None:
-            if message.reply:
+            # A reply subject is anyone's to choose: an answer to an operation's would be a request of the worker.
+            if message.reply and self._service.may_answer(message.reply):
                 body = {"type": _TYPE.format(verb.lower()), **self._identity, **answer()}
                 self._outgoing.send(message.reply, msgspec.json.encode(body))
 
@@ -81,7 +83,7 @@ class Discovery:
             **_address(endpoint),
             "num_requests": endpoint.requests,
             "num_errors": endpoint.errors,
-            "last_error": endpoint.last_error,
+            "last_error": endpoint.last_error[:LONGEST_ERROR],
             "processing_time": int(endpoint.processing_s * 1e9),
             "average_processing_time": int(endpoint.processing_s * 1e9 / answered),
             "data": self._details(endpoint.name),

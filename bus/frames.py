@@ -17,9 +17,11 @@ from .errors import BadColumn, BadFrame, BadVersion, BusError, Busy
 
 VERSION = 1
 MAX_ROWS = 1 << 22
+LONGEST_MESSAGE = 500  # characters of an error
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Rows = Annotated[int, msgspec.Meta(ge=0, le=MAX_ROWS)]
+ColumnName = Annotated[str, msgspec.Meta(max_length=128)]
 Run = tuple[int, int]
 """Consecutive rows of a frame: first, count."""
 
@@ -39,7 +41,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
         p: parameters, an undecoded map.
         ttl_ms: time the caller will wait, from its sending, ms; 0 for no limit.
         prio: 0 normal, 1 high, -1 low.
-        trace: the caller's trace id, handed to logs.
+        trace: the caller's trace id, for whoever watches the bus.
         stream: number of a stream this frame opens (`n` = 0, on the operation's subject) or is a part of (on the
             worker's control subject); 0 for an ordinary request.
         seq: a part's number in its stream, from 0.
@@ -48,7 +50,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     v: int
     n: Rows
-    cols: dict[str, Column] = {}
+    cols: dict[ColumnName, Column] = {}
     client: Count = 0
     id: Count = 0
     p: msgspec.Raw = _NO_PARAMETERS
@@ -71,13 +73,12 @@ class RowError(msgspec.Struct, omit_defaults=True):
 
 
 class By(msgspec.Struct, omit_defaults=True):
-    """Who answered: engine, rows of its batch, µs queued and µs run, and why it was not the usual engine."""
+    """Who answered: engine, rows of its batch, µs queued and µs run."""
 
     engine: str
     batch: int
     queue_us: int
     run_us: int
-    reason: str = ""
 
 
 class Reply(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -240,6 +241,22 @@ def halves(reply: Reply) -> tuple[Reply, Reply] | None:
             err=reply.err[errors:],
         ),
     )
+
+
+def row_error(error: BusError, first: int = 0, rows: int = 0) -> RowError:
+    """An error as it stands in a reply, for `rows` rows from `first` on (0: all that follow); its text is cut to size.
+
+    A message may quote what a caller sent, and must not grow with it.
+    """
+    text = str(error)
+    if len(text) > LONGEST_MESSAGE:
+        text = text[: LONGEST_MESSAGE - 1] + "…"
+    return RowError(first, error.code, text, rows, retry_ms(error))
+
+
+def error_headers(error: RowError) -> dict[str, str]:
+    """What any NATS client reads of an error. Source: ADR-32, error handling."""
+    return {"Nats-Service-Error": error.msg, "Nats-Service-Error-Code": error.code}
 
 
 def retry_ms(error: BusError) -> int:

@@ -72,7 +72,7 @@ class NatsClient(Client):
         """Wait until the socket has taken most of what was pushed, or the connection is lost."""
         transport = self._transport
         if transport is not None:
-            # nats-py handles the loss; what was pushed may or may not have arrived.
+            # Every loss ends in `_abort`, which ends this; what was pushed may or may not have arrived.
             with suppress(OSError):
                 await transport.drain()  # type: ignore[no-untyped-call]
 
@@ -102,7 +102,11 @@ class NatsClient(Client):
         self._remove_sub(subscription._id)
 
     async def flush(self, timeout: float = 10) -> None:
-        """Ping the server after what is pending; nats-py pings before it, and dies of the pong of a cancelled flush."""
+        """Ping the server after what is pending; nats-py pings before it, and dies of the pong of a cancelled flush.
+
+        Args:
+            timeout: longest wait for the socket to take all that, and for the pong, s.
+        """
         if not self.is_connected or self._reading_task is None or self._reading_task.done():
             raise errors.ConnectionClosedError if self.is_closed else errors.ConnectionReconnectingError
         assert self._transport is not None
@@ -111,10 +115,12 @@ class NatsClient(Client):
         self._transport.writelines([*self._pending, b"PING\r\n"])
         self._pending = []
         self._pending_data_size = 0
-        await self._transport.drain()  # type: ignore[no-untyped-call]
-        await asyncio.wait({pong}, timeout=timeout)
-        if not pong.done():
-            raise errors.FlushTimeoutError
+        try:
+            async with asyncio.timeout(timeout):
+                await self._transport.drain()  # type: ignore[no-untyped-call]
+                await asyncio.wait({pong})
+        except TimeoutError:
+            raise errors.FlushTimeoutError from None
         if pong.cancelled():
             raise errors.StaleConnectionError
 
@@ -138,16 +144,21 @@ class NatsClient(Client):
         return any(task is None or task.done() for task in tasks)
 
     async def abandon(self) -> None:
-        """Close for good from any state, with what nats-py leaves behind when its own close fails half-way."""
+        """Close for good from any state, with what nats-py leaves behind when its own close fails half-way.
+
+        What the socket has not taken is lost: `flush` comes before it, where it matters.
+        """
+        standing = self.is_connected
+        self._pending = []
+        self._pending_data_size = 0
+        self._abort()
         # Not where no connection stands: it waits for ever on a socket whose TLS handshake failed.
-        if self.is_connected:
+        if standing:
             with suppress(Exception):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self.close()
         self._status = Client.CLOSED
         self.cancel_pongs()
-        if self._transport is not None:
-            self._transport.close()  # type: ignore[no-untyped-call]
         tasks = (self._reading_task, self._flusher_task, self._ping_interval_task, self._reconnection_task)
         running = [task for task in tasks if task is not None and not task.done()]
         for task in running:
@@ -161,9 +172,14 @@ class NatsClient(Client):
 
     async def _connect_to_server(self, s: Srv) -> None:
         # An attempt that failed after its socket was open (a refusal, no TLS) would leave the socket open.
-        if self._transport is not None:
-            self._transport.close()  # type: ignore[no-untyped-call]
+        self._abort()
         await super()._connect_to_server(s)
+
+    async def _process_op_err(self, e: Exception) -> None:
+        # nats-py closes the socket and waits for that: for ever, where a silent peer does not take what is unsent.
+        if not self.is_closed and not self.is_reconnecting:
+            self._abort()
+        await super()._process_op_err(e)
 
     async def _read_loop(self) -> None:
         """Give the socket to a `Reader`, and to nats-py's parser what that leaves, until the connection ends."""
@@ -196,6 +212,12 @@ class NatsClient(Client):
         if self._encrypted and not self.is_encrypted:
             raise errors.SecureConnWantedError
         return super()._connect_command()
+
+    def _abort(self) -> None:
+        """End the socket at once; what it has not taken is lost, and who waits for it goes on."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
 
     def _unwritten(self) -> int:
         writer = getattr(self._transport, "_io_writer", None)

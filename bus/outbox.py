@@ -37,8 +37,10 @@ class Envelope(msgspec.Struct, frozen=True):
     priority: int
     idempotent: bool
 
-    def request(self, client: int, id_: int, rows: int, columns: dict[str, Column]) -> Request:
-        """A request frame of these rows."""
+    def request(
+        self, client: int, id_: int, rows: int, columns: dict[str, Column], left_s: float | None = None
+    ) -> Request:
+        """A request frame of these rows; `left_s` is what is left of the time-out, if it has begun, s."""
         return Request(
             v=1,
             client=client,
@@ -46,7 +48,7 @@ class Envelope(msgspec.Struct, frozen=True):
             n=rows,
             cols=columns,
             p=msgspec.Raw(self.parameters) if self.parameters else _RAW_NONE,
-            ttl_ms=max(1, int(self.timeout_s * 1000)),
+            ttl_ms=max(1, round(1000 * (self.timeout_s if left_s is None else left_s))),
             prio=self.priority,
         )
 

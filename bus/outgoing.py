@@ -12,12 +12,15 @@ from collections.abc import Callable
 
 import structlog
 
-from .errors import BusError
+from .errors import BusError, Disconnected
 from .transport import Transport
 
 BURST_BYTES = 256 * 1024  # published before others get their turn
 
+RETRY_S = 0.02  # between two looks at a socket that takes no more, or a connection that is lost
+
 Failed = Callable[[BusError], None]
+Headers = dict[str, str] | None
 
 _log = structlog.get_logger(__name__)
 
@@ -29,28 +32,37 @@ class Outgoing:
         transport: the connection.
         collect: called before each burst, at the end of a loop tick in which `wake` was called; it may `send` what has
             gathered since.
+
+    Attributes:
+        backlog_bytes: payload bytes handed over and not yet given to the connection.
     """
 
     def __init__(self, transport: Transport, collect: Callable[[], None] | None = None) -> None:
         self._transport = transport
         self._collect = collect
-        self._queue: deque[tuple[str, bytes, str, Failed | None]] = deque()
+        self.backlog_bytes = 0
+        self._queue: deque[tuple[str, bytes, str, Failed | None, Headers]] = deque()
         self._awake = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._waiting: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
-    def send(self, subject: str, payload: bytes, reply: str = "", failed: Failed | None = None) -> None:
-        """Publish soon, after what was handed over before.
+    def send(
+        self, subject: str, payload: bytes, reply: str = "", failed: Failed | None = None, headers: Headers = None
+    ) -> None:
+        """Publish soon, after what was handed over before; when the connection is lost, after its return.
 
         Args:
             subject: where to.
             payload: the message.
             reply: subject of its answer.
-            failed: called with the error if it could not be published; without it the error is logged.
+            failed: called with the error if it could not be published, or is not to wait for a lost connection;
+                without it the message waits, and other errors are logged.
+            headers: of the message.
         """
-        self._queue.append((subject, payload, reply, failed))
+        self._queue.append((subject, payload, reply, failed, headers))
+        self.backlog_bytes += len(payload)
         if not self._awake:
             self.wake()
 
@@ -86,15 +98,21 @@ class Outgoing:
         transport, queue = self._transport, self._queue
         sent = 0
         while queue and sent < BURST_BYTES:
-            subject, payload, reply, failed = queue.popleft()
+            subject, payload, reply, failed, headers = queue.popleft()
             try:
-                transport.send(subject, payload, reply)
+                transport.send(subject, payload, reply, headers)
+            except Disconnected as error:
+                if failed is None:
+                    queue.appendleft((subject, payload, reply, failed, headers))
+                    return False
+                failed(error)
             except BusError as error:
                 if failed is None:
                     _log.warning("message not published", subject=subject, bytes=len(payload), error=str(error))
                 else:
                     failed(error)
             sent += len(payload)
+            self.backlog_bytes -= len(payload)
         return transport.push()
 
     def _rest(self) -> None:
@@ -103,4 +121,6 @@ class Outgoing:
 
     async def _wait(self) -> None:
         await self._transport.writable()
+        if self._queue:  # the connection may be lost: then there is room, but not yet
+            await asyncio.sleep(RETRY_S)
         self._burst()

@@ -13,6 +13,8 @@ from .columns import unpack
 from .errors import BadColumn, BadFrame, BusError, Busy, Closed, from_wire
 from .frames import Reply, RowError
 
+LEAST_ROW_BYTES = 256
+
 Row: TypeAlias = dict[str, Any]
 
 
@@ -87,7 +89,8 @@ class Pending:
         self.close()
 
     def close(self) -> None:
-        """Called once, when every row has been answered."""
+        """Called once, when every row has been answered: let go of what waiting needed."""
+        self.payload = b""
 
     def take(self, reply: Reply, columns: dict[str, Any]) -> None:
         """Hand out answers: `columns` hold the rows named by `reply.at`, in that order; lessens `open`."""
@@ -136,11 +139,15 @@ class SingleRows(Pending):
                 if isinstance(error, Closed):
                     answer.exception()  # looked at: who closes the client need not await what it gave up
 
+    def close(self) -> None:
+        super().close()
+        self.answers = []  # each of them holds this frame: no cycle is left for the collector
+
 
 class ManyRows(Pending):
     """One frame of a `call_many`: rows from `offset` on of a larger whole."""
 
-    __slots__ = ("_answered", "offset", "whole")
+    __slots__ = ("_answered", "offset", "weight", "whole")
 
     def __init__(
         self,
@@ -156,11 +163,14 @@ class ManyRows(Pending):
         super().__init__(id_, subject, payload, rows, deadline, idempotent)
         self.whole = whole
         self.offset = offset
-        whole.in_flight_bytes += len(payload)
+        # Narrow rows weigh more than their bytes: a worker's queue is bounded in rows, too.
+        self.weight = max(len(payload), rows * LEAST_ROW_BYTES)
+        whole.in_flight_bytes += self.weight
         self._answered = bytearray(rows)
 
     def close(self) -> None:
-        self.whole.answered(len(self.payload))
+        self.whole.answered(self.weight)
+        super().close()
 
     def take(self, reply: Reply, columns: dict[str, Any]) -> None:
         position = 0

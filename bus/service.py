@@ -27,15 +27,18 @@ from .frames import (
     decode_request,
     encode,
     encode_json,
+    error_headers,
     halves,
     is_json,
-    retry_ms,
+    row_error,
 )
 from .outgoing import Outgoing
 from .subjects import Subjects, queue_group
 from .transport import Message, Subscription, Transport, no_responders
 
 STREAM_CREDIT_ROWS = 8192
+HEADER_BYTES = 2048  # room for the headers of an error, whose text is bounded
+REPLIES_S = 5.0  # for the last replies to leave
 MAX_STREAMS = 4096  # the one idle longest is forgotten beyond
 
 _log = structlog.get_logger(__name__)
@@ -46,6 +49,7 @@ class Held:
 
     Attributes:
         key: (client, id); frames of nameless clients are numbered here.
+        withdrawn: its caller has withdrawn some of it, or seemed to be gone.
         request: the frame.
         endpoint: the operation it came for.
         reply: subject of its answers.
@@ -70,6 +74,7 @@ class Held:
         "request",
         "stream",
         "ticket",
+        "withdrawn",
     )
 
     def __init__(
@@ -86,6 +91,7 @@ class Held:
         self.open = request.n
         self.stream: Stream | None = None
         self.ticket: Any = None
+        self.withdrawn = False
 
 
 Accept = Callable[[Held], None]
@@ -152,7 +158,8 @@ class Service:
         self._worker = worker
         self._reply_prefixes = tuple(p for prefix in reply_prefixes for p in (f"{prefix}.", f"{prefix}_"))
         self._outgoing = Outgoing(transport)
-        self._subscriptions: list[Subscription] = []
+        self._requests: list[Subscription] = []
+        self._controls: list[Subscription] = []
         self._nameless = 0
         self._streams: OrderedDict[tuple[int, int], Stream] = OrderedDict()
         self._idle = asyncio.Event()
@@ -163,9 +170,9 @@ class Service:
         """Listen for cancelled rows and for word of callers that went away."""
         transport = self._transport
         parts = self._subjects.worker_control(self._worker)
-        self._subscriptions.append(await transport.subscribe(parts, self._on_part))
-        self._subscriptions.append(await transport.subscribe(self._subjects.control, self._on_cancel))
-        self._subscriptions.append(await transport.subscribe(f"{self._probe_inbox}.*", self._on_gone))
+        self._controls.append(await transport.subscribe(parts, self._on_part))
+        self._controls.append(await transport.subscribe(self._subjects.control, self._on_cancel))
+        self._controls.append(await transport.subscribe(f"{self._probe_inbox}.*", self._on_gone))
 
     async def serve(self, name: str, accept: Accept, metadata: dict[str, str] | None = None) -> None:
         """Take frames of one operation from now on."""
@@ -176,7 +183,7 @@ class Service:
             self._on_request(endpoint, message)
 
         subscription = await self._transport.subscribe(endpoint.subject, on_message, queue=queue_group(name))
-        self._subscriptions.insert(0, subscription)  # the first to be drained
+        self._requests.append(subscription)
 
     def answer(
         self,
@@ -203,8 +210,9 @@ class Service:
     def _send(self, held: Held, reply: Reply) -> None:
         payload = encode_json(reply) if held.json else encode(reply)
         largest = self._transport.max_payload
-        if len(payload) <= largest:
-            self._outgoing.send(held.reply, payload)
+        if len(payload) <= largest - HEADER_BYTES:
+            headers = error_headers(reply.err[0]) if reply.err and not reply.at else None
+            self._outgoing.send(held.reply, payload, headers=headers)
             return
         parts = halves(reply)
         if parts is not None:
@@ -215,13 +223,13 @@ class Service:
         too_large = TooLarge(f"the answer of one row is {len(payload)} bytes, the server takes {largest}: ask for less")
         held.endpoint.errors += 1
         held.endpoint.last_error = str(too_large)
-        refused = RowError(row, too_large.code, str(too_large), count)
+        refused = row_error(too_large, row, count)
         self._send(held, Reply(id=reply.id, err=[refused], by=reply.by, seq=reply.seq, last=reply.last))
 
     def fail(self, held: Held, error: BusError) -> None:
         """Answer every row of a frame, none of which has been answered, with one error."""
         self.count_rejection(error.code)
-        self.answer(held, [], {}, [RowError(0, error.code, str(error), held.request.n, retry_ms(error))])
+        self.answer(held, [], {}, [row_error(error, 0, held.request.n)])
 
     def drop(self, held: Held, rows: int) -> None:
         """Let go of rows whose caller no longer waits; nothing is sent."""
@@ -238,26 +246,43 @@ class Service:
         self._outgoing.send(held.reply, b"", f"{self._probe_inbox}.{held.request.client}")
 
     async def drain(self, timeout_s: float) -> bool:
-        """Stop in the order that loses nothing: subscriptions, frames held, replies.
+        """Stop in the order that loses nothing: requests, frames held, control messages, replies.
+
+        Frames still held after `timeout_s` seconds are answered `busy`: another worker may run them.
 
         Returns:
-            False if frames were still held after `timeout_s` seconds, or the connection was lost before the last
-            replies had left.
+            False if there were any, or the connection was lost before the last replies had left.
         """
-        for subscription in self._subscriptions:
+        for subscription in self._requests:
             await subscription.drain()
-        self._subscriptions.clear()
+        drained = True
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
+            drained = False
             _log.warning("frames still held at the end of the drain", frames=len(self.held))
-        await self._outgoing.drain()
+            for held in list(self.held.values()):
+                self.fail(held, Busy("the worker stopped before it had run these rows: ask again"))
+        # Until here callers could still withdraw, and send parts of the streams they had opened.
+        for subscription in self._controls:
+            await subscription.drain()
         try:
-            await self._transport.flush()
-        except Disconnected:
+            async with asyncio.timeout(REPLIES_S):
+                await self._outgoing.drain()
+                await self._transport.flush()
+        except (Disconnected, TimeoutError):
             return False
-        return not self.held
+        return drained
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Replies that the connection has not taken yet, bytes."""
+        return self._outgoing.backlog_bytes
+
+    def may_answer(self, reply: str) -> bool:
+        """Whether a subject that somebody named for the answer is one of the inboxes served here."""
+        return reply.startswith(self._reply_prefixes)
 
     def count_rejection(self, code: str) -> None:
         """Count one frame or row that was refused."""
@@ -270,7 +295,7 @@ class Service:
         if request is None:
             return
         if request.stream and request.n == 0:
-            self._open_stream(endpoint, request, message.reply)
+            self._open_stream(endpoint, request, message)
             return
         self._accept(endpoint, request, message)
 
@@ -294,7 +319,7 @@ class Service:
             self._streams.pop(key, None)
 
     def _decode(self, endpoint: Endpoint | None, message: Message) -> Request | None:
-        if not message.reply.startswith(self._reply_prefixes):
+        if not self.may_answer(message.reply):
             error = BadReply(f"reply subject {message.reply!r} is not under {' or '.join(self._reply_prefixes)}")
             self._refuse(endpoint, message, error)
             return None
@@ -310,11 +335,15 @@ class Service:
             return
         if request.client:
             key = (request.client, request.id)
-            if key in self.held:
-                return  # sent again after a lost connection: its rows are under way
+            held = self.held.get(key)
+            if held is not None and held.reply == message.reply:
+                if held.open == request.n and not held.withdrawn:
+                    return  # sent again after a lost connection: its rows are all under way
+                # Some were answered while nobody listened, or let go: this frame takes its place and runs them again.
+            elif held is not None:  # another client of the same number
+                key = self._nameless_key()
         else:
-            self._nameless += 1
-            key = (0, self._nameless)
+            key = self._nameless_key()
         held = Held(key, request, endpoint, message, monotonic())
         self.held[key] = held
         self._idle.clear()
@@ -329,25 +358,36 @@ class Service:
             _log.exception("frame refused by a defect", operation=endpoint.name)
             self.fail(held, OperationFailed("the worker could not take the frame; its log holds the reason"))
 
-    def _open_stream(self, endpoint: Endpoint, request: Request, reply: str) -> None:
+    def _nameless_key(self) -> tuple[int, int]:
+        self._nameless += 1
+        return (0, self._nameless)
+
+    def _open_stream(self, endpoint: Endpoint, request: Request, message: Message) -> None:
+        if not request.client:
+            self._refuse(endpoint, message, BadFrame("a stream needs the number of its client"), request.id)
+            return
         self._streams[request.client, request.stream] = Stream(endpoint)
         if len(self._streams) > MAX_STREAMS:
             self._streams.popitem(last=False)
         subject = self._subjects.worker_control(self._worker)
         opened = Reply(id=request.id, ctl=subject, credit=STREAM_CREDIT_ROWS, last=True)
-        self._outgoing.send(reply, encode(opened))
+        self._outgoing.send(message.reply, encode_json(opened) if is_json(message.data) else encode(opened))
 
     def _refuse(self, endpoint: Endpoint | None, message: Message, error: BusError, id_: int = 0) -> None:
         """Answer a frame that was never held with an error, where it may be answered at all."""
         self.count_rejection(error.code)
         if endpoint is not None:
             endpoint.errors += 1
-            endpoint.last_error = str(error)
+            endpoint.last_error = row_error(error).msg
         if isinstance(error, BadReply):
-            _log.warning("frame dropped", code=error.code, subject=message.subject, error=str(error))
+            count = self.rejected[error.code]
+            if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th: a flood of frames is not a flood of lines
+                _log.warning("frame dropped", count=count, subject=message.subject, error=row_error(error).msg)
             return
-        reply = Reply(id=id_, err=[RowError(0, error.code, str(error), 0, retry_ms(error))], last=True)
-        self._outgoing.send(message.reply, encode_json(reply) if is_json(message.data) else encode(reply))
+        refused = row_error(error)
+        reply = Reply(id=id_, err=[refused], last=True)
+        payload = encode_json(reply) if is_json(message.data) else encode(reply)
+        self._outgoing.send(message.reply, payload, headers=error_headers(refused))
 
     def _on_cancel(self, message: Message) -> None:
         try:
@@ -359,17 +399,23 @@ class Service:
             self._streams.pop((cancel.client, cancel.stream), None)
         held = self.held.get((cancel.client, cancel.id))
         if held is not None:
-            self.on_cancel(held, cancel.rows)
+            self._withdraw(held, cancel.rows)
 
     def _on_gone(self, message: Message) -> None:
         """The server says that nobody listens to a reply subject any more."""
         if no_responders(message):
             client = message.subject.rpartition(".")[2]
             for held in [held for (number, _), held in self.held.items() if str(number) == client]:
-                self.on_cancel(held, [])
+                self._withdraw(held, [])
+
+    def _withdraw(self, held: Held, rows: list[int]) -> None:
+        held.withdrawn = True
+        self.on_cancel(held, rows)
 
     def _forget(self, held: Held) -> None:
-        self.held.pop(held.key, None)
+        if self.held.get(held.key) is held:
+            del self.held[held.key]
+        held.ticket = None  # which holds this frame: no cycle is left for the collector
         held.endpoint.answered += 1
         held.endpoint.processing_s += monotonic() - held.arrived
         if held.stream is not None:

@@ -135,7 +135,12 @@ class WorkerSettings(Group):
     """One worker process."""
 
     name: Annotated[
-        str, Meta(pattern=r"^\S*\Z", title="text without spaces", description="Its name; empty = host and process id.")
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9_-]*\Z",
+            title="letters, digits, - and _, or nothing",
+            description="Its name; empty = host and process id.",
+        ),
     ] = ""
     metrics_port: Annotated[Port, Meta(description="Port of its Prometheus metrics; 0 = off.")] = 0
     drain_s: Annotated[

@@ -1,7 +1,8 @@
 """Engines: what a front hands batches to.
 
-`ChildEngine` is the real one, a process of its own that a hung kernel or a poisoned context cannot outlive; `inline.py`
-has its in-process twin. Both run the same `Executor` over the same slabs.
+`ChildEngine` is the real one, a process of its own: a crash or a poisoned context ends it alone, and it is started
+again. An operation that hangs is not ended by itself yet, only with the worker. `inline.py` has its in-process twin;
+both run the same `Executor` over the same slabs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -100,6 +102,7 @@ class ChildEngine:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: ControlSocket | None = None
         self._ready: asyncio.Future[None] | None = None
+        self._starting = False
         self._restarting: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -109,21 +112,17 @@ class ChildEngine:
         return self._process.pid if self._process is not None else 0
 
     async def start(self) -> None:
-        """Return when the engine takes batches.
+        """Return when the engine takes batches; raised or cancelled, it leaves no process.
 
         Raises:
-            RuntimeError: it ended, or was not ready within `START_TIMEOUT_S`; its own log says why.
+            RuntimeError: the system gave no process, or it ended, or was not ready within `START_TIMEOUT_S`; its own
+                log says why.
         """
-        ours, theirs = socket.socketpair()
-        fds = [theirs.fileno(), *(slab.fd for slab in self.slabs)]
-        arguments = [",".join(map(str, fds)), msgspec.json.encode(self._spec).decode()]
-        # Libraries size their thread pools when they load, so the bound is in the environment before that.
-        threads = str(self._spec.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
-        command = [sys.executable, "-m", "aikoryu.gpu.child", *arguments]
-        self._process = _spawn(command, fds, environment)
-        theirs.close()
-        ours.setblocking(False)
+        try:
+            ours = self._launch()
+        except OSError as error:
+            raise RuntimeError(f"the {self.name} engine cannot be started: {error}") from error
+        self._starting = True
         self._control = ControlSocket(ours)
         self._ready = self._loop.create_future()
         self._loop.add_reader(ours.fileno(), self._on_readable)
@@ -133,15 +132,21 @@ class ChildEngine:
         except TimeoutError:
             self._disconnect()
             raise RuntimeError(f"the {self.name} engine was not ready within {START_TIMEOUT_S:.0f} s") from None
+        except BaseException:
+            self._disconnect()
+            raise
         self.on_ready()
 
     def submit(self, job: Job) -> None:
-        """Hand over a batch; if the engine is dying, its loss is reported as always."""
+        """Hand over a batch; where that fails the engine is given up, and its loss is reported as always, later."""
         assert self._control is not None, "the engine is started before it gets a batch"
         try:
             self._control.send(job)
         except OSError as error:
             _log.warning("batch not handed over", engine=self.name, error=str(error))
+            # Half a message may have left: nothing can follow it. What the engine has answered is read before its end.
+            with suppress(OSError):
+                self._control.sock.shutdown(socket.SHUT_RDWR)
 
     async def stop(self) -> None:
         """End the process: it leaves by itself when its socket closes, and is killed if it does not."""
@@ -149,10 +154,7 @@ class ChildEngine:
         if self._restarting is not None:
             self._restarting.cancel()
         process = self._process
-        busy_starting = (
-            self._ready is not None and not self._ready.done()
-        )  # it would not look at its socket for seconds
-        self._disconnect(kill=busy_starting)
+        self._disconnect(kill=self._starting)  # while it starts it would not look at its socket for seconds
         if process is not None:
             try:
                 await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
@@ -162,13 +164,33 @@ class ChildEngine:
         for slab in self.slabs:
             slab.close()
 
+    def _launch(self) -> socket.socket:
+        """Start the process; return our end of its control socket. Nothing is left open by what it raises."""
+        ours, theirs = socket.socketpair()
+        fds = [theirs.fileno(), *(slab.fd for slab in self.slabs)]
+        arguments = [",".join(map(str, fds)), msgspec.json.encode(self._spec).decode()]
+        # Libraries size their thread pools when they load, so the bound is in the environment before that.
+        threads = str(self._spec.threads)
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
+        command = [sys.executable, "-m", "aikoryu.gpu.child", *arguments]
+        try:
+            self._process = _spawn(command, fds, environment)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        return ours
+
     def _on_readable(self) -> None:
         assert self._control is not None, "the reader is removed with the socket"
         try:
             for message in self._control.receive():
                 if isinstance(message, Done):
                     self.on_done(message)
-                elif isinstance(message, Ready) and self._ready is not None:
+                elif isinstance(message, Ready) and self._ready is not None and not self._ready.done():
+                    self._starting = False
                     self._ready.set_result(None)
         except BlockingIOError:
             return
@@ -176,12 +198,13 @@ class ChildEngine:
             self._on_death()
 
     def _on_death(self) -> None:
-        starting = self._ready is not None and not self._ready.done()
-        process = self._process
+        starting, process = self._starting, self._process
         self._disconnect()
         code = process.wait() if process is not None else None
-        if starting and self._ready is not None:
-            self._ready.set_exception(RuntimeError(f"the {self.name} engine ended while starting, exit code {code}"))
+        if starting:
+            if self._ready is not None and not self._ready.done():
+                died = RuntimeError(f"the {self.name} engine ended while starting, exit code {code}")
+                self._ready.set_exception(died)
             return
         _log.error("engine lost", engine=self.name, exit_code=code)
         self.on_lost()
@@ -203,6 +226,7 @@ class ChildEngine:
                 return
 
     def _disconnect(self, kill: bool = True) -> None:
+        self._starting = False
         if self._control is not None:
             self._loop.remove_reader(self._control.sock.fileno())
             self._control.sock.close()

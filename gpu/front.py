@@ -12,8 +12,8 @@ from time import monotonic
 
 import structlog
 
-from ..bus.errors import BusError, Cancelled, EngineLost, Expired, OperationFailed, from_wire
-from ..bus.frames import By, RowError
+from ..bus.errors import BusError, Busy, Cancelled, EngineLost, Expired, OperationFailed, from_wire
+from ..bus.frames import By, row_error
 from ..bus.service import Held, Service
 from .admission import Admission, LaneSpec
 from .engine import Engine
@@ -24,6 +24,12 @@ from .staging import Answers, stage
 from .telemetry import Telemetry
 
 PROBE_S = 0.05  # rows that have waited this long: ask the server whether their caller is still there
+PROBE_AGAIN_S = 1.0  # before the same caller is asked again
+DOWN_S = 2.0  # the engine has been gone for so long: refuse frames, so that callers turn to other workers
+DOWN_LOOK_S = 0.1
+BACKLOG_BYTES = 64 << 20  # of answers that the connection has not taken: start nothing that would add to them
+BACKLOG_S = 0.005
+NEVER = float("inf")
 
 _log = structlog.get_logger(__name__)
 
@@ -68,6 +74,9 @@ class Front:
         self._timer: asyncio.TimerHandle | None = None
         self._prober: asyncio.TimerHandle | None = None
         self._batches = 0
+        self._down_since = NEVER
+        self._stopped = False
+        self._asked: dict[int, float] = {}
         engine.on_done = self._on_done
         engine.on_lost = self._on_lost
         engine.on_ready = self._on_ready
@@ -81,10 +90,13 @@ class Front:
             BadColumn, BadParameter, TooLarge: the frame does not suit the operation.
             Busy: the queue, or the number of lanes, is at its limit.
         """
+        if monotonic() - self._down_since > DOWN_S:
+            raise Busy(f"the {self._engine.name} engine is down and being started again", retry_after_s=1.0)
         spec = self._admission.admit(held.endpoint.name, held.request)
         lane = self.planner.lane(spec.key, spec.operation.max_rows)
         request = held.request
-        row_bytes = max(1, spec.row_bytes + (held.payload_bytes // request.n if spec.variable else 0))
+        sent = held.payload_bytes // request.n  # the whole payload is held, whatever is in it
+        row_bytes = max(1, spec.row_bytes + sent if spec.variable else max(spec.row_bytes, sent))
         ticket = Ticket(held, lane, request.n, row_bytes, request.prio, held.arrived, held.deadline)
         self.planner.offer(ticket, held.arrived)
         lane.spec = spec
@@ -93,6 +105,7 @@ class Front:
 
     def stop(self) -> None:
         """Let go of timers; after the drain."""
+        self._stopped = True
         for timer in (self._timer, self._prober):
             if timer is not None:
                 timer.cancel()
@@ -107,6 +120,9 @@ class Front:
         self._pumping = False
         planner = self.planner
         now = monotonic()
+        if self._service.backlog_bytes > BACKLOG_BYTES:  # answers leave more slowly than they are made
+            self._loop.call_later(BACKLOG_S, self._pump)
+            return
         for plan in planner.due(now):
             if plan.expired:
                 self._expire(plan.expired)
@@ -185,7 +201,7 @@ class Front:
     def _refuse(self, spans: list[Span], error: BusError) -> None:
         """Answer rows with one error, each frame once."""
         for of_frame in _by_frame(spans):
-            errors = [RowError(span.start, error.code, str(error), span.count) for span in of_frame]
+            errors = [row_error(error, span.start, span.count) for span in of_frame]
             self._service.answer(of_frame[0].ticket.frame, [], {}, errors)
 
     def _on_cancel(self, held: Held, rows: list[int]) -> None:
@@ -209,13 +225,24 @@ class Front:
     def _on_lost(self) -> None:
         """The engine died: nothing runs, and nothing starts until it is ready again."""
         self.planner.slots = 0
+        self._down_since = monotonic()
+        self._loop.call_soon(self._while_down)
         lost, self._running = list(self._running.values()), {}
         for running in lost:
             self.planner.finished(running.plan, 0.0, whole=False)
             self._free.append(running.slab)
             self._fail(running.plan, EngineLost(f"the {self._engine.name} engine ended while it ran the batch"))
 
+    def _while_down(self) -> None:
+        """Tell callers whose deadline passes; nothing is dispatched that would meet their rows."""
+        if self.planner.slots == 0 and not self._stopped:
+            expired = self.planner.expire(monotonic())
+            if expired:
+                self._expire(expired)
+            self._loop.call_later(DOWN_LOOK_S, self._while_down)
+
     def _on_ready(self) -> None:
+        self._down_since = NEVER
         self.planner.slots = self._engine.slots
         self._pump_soon()
 
@@ -223,11 +250,11 @@ class Front:
         """Ask once a client of rows that have waited long whether it still listens."""
         self._prober = None
         now = monotonic()
-        asked: set[int] = set()
+        self._asked = {client: at for client, at in self._asked.items() if now - at < PROBE_AGAIN_S}
         for held in self._service.held.values():
             client = held.request.client
-            if client and client not in asked and now - held.arrived >= PROBE_S:
-                asked.add(client)
+            if client and client not in self._asked and now - held.arrived >= PROBE_S:
+                self._asked[client] = now
                 self._service.probe(held)
         if self._service.held:
             self._prober = self._loop.call_later(PROBE_S, self._probe)

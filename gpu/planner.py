@@ -24,7 +24,7 @@ from ..bus.errors import Busy
 
 AGING_S = 0.1
 PRIORITIES = (1, 0, -1)
-LEAST_PACED_ROWS = 8  # a slower pace must not shrink batches below this: smaller ones cost more a row, and so on down
+LEAST_PACED_ROWS = 16  # a slower pace must not shrink batches below this: smaller ones cost more a row, and so on down
 PACE_WEIGHT = 0.3  # of the newest batch in a lane's measured seconds a row
 
 
@@ -166,14 +166,15 @@ class Planner:
         return lane
 
     def offer(self, ticket: Ticket, now: float) -> None:
-        """Queue a frame's rows.
+        """Queue a frame's rows; an empty queue takes any one frame, or a large one could never be served.
 
         Raises:
             Busy: the queue is full; nothing was queued.
         """
         limits, lane = self.limits, ticket.lane
         size = ticket.rows * ticket.row_bytes
-        if self.waiting_rows + ticket.rows > limits.queue_rows or self.waiting_bytes + size > limits.queue_bytes:
+        full = self.waiting_rows + ticket.rows > limits.queue_rows or self.waiting_bytes + size > limits.queue_bytes
+        if full and self.waiting_rows:
             raise Busy("the worker's queue is full", retry_after_s=self._retry_after_s())
         if lane.rows == 0:
             lane.opened = now
@@ -229,6 +230,16 @@ class Planner:
         _forget_withdrawn(ticket.lane)
         return len(gone)
 
+    def expire(self, now: float) -> list[Span]:
+        """Drop every waiting row whose deadline has passed; for when nothing is dispatched that would meet them."""
+        expired: list[Span] = []
+        for lane in self.lanes.values():
+            for queue in lane.queues.values():
+                for ticket in [ticket for ticket in queue if ticket.deadline <= now]:
+                    self._move(ticket, ticket.waiting, expired)
+                    queue.remove(ticket)
+        return expired
+
     def next_deadline(self) -> float | None:
         """When `due` may have something to start although nothing was offered or finished, s; None for never."""
         if self.running >= self.slots:
@@ -277,25 +288,17 @@ class Planner:
         while queue and plan.rows < room_rows:
             ticket = queue[0]
             if ticket.deadline <= now:
-                self._expire(ticket, plan)
+                self._move(ticket, ticket.waiting, plan.expired)
             else:
                 fit = room_bytes // max(ticket.row_bytes, 1)
                 if fit < 1 and plan.rows:
                     break
-                taken = self._cut(ticket, min(room_rows - plan.rows, max(fit, 1)), plan)
+                taken = self._move(ticket, min(room_rows - plan.rows, max(fit, 1)), plan.spans)
+                plan.rows += taken
                 room_bytes -= taken * ticket.row_bytes
             if not ticket.waiting:
                 queue.popleft()
         return room_bytes
-
-    def _cut(self, ticket: Ticket, most: int, plan: Plan) -> int:
-        """Move up to `most` rows of a ticket into the plan, as runs without the rows withdrawn."""
-        taken = self._move(ticket, most, plan.spans)
-        plan.rows += taken
-        return taken
-
-    def _expire(self, ticket: Ticket, plan: Plan) -> None:
-        self._move(ticket, ticket.waiting, plan.expired)
 
     def _move(self, ticket: Ticket, most: int, spans: list[Span]) -> int:
         """Take up to `most` rows from the head of a ticket, as spans without the rows withdrawn; how many these are."""

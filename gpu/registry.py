@@ -12,6 +12,7 @@ from zlib import crc32
 
 import msgspec
 
+from ..bus.subjects import Subjects
 from .operation import Operation
 from .ops import echo, embed, matrix
 
@@ -37,10 +38,12 @@ def load(catalogue: Catalogue) -> dict[str, Operation]:
 
     Raises:
         ImportError: a module of the user's cannot be imported.
-        ValueError: two operations have one name.
+        ValueError: two operations have one name, or one has a name that is not made of subject tokens.
     """
     found: dict[str, Operation] = {}
+    subjects = Subjects()
     for made in _gather(catalogue):
+        subjects.operation(made.name)  # for its check
         if found.setdefault(made.name, made) is not made:
             raise ValueError(f"two operations are called {made.name!r}: rename one")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -65,7 +65,13 @@ class Telemetry:
         gauge("held_frames", "Frames not answered whole").set_function(lambda: len(service.held))
         gauge("engine_up", "1 while the engine takes batches").set_function(lambda: float(planner.slots > 0))
         gauge("engine_restarts", "Times the engine was started again").set_function(lambda: engine.restarts)
-        self.registry.register(_Rejected(service))
+        self.registry.register(
+            _Counts("aikoryu_frames_rejected", "Frames refused, by error code", lambda: service.rejected, "code")
+        )
+
+    def watch_connection(self, statistics: Callable[[], Mapping[str, int]]) -> None:
+        """Read what happened to the connection whenever somebody asks: reconnects, errors, slow consumers."""
+        self.registry.register(_Counts("aikoryu_connection_events", "What happened to the connection", statistics))
 
     def on_start(self, operation: str, plan: Plan, now: float, staged: float) -> None:
         """A batch was handed to the engine at `staged`; its dispatch began at `now`."""
@@ -108,14 +114,17 @@ class _Stages(NamedTuple):
     batch_rows: Histogram
 
 
-class _Rejected(Collector):
-    """The service's own count of refused frames, read when somebody asks."""
+class _Counts(Collector):
+    """Counts kept elsewhere, by kind, read when somebody asks."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, name: str, text: str, counts: Callable[[], Mapping[str, int]], label: str = "kind") -> None:
+        self._name = name
+        self._text = text
+        self._counts = counts
+        self._label = label
 
     def collect(self) -> Iterable[Metric]:
-        family = CounterMetricFamily("aikoryu_frames_rejected", "Frames refused, by error code", labels=["code"])
-        for code, count in self._service.rejected.items():
-            family.add_metric([code], count)
+        family = CounterMetricFamily(self._name, self._text, labels=[self._label])
+        for kind, count in self._counts().items():
+            family.add_metric([kind], count)
         yield family

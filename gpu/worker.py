@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import threading
 from contextlib import AsyncExitStack
@@ -14,6 +15,7 @@ import msgspec
 import structlog
 from prometheus_client import start_http_server
 
+from ..bus.connection import NatsConnection
 from ..bus.discovery import Discovery
 from ..bus.service import Service
 from ..bus.subjects import Subjects
@@ -47,7 +49,9 @@ class Worker:
 
     def __init__(self, transport: Transport, settings: Settings, engine: Engine | None = None) -> None:
         catalogue = catalogue_of(settings)
-        self.id = settings.worker.name or f"{socket.gethostname().replace('.', '-')}-{os.getpid()}"
+        self.id = (
+            settings.worker.name or f"{socket.gethostname().replace('.', '-')}-{os.getpid()}-{secrets.token_hex(2)}"
+        )
         self.operations: dict[str, Operation] = load(catalogue)
         self.telemetry = Telemetry()
         self._settings = settings
@@ -55,6 +59,8 @@ class Worker:
         subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
         self._service = Service(transport, subjects, self.id, reply_prefixes=settings.bus.reply_prefixes)
         self._front = Front(self._service, self._engine, self.operations, limits_of(settings), self.telemetry)
+        if isinstance(transport, NatsConnection):
+            self.telemetry.watch_connection(lambda: transport.statistics()._asdict())
         self._discovery = Discovery(transport, self._service, self.id, version("aikoryu"), self._details)
         self._transport = transport
         self._metrics: tuple[WSGIServer, threading.Thread] | None = None

@@ -114,7 +114,7 @@ def test_a_shape_that_ran_without_the_peer_is_not_measured() -> None:
 def test_break_even_holds_from_there_on(asked_s: dict[int, float], expected: int | None) -> None:
     from benchmarks.break_even import Case, summary
 
-    case = Case("echo", "echo", {"x": [0] * 4}, "x", len)
+    case = Case("echo", "echo", {"x": [0] * 4}, "x", (len,))
     assert summary(case, 5.0, asked_s)["break_even"] == expected
 
 

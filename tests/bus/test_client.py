@@ -861,7 +861,7 @@ async def test_closed_connection_fails_the_call_and_not_the_client(
 
 async def test_many_rows_come_back_in_the_order_asked(client: Client, worker: Worker) -> None:
     worker.answering = silent
-    rows = np.arange(3 * 40_000, dtype=np.float32).reshape(-1, 3)
+    rows = np.arange(300 * 3_000, dtype=np.float32).reshape(-1, 300)
     many = asyncio.ensure_future(client.call_many("echo", {"x": rows}))
     await turns()
     assert len(worker.requests) > 5

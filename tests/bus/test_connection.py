@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,11 +17,13 @@ from urllib.parse import urlsplit
 import nkeys
 import pytest
 import trustme
+from nats import errors
 from structlog.testing import capture_logs
 
 from aikoryu.bus import connection as module
-from aikoryu.bus.connection import ConnectOptions, NatsConnection, Statistics
+from aikoryu.bus.connection import NatsConnection, Statistics
 from aikoryu.bus.errors import ConnectionFailed, Disconnected, TooLarge
+from aikoryu.bus.options import ConnectOptions
 from aikoryu.bus.transport import Message, Transport, no_responders
 
 Eventually = Callable[[Callable[[], bool]], Awaitable[None]]
@@ -467,6 +470,12 @@ async def test_trap_10_certificate_of_the_client(
         await NatsConnection.open(ConnectOptions(server.url, tls_ca=authority))
 
 
+@pytest.mark.parametrize("file", ["tls_ca", "tls_cert", "tls_key"])
+def test_trap_10_any_file_of_tls_demands_it(file: str) -> None:
+    assert replace(ConnectOptions(), **{file: "some.pem"}).encrypted  # type: ignore[arg-type]
+    assert not ConnectOptions().encrypted
+
+
 @pytest.mark.parametrize("demand", ["url", "tls_ca"])
 async def test_trap_10_never_sends_credentials_in_plain_text(certificates: dict[str, str], demand: str) -> None:
     async with fake_server(auth_required=True) as plain:
@@ -566,6 +575,50 @@ async def test_flush_under_way_ends_when_the_connection_is_lost(connect: Connect
             await flushing
 
 
+async def backed_up(connection: NatsConnection, server: FakeServer) -> asyncio.Task[None]:
+    """A publish that waits, because the server has stopped to read and both sockets are full."""
+    server.reading.clear()
+
+    async def flood() -> None:
+        while connection._client.is_connected:
+            await connection.publish("a", bytes(1 << 16))
+
+    flooding = asyncio.create_task(flood())
+    done, _ = await asyncio.wait({flooding}, timeout=0.3)
+    assert not done
+    return flooding
+
+
+async def test_comes_back_from_a_silent_peer_that_does_not_take_what_is_unsent(
+    connect: Connect, eventually: Eventually, quick: None
+) -> None:
+    async with fake_server() as server:
+        connection = await connect(server.url)
+        flooding = await backed_up(connection, server)
+        # As nats-py does when three of its pings had no answer.
+        await connection._client._process_op_err(errors.StaleConnectionError())
+        async with asyncio.timeout(5):
+            await flooding
+        server.reading.set()
+        await eventually(lambda: connection.statistics().reconnects == 1)
+        await connection.flush()
+
+
+async def test_flush_and_close_end_where_the_peer_takes_nothing(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_server() as server:
+        connection = await connect(server.url)
+        flooding = await backed_up(connection, server)
+        flush = connection._client.flush
+        with pytest.raises(errors.FlushTimeoutError):
+            await flush(timeout=0.05)
+        monkeypatch.setattr(connection._client, "flush", lambda: flush(timeout=0.05))
+        async with asyncio.timeout(1.5):
+            await connection.close()
+            await flooding
+
+
 @pytest.mark.parametrize(
     ("message", "outcome"),
     [
@@ -589,8 +642,9 @@ async def test_message_that_is_not_utf8_does_not_deafen_the_connection(
     await writer.wait_closed()
     await eventually(lambda: bool(inbox) and inbox[-1].subject == "a.ok")
     assert len(inbox) == (2 if outcome == "delivered" else 1)
+    await eventually(lambda: connection.statistics().errors == int(outcome == "reported"))
     statistics = connection.statistics()
-    assert (statistics.errors, statistics.reconnects, statistics.rebuilds) == (int(outcome == "reported"), 0, 0)
+    assert (statistics.reconnects, statistics.rebuilds) == (0, 0)
 
 
 def operator_mode(folder: Path) -> tuple[str, str]:

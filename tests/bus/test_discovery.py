@@ -12,9 +12,10 @@ from typing import Any
 import nats
 import pytest
 
-from aikoryu.bus.connection import ConnectOptions, NatsConnection
+from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.discovery import Discovery, discover
 from aikoryu.bus.memory import MemoryBus
+from aikoryu.bus.options import ConnectOptions
 from aikoryu.bus.service import Held, Service
 from aikoryu.bus.subjects import Subjects
 
@@ -153,6 +154,27 @@ async def test_question_without_a_reply_is_ignored_and_stop_ends_the_answers() -
     await asker.publish("$SRV.PING", b"", "_INBOX.me")
     await turns()
     assert [message.headers for message in got] == [None, {"Status": "503"}]
+
+
+async def test_subject_that_is_no_inbox_gets_no_answer() -> None:
+    bus = MemoryBus()
+    await Worker(bus.connect()).start()
+    asker = bus.connect()
+    got: list[Any] = []
+    await asker.subscribe("aikoryu.v1.default.agent.>", got.append)
+    for verb in ("PING", "INFO", "STATS"):
+        await asker.publish(f"$SRV.{verb}", b"", "aikoryu.v1.default.agent.a.b")
+    await turns()
+    assert got == []
+
+
+async def test_last_error_is_told_in_200_characters() -> None:
+    bus = MemoryBus()
+    worker = Worker(bus.connect())
+    await worker.start()
+    worker.service.endpoints["echo"].last_error = "x" * 1000
+    (found,) = await discover(bus.connect(), wait_s=0.05)
+    assert found["endpoints"][1]["last_error"] == "x" * 200
 
 
 async def test_discover_finds_every_worker_with_its_metadata() -> None:

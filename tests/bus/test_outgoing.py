@@ -120,17 +120,34 @@ async def test_what_the_socket_does_not_take_waits_in_order(line: Line) -> None:
 
 
 async def test_message_that_is_refused_tells_its_sender_and_holds_up_nobody(line: Line) -> None:
-    line.refused = {"large": TooLarge("8 bytes"), "lost": Disconnected("gone")}
+    line.refused = {"large": TooLarge("8 bytes"), "lost": Disconnected("gone"), "untold": TooLarge("9 bytes")}
     made = outgoing(line)
     told: list[BusError] = []
     made.send("large", b"12345678", failed=told.append)
+    made.send("lost", b"x", failed=told.append)
     made.send("fine", b"x")
     with capture_logs() as logs:
-        made.send("lost", b"x")
+        made.send("untold", b"x")
         await made.drain()
-    assert told == [line.refused["large"]]
+    assert told == [line.refused["large"], line.refused["lost"]]
     assert line.sent == [("fine", b"x")]
-    assert [(entry["event"], entry["subject"]) for entry in logs] == [("message not published", "lost")]
+    assert [(entry["event"], entry["subject"]) for entry in logs] == [("message not published", "untold")]
+
+
+async def test_what_nobody_would_be_told_of_waits_for_a_lost_connection_in_order(line: Line) -> None:
+    line.refused = {"answer": Disconnected("gone")}
+    made = outgoing(line)
+    for payload in (b"1", b"22"):
+        made.send("answer", payload)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await made.drain()
+    assert (line.sent, made.backlog_bytes) == ([], 3)
+    line.refused.clear()
+    async with asyncio.timeout(5):
+        await made.drain()
+    assert line.sent == [("answer", b"1"), ("answer", b"22")]
+    assert made.backlog_bytes == 0
 
 
 async def test_sender_that_is_told_may_send_again(line: Line) -> None:

@@ -14,10 +14,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from aikoryu.bus.columns import Column, pack, unpack
-from aikoryu.bus.connection import ConnectOptions, NatsConnection
+from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.errors import BadColumn, Busy
 from aikoryu.bus.frames import By, RowError
 from aikoryu.bus.memory import MemoryBus, MemoryConnection
+from aikoryu.bus.options import ConnectOptions
 from aikoryu.bus.service import Held, Service
 from aikoryu.bus.subjects import Subjects
 from aikoryu.bus.transport import Message, Transport
@@ -228,7 +229,8 @@ async def test_trap_02_headers_of_a_request_are_not_in_its_reply(operation: Oper
     await turns()
     operation.echo(operation.held[0])
     await turns()
-    assert [message.headers for message in asker.inbox] == [None, None]
+    errors = {"Nats-Service-Error", "Nats-Service-Error-Code"}
+    assert [set(message.headers or ()) for message in asker.inbox] == [errors, set()]
 
 
 # --- refusing --------------------------------------------------------------------------------------------------------
@@ -570,3 +572,51 @@ async def test_operations_of_one_system_share_a_queue_group(bus: MemoryBus) -> N
         asker.ask(frame(id=number), subject=SUBJECTS.operation("matrix.add"))
     await turns()
     assert [len(operation.held) for operation in operations] == [5, 5]
+
+
+async def test_frame_sent_again_after_rows_were_let_go_runs_again(
+    service: Service, operation: Operation, asker: Asker
+) -> None:
+    request = frame(client=3, id=1)
+    asker.ask(request)
+    await turns()
+    asker.ask(msgpack.packb({"client": 3, "id": 1, "v": 1}), subject=SUBJECTS.control)
+    asker.ask(request)
+    await turns()
+    first, second = operation.held
+    assert service.held[3, 1] is second
+    operation.echo(second)
+    operation.echo(first)
+    await turns()
+    assert [reply["last"] for reply in asker.replies] == [True, True]
+    assert service.held == {}
+
+
+async def test_clients_of_one_number_are_told_apart_by_their_inbox(
+    service: Service, operation: Operation, asker: Asker
+) -> None:
+    for inbox in ("a", "b"):
+        asker.ask(frame(client=3, id=1), f"{asker.connection.inbox_prefix}.{inbox}")
+    await turns()
+    assert len(operation.held) == 2
+    for held in operation.held:
+        operation.echo(held)
+    await turns()
+    assert {message.subject.rpartition(".")[2] for message in asker.inbox} == {"a", "b"}
+
+
+async def test_drain_that_runs_out_of_time_answers_busy(service: Service, operation: Operation, asker: Asker) -> None:
+    asker.ask(frame())
+    await turns()
+    assert not await service.drain(0.0)
+    await turns()
+    assert [error_of(reply)[1] for reply in asker.replies] == ["busy"]
+    assert service.held == {}
+
+
+async def test_long_names_and_long_messages_are_bounded(service: Service, operation: Operation, asker: Asker) -> None:
+    asker.ask(msgpack.packb({"v": 1, "n": 1, "cols": {"x" * 7_000: {"t": "f4", "d": b"1234"}}}))
+    await turns()
+    assert error_of(asker.replies[0])[1] == "bad_frame"
+    assert len(asker.inbox[0].data) < 1000
+    assert len(service.endpoints["echo"].last_error) < 1000

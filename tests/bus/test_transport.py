@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import pytest
 
-from aikoryu.bus.connection import ConnectOptions, NatsConnection
+from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.errors import BadParameter, Closed, Disconnected, TooLarge
 from aikoryu.bus.memory import MemoryBus, MemoryConnection
+from aikoryu.bus.options import ConnectOptions
 from aikoryu.bus.transport import Message, Transport, no_responders
 
 MAX_PAYLOAD = 4096

@@ -115,6 +115,8 @@ def test_a_value_of_a_wrong_type_is_refused(key: str, value: object) -> None:
         ("batch.window_s", float("nan"), "a number at least 0 and at most 60"),
         ("bus.namespace", "a.b", "letters, digits, - and _"),
         ("bus.namespace", "a\n", "letters, digits, - and _"),
+        ("worker.name", "a.b", "letters, digits, - and _, or nothing"),
+        ("worker.name", "a*", "letters, digits, - and _, or nothing"),
         ("bus.reply_prefixes", [], "a list of 1 or more, each words of letters"),
         ("bus.reply_prefixes", ["_INBOX.>"], "a list of 1 or more, each words of letters"),
         ("nats.url", "http://127.0.0.1", "nats://host:port or tls://host:port"),

@@ -12,10 +12,12 @@ import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from aikoryu.bus.client import Client
 from aikoryu.bus.columns import Field
@@ -136,6 +138,25 @@ class TestChild:
         assert await watched.next_event() == "lost"
         assert watched.done.empty()
 
+    async def test_engine_that_takes_no_batches_is_given_up_with_what_was_half_sent(
+        self, start_engine: StartEngine
+    ) -> None:
+        watched = await start_engine()
+        await watched.next_event()
+        first = watched.engine.pid
+        os.kill(first, signal.SIGSTOP)
+        with capture_logs() as logs:
+            number = 0
+            while not logs:
+                watched.submit(number := number + 1)
+        watched.submit(number + 1)
+        assert watched.events.empty(), "the front is told in a turn of its own"
+        assert await watched.next_event() == "lost"
+        assert await watched.next_event() == "ready"
+        assert watched.engine.pid not in (0, first)
+        watched.submit(1)
+        assert (await watched.answer()).id == 1
+
     async def test_ctrl_c_does_not_end_it(self, start_engine: StartEngine) -> None:
         """The terminal sends it to the whole group; the front drains first."""
         watched = await start_engine()
@@ -180,6 +201,25 @@ class TestChild:
         assert capfd.readouterr().err == "", "it left in disorder"
         assert asyncio.all_tasks() == {asyncio.current_task()}, "it would be started again"
 
+    async def test_start_that_is_cancelled_ends_the_process_at_once(
+        self, start_engine: StartEngine, tmp_path: Path
+    ) -> None:
+        endless = tmp_path / "endless.py"
+        endless.write_text("import threading\nthreading.Event().wait()\n")
+        spec = EngineSpec("cpu", 1, 2, 1 << 16, Catalogue(modules=(str(endless),)), LogSettings(level="critical"))
+        engine = ChildEngine(spec)
+        starting = asyncio.create_task(engine.start())
+        await asyncio.sleep(0)
+        pid = engine.pid
+        starting.cancel()
+        # Before the task has had its turn, as when it is the loop that ends.
+        async with asyncio.timeout(engines.STOP_TIMEOUT_S / 2):
+            await engine.stop()
+            await asyncio.wait({starting})
+        assert starting.cancelled()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
     async def test_engine_that_cannot_start_says_so(self, start_engine: StartEngine) -> None:
         with pytest.raises(RuntimeError, match="ended while starting"):
             await start_engine(Catalogue(modules=("no_such_module_of_operations",)))
@@ -192,6 +232,26 @@ class TestChild:
         endless.write_text("import threading\nthreading.Event().wait()\n")
         with pytest.raises(RuntimeError, match="not ready within"):
             await start_engine(Catalogue(modules=(str(endless),)))
+
+    async def test_restart_outlives_a_system_without_processes_to_give(
+        self, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engines, "RESTART_DELAYS_S", (0.0,))
+        watched = await start_engine()
+        await watched.next_event()
+        spawn, open_before = engines._spawn, len(os.listdir("/proc/self/fd"))
+
+        def refuse_twice(*arguments: Any) -> subprocess.Popen[bytes]:
+            if watched.engine.restarts <= 2:
+                raise BlockingIOError("no more processes")
+            return spawn(*arguments)
+
+        monkeypatch.setattr(engines, "_spawn", refuse_twice)
+        os.kill(watched.engine.pid, signal.SIGKILL)
+        assert await watched.next_event() == "lost"
+        assert await watched.next_event() == "ready"
+        assert watched.engine.restarts == 3
+        assert len(os.listdir("/proc/self/fd")) == open_before
 
     async def test_restart_is_tried_until_it_succeeds(
         self, start_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

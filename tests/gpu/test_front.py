@@ -602,3 +602,36 @@ class TestDrain:
         caller = await rig.caller()
         await caller.send("echo", {"x": x(1)})
         assert not await rig.service.drain(0.0)
+
+
+async def test_frame_larger_than_the_queue_is_served_by_an_idle_worker(start_rig: StartRig) -> None:
+    rig = await start_rig(Limits(queue_rows=50, max_rows=16))
+    caller = await rig.caller()
+    await caller.send("echo", {"x": x(100)})
+    await rig.settle()
+    np.testing.assert_array_equal([caller.outcome(1, 100)[row]["x"] for row in range(100)], x(100))
+    rig.assert_idle()
+
+
+async def test_waiting_rows_expire_and_frames_are_refused_while_the_engine_is_down(
+    start_rig: StartRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aikoryu.gpu.front.DOWN_LOOK_S", 0.0)
+    rig = await start_rig(Limits())
+    caller = await rig.caller()
+    rig.engine.on_lost()
+    await caller.send("echo", {"x": x(2)}, ttl_ms=1)
+    for _ in range(5000):
+        if caller.replies:
+            break
+        await asyncio.sleep(0.001)
+    assert [error.code for reply in caller.replies for error in reply.err] == ["expired"]
+    monkeypatch.setattr("aikoryu.gpu.front.DOWN_S", 0.0)
+    await caller.send("echo", {"x": x(1)})
+    await rig.settle()
+    assert [error.code for error in caller.replies[-1].err] == ["busy"]
+    rig.engine.on_ready()
+    await caller.send("echo", {"x": x(1)})
+    await rig.settle()
+    assert caller.replies[-1].err == []
+    rig.assert_idle()

@@ -344,7 +344,7 @@ class TestWhichFirst:
 
     def test_lanes_share_the_device_by_time_not_by_rows(self) -> None:
         p = planner(slots=1, target_s=0.1)
-        cost_s = {"slow": 0.01, "fast": 0.001}
+        cost_s = {"slow": 0.005, "fast": 0.001}
         used = dict.fromkeys(cost_s, 0.0)
         now = 0.0
         for _ in range(2000):
@@ -670,8 +670,10 @@ class Agents(RuleBasedStateMachine):
             return
         p = self.p
         open_rows = [(t, t.rows - len(self.left[t.frame])) for t in self.tickets]
-        assert p.waiting_rows == sum(rows for _, rows in open_rows) <= p.limits.queue_rows
-        assert p.waiting_bytes == sum(rows * t.row_bytes for t, rows in open_rows) <= p.limits.queue_bytes
+        assert p.waiting_rows == sum(rows for _, rows in open_rows)
+        assert p.waiting_bytes == sum(rows * t.row_bytes for t, rows in open_rows)
+        within = p.waiting_rows <= p.limits.queue_rows and p.waiting_bytes <= p.limits.queue_bytes
+        assert within or sum(1 for _, rows in open_rows if rows) == 1  # an empty queue takes any one frame
         by_lane: dict[Lane, int] = defaultdict(int)
         for ticket, rows in open_rows:
             by_lane[ticket.lane] += rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,12 @@ def test_two_operations_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_built_in_name_is_taken(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"two operations are called 'matrix\.add'"):
         load(Catalogue(modules=(write(tmp_path / "a.py", "matrix.add"),)))
+
+
+@pytest.mark.parametrize("name", ["demo scale", "demo.*", "agent.scale", ""])
+def test_name_that_is_no_subject_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"operation {re.escape(repr(name))}: (use letters|a system cannot be)"):
+        load(Catalogue(modules=(write(tmp_path / "a.py", name),)))
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
