@@ -1,4 +1,4 @@
-"""Everything that is committed, in one go and about 25 minutes: `python -m benchmarks.figures`.
+"""Everything that is committed, in one go and about 20 minutes: `python -m benchmarks.figures`.
 
 Each benchmark runs as a process of its own and writes `benchmarks/results/<name>.json`; README and plot follow.
 """
@@ -18,8 +18,8 @@ from benchmarks.record import RESULTS
 RUNS = {
     "break_even": "",
     "memory": "--limit-s 300",
-    "bus": "--rounds 3 --seconds 4 --skip-break-even",
-    "embed": "--rounds 3 --seconds 12 --shapes equal64 mixed64 hangup256",
+    "bus": "--rounds 2 --seconds 4 --skip-break-even",
+    "embed": "--rounds 2 --seconds 12 --shapes equal64 mixed64 hangup256",
 }
 
 
