@@ -14,7 +14,8 @@ Array: TypeAlias = "NDArray[Any]"
 class Matrix:
     """Products and elementwise operations, of float16/32/64, bfloat16 and complex64/128 (elementwise also int32/64).
 
-    Both operands are of one dtype; the answer is too (of bfloat16 as float32: NumPy has none). Every call may be sent again after a lost connection.
+    Both operands are of one dtype; the answer is too (of bfloat16 as float32: NumPy has none). Every call may be sent
+    again after a lost connection.
     """
 
     def __init__(self, client: Client) -> None:
