@@ -127,6 +127,45 @@ async def test_matrix_takes_what_makes_an_array(bus: Bus) -> None:
         await bus.matrix.add([1, 2], [[1], [2, 3]])
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "dtype"),
+    [
+        ([[1]], [[2]], "f4"),
+        ([[1]], [[2.5]], "f4"),
+        ([[True]], 2, "f4"),
+        ([[1]], [[2j]], "c8"),
+        ([[1]], np.ones((1, 1), "f2"), "f2"),
+        (np.ones((1, 1), "i4"), [[2]], "i4"),
+        (np.float64(1), 2, "f8"),
+        (np.ones((1, 1), "f8"), np.ones((1, 1), "f4"), None),
+    ],
+)
+async def test_matrix_numbers_and_lists_take_the_dtype_of_the_array_beside_them(
+    bus: Bus, worker: Worker, a: Any, b: Any, dtype: str | None
+) -> None:
+    found = await bus.matrix.multiply(a, b)
+    np.testing.assert_array_equal(found, np.multiply(a, b))
+    ((_, request),) = worker.requests
+    assert [column.t for column in request.cols.values()] == ([dtype, dtype] if dtype else ["f8", "f4"])
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([1 << 24 | 1], [1]),
+        ([1.5], np.ones(1, "i8")),
+        ([1 << 40], np.ones(1, "i4")),
+        ([1j], np.ones(1, "f4")),
+        (["x"], np.ones(1, "f4")),
+        ([1 << 70], 1),
+    ],
+)
+async def test_matrix_refuses_numbers_that_would_become_others(bus: Bus, worker: Worker, a: Any, b: Any) -> None:
+    with pytest.raises(BadColumn, match="'a'"):
+        await bus.matrix.add(a, b)
+    assert worker.requests == []
+
+
 async def test_matrix_answer_keeps_dtype_and_can_be_written(bus: Bus) -> None:
     found = await bus.matrix.matmul(np.ones((2, 3), np.float16), np.ones((3, 2), np.float16))
     assert found.dtype == np.float16
