@@ -82,8 +82,8 @@ class Admission:
             )
         operation = self._operations[name]
         schema = tuple((name, check(column, request.n, name)) for name, column in sorted(request.cols.items()))
-        outputs = operation.signature.bind(schema)
         parameters = operation.decode_parameters(decode_parameters(request.p))
+        outputs = operation.outputs(schema, parameters)
         variable = any(field.dtype in VARIABLE for _, field in (*schema, *outputs))
         row_bytes = sum(field.row_bytes for _, field in (*schema, *outputs))
         for column, field in schema:

@@ -33,7 +33,7 @@ class Executor:
     def __init__(self, operations: Mapping[str, Operation], device: Device) -> None:
         self._operations = operations
         self._device = device
-        self._bound: dict[tuple[str, Schema], Schema] = {}
+        self._bound: dict[tuple[str, Schema, bytes], Schema] = {}
 
     def load(self) -> None:
         """Claim the device and let every operation make ready."""
@@ -47,7 +47,7 @@ class Executor:
         try:
             batch = self._open(job, slab)
             answer = self._operations[job.operation].run(batch, self._device)
-            parts = self._write(job, slab, batch.schema, answer)
+            parts = self._write(job, slab, batch, answer)
         except Abandoned:
             return _failed(job, started, Cancelled("every caller of the batch withdrew"))
         except BusError as error:
@@ -71,11 +71,11 @@ class Executor:
             batch.reject(row, BadValue.code, message)
         return batch
 
-    def _write(self, job: Job, slab: Slab, schema: Schema, answer: Mapping[str, Any]) -> list[Part]:
+    def _write(self, job: Job, slab: Slab, batch: Batch, answer: Mapping[str, Any]) -> list[Part]:
         """Lay the answer's columns into the slab; what lies there already stays where it is."""
         free = align(job.free)
         parts: list[Part] = []
-        for name, field in self._outputs(job.operation, schema):
+        for name, field in self._outputs(job, batch):
             value = answer[name]
             if len(value) != job.rows:
                 raise ValueError(f"column {name!r} has {len(value)} rows, the batch {job.rows}")
@@ -96,12 +96,12 @@ class Executor:
             parts.append(Part(name, field, at, array.nbytes))
         return parts
 
-    def _outputs(self, operation: str, schema: Schema) -> Schema:
-        key = (operation, schema)
+    def _outputs(self, job: Job, batch: Batch) -> Schema:
+        key = (job.operation, batch.schema, job.parameters)
         if key not in self._bound:
             if len(self._bound) >= MAX_BOUND:
                 self._bound.clear()
-            self._bound[key] = self._operations[operation].signature.bind(schema)
+            self._bound[key] = self._operations[job.operation].outputs(batch.schema, batch.parameters)
         return self._bound[key]
 
 

@@ -56,6 +56,16 @@ class Operation:
         # Bytes rather than the Struct itself: a list would have no hash, and a NaN equals nothing.
         return msgspec.msgpack.encode(parameters, order="deterministic")
 
+    def outputs(self, schema: Schema, parameters: Any) -> Schema:
+        """The columns of the answer to rows of these columns: what the signature says.
+
+        An operation whose answer's shape depends on its parameters says here how.
+
+        Raises:
+            BadColumn, BadParameter: the columns do not suit the operation, or the parameters the columns.
+        """
+        return self.signature.bind(schema)
+
     def load(self, device: Device) -> None:
         """Make ready on an engine, once, before the first batch: read weights, allocate, warm up."""
 
