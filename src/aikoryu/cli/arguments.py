@@ -31,8 +31,8 @@ def add_settings(parser: argparse.ArgumentParser, *, nats: bool = False) -> None
     group.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings (default ./aikoryu.toml)")
 
 
-def add_operations(parser: argparse.ArgumentParser) -> None:
-    """Let a command load operations of the user's own."""
+def add_worker(parser: argparse.ArgumentParser) -> None:
+    """Let a command that runs a worker say what the worker is to be."""
     parser.add_argument(
         "--operations",
         action="append",

@@ -12,9 +12,34 @@ from ..bus.errors import BusError
 from ..bus.transport import Transport
 from ..config import Settings
 from .failure import Failed
+from .stopping import Stop
 
 if TYPE_CHECKING:
     from ..gpu.worker import Worker
+
+HOW_TO_STOP = "Ctrl-C stops it after what it has accepted is answered, a second Ctrl-C at once."
+
+
+async def serve_until(stop: Stop, settings: Settings, greeting: Callable[[Worker], str]) -> int:
+    """Run a worker for a person, until a signal.
+
+    Args:
+        stop: what the signals ask for.
+        settings: all groups.
+        greeting: what to print when the worker is ready.
+
+    Returns:
+        The exit status: 1 if requests were left unanswered.
+
+    Raises:
+        Failed, ConnectionFailed: as for `serve`.
+    """
+
+    def announce(worker: Worker) -> None:
+        stop.drains = True
+        print(greeting(worker), HOW_TO_STOP, sep="\n", flush=True)
+
+    return 0 if await serve(settings, stop.asked, announce) else 1
 
 
 async def serve(settings: Settings, asked: asyncio.Event, announce: Callable[[Worker], None]) -> bool:

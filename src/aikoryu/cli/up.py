@@ -11,9 +11,9 @@ import uvloop
 
 from ..bus.server import EmbeddedServer
 from ..config import NatsSettings, Settings, configure_logging
-from .arguments import Commands, add_command, add_operations, add_settings, settings_of
+from .arguments import Commands, add_command, add_settings, add_worker, settings_of
 from .progress import say
-from .serving import serve
+from .serving import serve_until
 from .stopping import stopping
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ the requests the worker has accepted are answered, a second one at once.
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "up", "run a NATS server and a worker on this machine", _DESCRIPTION)
-    add_operations(parser)
+    add_worker(parser)
     add_settings(parser)
     parser.set_defaults(run=run)
 
@@ -48,12 +48,8 @@ async def _up(settings: Settings) -> int:
         say("Starting a NATS server and a worker ...")
         async with EmbeddedServer(settings.server) as server:
             own = on_embedded(settings, server.url)
-
-            def announce(worker: Worker) -> None:
-                stop.drains = True
-                print(_what_next(worker, own, asked_anyway=settings.nats.url == server.url), flush=True)
-
-            return 0 if await serve(own, stop.asked, announce) else 1
+            asked_anyway = settings.nats.url == server.url
+            return await serve_until(stop, own, lambda worker: _what_next(worker, own, asked_anyway=asked_anyway))
 
 
 def on_embedded(settings: Settings, url: str) -> Settings:
@@ -73,6 +69,5 @@ def _what_next(worker: Worker, settings: Settings, *, asked_anyway: bool) -> str
             "In another terminal:",
             *(f"  aikoryu {example}{where}" for example in examples),
             "",
-            "Ctrl-C stops it after what it has accepted is answered, a second Ctrl-C at once.",
         ]
     )

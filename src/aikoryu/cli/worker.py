@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 import uvloop
 
 from ..config import Settings, configure_logging
-from .arguments import Commands, add_command, add_operations, add_settings, settings_of
+from .arguments import Commands, add_command, add_settings, add_worker, settings_of
 from .progress import say
-from .serving import serve
+from .serving import serve_until
 from .stopping import stopping
-
-if TYPE_CHECKING:
-    from ..gpu.worker import Worker
 
 _DESCRIPTION = """\
 Run a worker for a NATS server that runs already. Any number of them share the
@@ -29,7 +25,7 @@ answered, a second one at once.
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "worker", "run a worker for an existing NATS server", _DESCRIPTION)
-    add_operations(parser)
+    add_worker(parser)
     add_settings(parser, nats=True)
     parser.set_defaults(run=run)
 
@@ -43,11 +39,9 @@ def run(options: argparse.Namespace) -> int:
 
 async def _worker(settings: Settings) -> int:
     with stopping() as stop:
-
-        def announce(worker: Worker) -> None:
-            stop.drains = True
-            print(f"Worker {worker.id} serves {len(worker.operations)} operations on {settings.nats.url}.", flush=True)
-            print("Ctrl-C stops it after what it has accepted is answered, a second Ctrl-C at once.", flush=True)
-
         say(f"Starting a worker on {settings.nats.url} ...")
-        return 0 if await serve(settings, stop.asked, announce) else 1
+        return await serve_until(
+            stop,
+            settings,
+            lambda worker: f"Worker {worker.id} serves {len(worker.operations)} operations on {settings.nats.url}.",
+        )
