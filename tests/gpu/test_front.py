@@ -270,7 +270,7 @@ class TestBadFrames:
             (msgspec.msgpack.encode({"v": 1, "n": -1}), "bad_frame"),
             (msgspec.msgpack.encode({"v": 1, "n": 0}), "bad_frame"),
             (msgspec.msgpack.encode({"v": 2, "future": True}), "bad_version"),
-            (msgspec.msgpack.encode({"v": 1, "n": 1, "cols": {}, "p": 3}), "bad_column"),
+            (msgspec.msgpack.encode({"v": 1, "n": 1, "cols": {}}), "bad_column"),
             (
                 msgspec.msgpack.encode({"v": 1, "n": 1, "cols": {"x": {"t": "f4", "d": b"1234"}}, "p": 3}),
                 "bad_parameter",
