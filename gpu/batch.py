@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ..bus.columns import Array, Schema, Values
+from ..bus.columns import Array, Schema
 from .device import Device
 
 if TYPE_CHECKING:
@@ -18,6 +18,10 @@ class Abandoned(Exception):
     """Every caller of the batch has gone; the operation unwinds and nothing is answered."""
 
 
+Pieces: TypeAlias = "Array | tuple[Array, ...]"
+"""One array, or several that follow each other along the first axis: what more than one front handed over."""
+
+
 class Batch:
     """The rows of one batch.
 
@@ -25,29 +29,45 @@ class Batch:
         rows: how many.
         schema: name and type of each input column.
         parameters: the operation's parameters Struct.
-        alive: (rows,) bool; false for rows whose caller cancelled, expired or went away. The front writes it while the
-            batch runs, so an operation may look again between steps.
         errors: code and message by row, filled by `reject`.
     """
 
     def __init__(
-        self, rows: int, schema: Schema, columns: Mapping[str, Values], parameters: Any, alive: Array, device: Device
+        self,
+        rows: int,
+        schema: Schema,
+        columns: Mapping[str, Pieces | Sequence[str] | Sequence[bytes]],
+        parameters: Any,
+        alive: Pieces,
+        device: Device,
     ) -> None:
         self.rows = rows
         self.schema = schema
         self.parameters = parameters
-        self.alive = alive
         self.errors: dict[int, tuple[str, str]] = {}
-        self._columns = columns
+        self._columns = dict(columns)
+        self._alive = alive
         self._device = device
 
     def __getitem__(self, name: str) -> Any:
         """A column on the host: (rows, ...) array in shared memory (bf16 as its bits), or a list of str or bytes."""
-        return self._columns[name]
+        column = self._columns[name]
+        if isinstance(column, tuple):
+            column = self._columns[name] = _joined(column)
+        return column
 
     def tensor(self, name: str) -> torch.Tensor:
         """A column on the device, (rows, ...)."""
-        return self._device.tensor(self[name], dict(self.schema)[name].dtype)
+        column: Any = self._columns[name]
+        return self._device.tensor(column, dict(self.schema)[name].dtype)
+
+    @property
+    def alive(self) -> Array:
+        """(rows,) bool; false for rows whose caller cancelled, expired or went away.
+
+        The front writes it while the batch runs, so an operation may look again between steps.
+        """
+        return _joined(self._alive) if isinstance(self._alive, tuple) else self._alive
 
     def reject(self, row: int, code: str, message: str) -> None:
         """Answer one row with an error; its neighbours are not touched."""
@@ -65,8 +85,13 @@ class Batch:
         Raises:
             Abandoned: no row of the whole batch has a caller left.
         """
-        if bool(np.any(self.alive[rows])):
+        alive = self.alive
+        if bool(np.any(alive[rows])):
             return True
-        if not bool(np.any(self.alive)):
+        if not bool(np.any(alive)):
             raise Abandoned
         return False
+
+
+def _joined(pieces: tuple[Array, ...]) -> Array:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

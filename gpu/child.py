@@ -17,7 +17,7 @@ import msgspec
 from ..config import configure_logging
 from .device import Device
 from .engine import EngineSpec
-from .executor import Executor
+from .executor import Executor, Piece
 from .job import ControlSocket, Job, Ready
 from .registry import load
 from .slab import Slab
@@ -41,7 +41,8 @@ def main(fds: str, spec_json: str) -> None:
         while True:
             for message in control.receive():
                 if isinstance(message, Job):
-                    control.send(executor.run(message, slabs[message.slab]))
+                    (done,) = executor.run([Piece(message, slabs[message.slab])])
+                    control.send(done)
     except (EOFError, ConnectionError):
         return
 

@@ -1,31 +1,50 @@
 """Devices: where a batch runs, and how its columns get there and back.
 
-One implementation on torch serves every device; torch is loaded when the first tensor is asked for.
+One implementation on torch serves every device; torch is loaded when the first tensor is asked for. `Device` is the
+CPU, `cuda.py` has the other kind.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..bus.columns import Array
+from ..bus.columns import FIXED, Array, Field
 
 if TYPE_CHECKING:
     import torch
 
+    from .slab import Slab
+
+_NAMES = {name: {dtype.name} for name, dtype in FIXED.items()} | {"bf16": {"uint16", "bfloat16"}}
+
 
 class Device:
-    """One device of an engine.
+    """One device of an engine: the CPU, and what every device can do.
 
     Attributes:
-        name: `cpu`, as it stands in replies and metrics.
-        threads: threads one operation may compute with.
+        name: `cpu` or `cuda:0`, as it stands in replies and metrics; also what torch calls it.
+        threads: threads one operation may compute with on the host.
     """
 
     def __init__(self, name: str, threads: int) -> None:
         self.name = name
         self.threads = threads
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether tensors live on a GPU."""
+        return False
+
+    @property
+    def place(self) -> torch.device:
+        """The device as torch knows it."""
+        import torch
+
+        return torch.device(self.name)
 
     def open(self) -> None:
         """Claim the device in the process that will run on it. Without torch only NumPy operations can run."""
@@ -36,28 +55,67 @@ class Device:
         torch.set_num_threads(self.threads)
         torch.set_grad_enabled(False)
 
-    def tensor(self, array: Array, dtype: str) -> torch.Tensor:
-        """A host array as a tensor on the device; on `cpu` it shares the memory.
+    def stream(self) -> AbstractContextManager[object]:
+        """A stream for the thread that enters it: what it enqueues runs in order, beside other threads' work."""
+        return nullcontext()
+
+    def register(self, slab: Slab) -> None:
+        """Let copies to and from the slab run without the CPU."""
+
+    def unregister(self, slab: Slab) -> None:
+        """The slab is about to be given back."""
+
+    def tensor(self, pieces: Array | Sequence[Array], dtype: str) -> torch.Tensor:
+        """Host memory as one tensor on the device.
 
         Args:
-            array: any of the bus's dtypes, C-contiguous.
-            dtype: its wire name; tells bf16 from u2.
+            pieces: one array or several, of any of the bus's dtypes and C-contiguous; several are joined along the first
+                axis. They must not change before `synchronize`.
+            dtype: the wire name; tells bf16 from u2.
+
+        Returns:
+            On `cpu` the memory of a single array itself, otherwise a copy that may still be on its way.
         """
         import torch
 
-        tensor = torch.from_numpy(array)
+        if isinstance(pieces, np.ndarray):
+            tensor = torch.from_numpy(pieces)
+        else:
+            tensors = [torch.from_numpy(piece) for piece in pieces]
+            tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
         return tensor.view(torch.bfloat16) if dtype == "bf16" else tensor
 
-    def host(self, value: Any) -> Array:
-        """A result as a host array (bf16 as its bits); NumPy arrays pass through."""
+    def fetch(self, value: Any, into: Array) -> None:
+        """Start to copy a result to the host; it has arrived after `synchronize`.
+
+        Args:
+            value: a tensor on the device, or a NumPy array.
+            into: where to, of the same shape and dtype (of bf16 the bits), C-contiguous.
+        """
         if isinstance(value, np.ndarray):
-            return value
+            into[...] = value
+            return
         import torch
 
-        tensor = value.detach().cpu()
-        array: Array = tensor.contiguous().view(torch.uint16).numpy() if _is_bf16(tensor) else tensor.numpy()
-        return array
+        torch.from_numpy(into).copy_(bits(value), non_blocking=True)
+
+    def offset_in(self, slab: Slab, value: Any) -> int | None:
+        """Where a result lies in the slab already, if it does: an operation may answer with what it was given."""
+        return slab.offset_of(value if isinstance(value, np.ndarray) else bits(value).numpy())
+
+    def synchronize(self) -> None:
+        """Wait until what this thread has enqueued is done."""
 
 
-def _is_bf16(tensor: torch.Tensor) -> bool:
-    return str(tensor.dtype) == "torch.bfloat16"
+def suits(value: Any, field: Field) -> bool:
+    """Whether a result, an array or tensor whose first axis is the row, is of the type."""
+    name = value.dtype.name if isinstance(value, np.ndarray) else str(value.dtype).removeprefix("torch.")
+    # Of bf16 NumPy has only the bits.
+    return name in _NAMES[field.dtype] and tuple(value.shape[1:]) == field.shape
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in a dtype that NumPy has: those of bf16 as u2."""
+    import torch
+
+    return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor.resolve_conj()

@@ -1,34 +1,43 @@
-"""The executor: runs one batch that lies in a slab, and lays the answer beside it.
+"""The executor: runs batches that lie in slabs, and lays each answer beside its rows.
 
-The same code runs in an engine process and in the in-process engine of the tests.
+Batches of one lane that several fronts have handed over run as one. The same code runs in an engine process and in the
+in-process engine of the tests.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import structlog
 
-from ..bus.columns import FIXED, OFFSET, VARIABLE, Array, Column, Schema, Values, pack_strings
+from ..bus.columns import FIXED, OFFSET, VARIABLE, Array, Column, Field, Schema, pack_strings
 from ..bus.errors import BadValue, BusError, Cancelled, OperationFailed, TooLarge
 from .batch import Abandoned, Batch
-from .device import Device
+from .device import Device, suits
 from .job import Done, Job, Part
 from .operation import Operation
 from .slab import Slab, align
 
 MAX_BOUND = 4096  # answers' schemas remembered
+_FLAG = np.dtype("?")
 
 _log = structlog.get_logger(__name__)
 
 
+class Piece(NamedTuple):
+    """A batch as one front handed it over: what to run, and the slab it lies in."""
+
+    job: Job
+    slab: Slab
+
+
 class Executor:
-    """Runs batches of the given operations on one device."""
+    """Runs batches of the given operations on one device; several threads may call `run` at once."""
 
     def __init__(self, operations: Mapping[str, Operation], device: Device) -> None:
         self._operations = operations
@@ -38,63 +47,101 @@ class Executor:
     def load(self) -> None:
         """Claim the device and let every operation make ready."""
         self._device.open()
-        for operation in self._operations.values():
-            operation.load(self._device)
+        with self._device.stream():
+            for operation in self._operations.values():
+                operation.load(self._device)
+            self._device.synchronize()
 
-    def run(self, job: Job, slab: Slab) -> Done:
-        """Run a batch; whatever happens in the operation becomes part of the answer."""
+    def max_rows(self, job: Job) -> int:
+        """Most rows that may run together with this batch's."""
+        return self._operations[job.operation].max_rows
+
+    def run(self, pieces: Sequence[Piece]) -> list[Done]:
+        """Run batches of one lane as one; whatever happens in the operation becomes part of the answers.
+
+        Args:
+            pieces: batches of the same operation, parameters and types of columns.
+
+        Returns:
+            The end of each, in order.
+        """
         started = time.perf_counter()
         try:
-            batch = self._open(job, slab)
-            answer = self._operations[job.operation].run(batch, self._device)
-            parts = self._write(job, slab, batch, answer)
+            return self._run(pieces, started)
         except Abandoned:
-            return _failed(job, started, Cancelled("every caller of the batch withdrew"))
+            return _failed(pieces, started, Cancelled("every caller of the batch withdrew"))
         except BusError as error:
-            return _failed(job, started, error)
+            return _failed(pieces, started, error)
         except Exception as error:
+            job = pieces[0].job
+            if len(pieces) > 1:  # whoever is to blame, the others shall not pay
+                return [done for piece in pieces for done in self.run([piece])]
             _log.exception("operation failed", operation=job.operation, rows=job.rows)
             message = f"{job.operation} raised {type(error).__name__}; the worker's log holds the traceback"
-            return _failed(job, started, OperationFailed(message))
-        errors = [(row, code, message) for row, (code, message) in sorted(batch.errors.items())]
-        return Done(job.id, parts, errors, _since_us(started))
+            return _failed(pieces, started, OperationFailed(message))
 
-    def _open(self, job: Job, slab: Slab) -> Batch:
-        """The job's columns as arrays over the slab, and lists of strings."""
-        rejected: dict[int, str] = {}
-        columns = {part.name: _read(part, job.rows, slab, rejected) for part in job.parts}
+    def _run(self, pieces: Sequence[Piece], started: float) -> list[Done]:
+        job = pieces[0].job
+        batch = self._open(pieces)
+        answer = self._operations[job.operation].run(batch, self._device)
+        laid: list[list[Part]] = [[] for _ in pieces]
+        free = [align(piece.job.free) for piece in pieces]
+        for name, field in self._outputs(job, batch):
+            value = answer[name]
+            if len(value) != batch.rows:
+                raise ValueError(f"column {name!r} has {len(value)} rows, the batch {batch.rows}")
+            if field.dtype not in VARIABLE and not suits(value, field):
+                raise ValueError(f"column {name!r} is {value.dtype} {list(value.shape[1:])} a row, declared as {field}")
+            start = 0
+            for number, piece in enumerate(pieces):
+                rows = value[start : start + piece.job.rows]
+                start += piece.job.rows
+                part, free[number] = self._write(name, field, rows, piece.slab, free[number])
+                laid[number].append(part)
+        self._device.synchronize()
+        run_us = _since_us(started)
+        return [
+            Done(piece.job.id, parts, errors, run_us)
+            for piece, parts, errors in zip(pieces, laid, _split(batch.errors, pieces), strict=True)
+        ]
+
+    def _open(self, pieces: Sequence[Piece]) -> Batch:
+        """The rows' columns as arrays over the slabs, and lists of strings."""
+        job = pieces[0].job
+        rows = sum(piece.job.rows for piece in pieces)
         schema = tuple((part.name, part.field) for part in job.parts)
+        rejected: dict[int, str] = {}
+        columns: dict[str, Any] = {}
+        for number, (name, field) in enumerate(schema):
+            if field.dtype in VARIABLE:
+                columns[name] = _strings(number, field.dtype, pieces, rejected)
+            else:
+                columns[name] = tuple(
+                    slab.array(job.parts[number].data, FIXED[field.dtype], (job.rows, *field.shape))
+                    for job, slab in pieces
+                )
         parameters = msgspec.msgpack.decode(job.parameters, type=self._operations[job.operation].parameters)
-        alive = slab.array(job.alive, np.dtype("?"), (job.rows,))
-        batch = Batch(job.rows, schema, columns, parameters, alive, self._device)
+        alive = tuple(slab.array(job.alive, _FLAG, (job.rows,)) for job, slab in pieces)
+        batch = Batch(rows, schema, columns, parameters, alive, self._device)
         for row, message in rejected.items():
             batch.reject(row, BadValue.code, message)
         return batch
 
-    def _write(self, job: Job, slab: Slab, batch: Batch, answer: Mapping[str, Any]) -> list[Part]:
-        """Lay the answer's columns into the slab; what lies there already stays where it is."""
-        free = align(job.free)
-        parts: list[Part] = []
-        for name, field in self._outputs(job, batch):
-            value = answer[name]
-            if len(value) != job.rows:
-                raise ValueError(f"column {name!r} has {len(value)} rows, the batch {job.rows}")
-            if field.dtype in VARIABLE:
-                column = _packed(name, value)
-                if column.t != field.dtype:
-                    raise ValueError(f"column {name!r} is {column.t}, declared as {field}")
-                offsets_at, free = _place(slab, free, np.frombuffer(column.o or b"", OFFSET))
-                data_at, free = _place(slab, free, np.frombuffer(column.d, np.uint8))
-                parts.append(Part(name, field, data_at, len(column.d), offsets_at))
-                continue
-            array = self._device.host(value)
-            if array.dtype != FIXED[field.dtype] or array.shape[1:] != field.shape:
-                raise ValueError(f"column {name!r} is {array.dtype} {array.shape[1:]} a row, declared as {field}")
-            at = slab.offset_of(array)
-            if at is None:
-                at, free = _place(slab, free, array)
-            parts.append(Part(name, field, at, array.nbytes))
-        return parts
+    def _write(self, name: str, field: Field, rows: Any, slab: Slab, free: int) -> tuple[Part, int]:
+        """Lay a column of an answer into a slab; what lies there already stays where it is."""
+        if field.dtype in VARIABLE:
+            column = _packed(name, rows)
+            if column.t != field.dtype:
+                raise ValueError(f"column {name!r} is {column.t}, declared as {field}")
+            offsets_at, free = _place(slab, free, np.frombuffer(column.o or b"", OFFSET))
+            data_at, free = _place(slab, free, np.frombuffer(column.d, np.uint8))
+            return Part(name, field, data_at, len(column.d), offsets_at), free
+        size = len(rows) * field.row_bytes
+        at = self._device.offset_in(slab, rows)
+        if at is None:
+            at, free = free, _room(slab, free, size)
+            self._device.fetch(rows, slab.array(at, FIXED[field.dtype], (len(rows), *field.shape)))
+        return Part(name, field, at, size), free
 
     def _outputs(self, job: Job, batch: Batch) -> Schema:
         key = (job.operation, batch.schema, job.parameters)
@@ -105,13 +152,15 @@ class Executor:
         return self._bound[key]
 
 
-def _read(part: Part, rows: int, slab: Slab, rejected: dict[int, str]) -> Values:
-    if part.field.dtype not in VARIABLE:
-        return slab.array(part.data, FIXED[part.field.dtype], (rows, *part.field.shape))
-    ends = slab.array(part.offsets, OFFSET, (rows + 1,)).tolist()
-    data = slab.view[part.data : part.data + part.data_bytes]
-    blobs = [bytes(data[a:b]) for a, b in itertools.pairwise(ends)]
-    if part.field.dtype == "bin":
+def _strings(number: int, dtype: str, pieces: Sequence[Piece], rejected: dict[int, str]) -> list[str] | list[bytes]:
+    """A column of variable width, as a list; rows that are not UTF-8 are rejected."""
+    blobs: list[bytes] = []
+    for job, slab in pieces:
+        part = job.parts[number]
+        ends = slab.array(part.offsets, OFFSET, (job.rows + 1,)).tolist()
+        data = slab.view[part.data : part.data + part.data_bytes]
+        blobs += [bytes(data[a:b]) for a, b in itertools.pairwise(ends)]
+    if dtype == "bin":
         return blobs
     texts: list[str] = []
     for row, blob in enumerate(blobs):
@@ -119,7 +168,8 @@ def _read(part: Part, rows: int, slab: Slab, rejected: dict[int, str]) -> Values
             texts.append(blob.decode())
         except UnicodeDecodeError as error:
             texts.append("")
-            rejected[row] = f"column {part.name!r} is not UTF-8: {error.reason} at byte {error.start}"
+            name = pieces[0].job.parts[number].name
+            rejected[row] = f"column {name!r} is not UTF-8: {error.reason} at byte {error.start}"
     return texts
 
 
@@ -132,15 +182,32 @@ def _packed(name: str, rows: Any) -> Column:
 
 def _place(slab: Slab, free: int, array: Array) -> tuple[int, int]:
     """Copy an array to `free`; where it begins, and where the next may."""
-    end = free + array.nbytes
-    if end > slab.size_bytes:
-        raise TooLarge(f"the answer of this batch is larger than the {slab.size_bytes} bytes there are for it")
+    end = _room(slab, free, array.nbytes)
     slab.array(free, array.dtype, array.shape)[...] = array
-    return free, align(end)
+    return free, end
 
 
-def _failed(job: Job, started: float, error: BusError) -> Done:
-    return Done(job.id, [], [], _since_us(started), error.code, str(error))
+def _room(slab: Slab, free: int, size: int) -> int:
+    """Where the next array may begin after one of `size` bytes at `free`."""
+    if free + size > slab.size_bytes:
+        raise TooLarge(f"the answer of this batch is larger than the {slab.size_bytes} bytes there are for it")
+    return align(free + size)
+
+
+def _split(errors: Mapping[int, tuple[str, str]], pieces: Sequence[Piece]) -> list[list[tuple[int, str, str]]]:
+    """The rows refused, for each piece by its own row numbers."""
+    found: list[list[tuple[int, str, str]]] = []
+    start = 0
+    for piece in pieces:
+        end = start + piece.job.rows
+        found.append([(row - start, *errors[row]) for row in sorted(errors) if start <= row < end])
+        start = end
+    return found
+
+
+def _failed(pieces: Sequence[Piece], started: float, error: BusError) -> list[Done]:
+    run_us = _since_us(started)
+    return [Done(piece.job.id, [], [], run_us, error.code, str(error)) for piece in pieces]
 
 
 def _since_us(started: float) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from .device import Device
 from .engine import no_event
-from .executor import Executor
+from .executor import Executor, Piece
 from .job import Done, Job
 from .operation import Operation
 from .slab import Slab
@@ -67,4 +67,5 @@ class InlineEngine:
             slab.close()
 
     def _run(self, job: Job) -> None:
-        self.on_done(self._executor.run(job, self.slabs[job.slab]))
+        (done,) = self._executor.run([Piece(job, self.slabs[job.slab])])
+        self.on_done(done)

@@ -59,8 +59,7 @@ class Embed(Operation):
         from ..models.tokenizer import Tokenizer
 
         self._tokenizer = Tokenizer(self._model)
-        place = device.tensor(np.empty(0, np.float32), "f4").device
-        self._bert = Bert(self._model, place, torch.float32)
+        self._bert = Bert(self._model, device.place, torch.float32)
         warm = Batch(1, (), {"text": ["warm"]}, None, np.ones(1, bool), device)
         self.run(warm, device)
 
@@ -86,7 +85,7 @@ class Embed(Operation):
         hidden = self._bert(padded, lambda number: batch.checkpoint(cut[number]))
         for rows, (_, lengths), found in zip(cut, padded, hidden, strict=True):
             if found is not None:
-                embedding[rows] = device.host(mean(found, lengths))
+                embedding[rows] = mean(found, lengths).numpy()
 
 
 def operations(names: Sequence[str], directory: Path | None = None) -> list[Operation]:

@@ -14,7 +14,7 @@ from aikoryu.bus.columns import FIXED, OFFSET, Array, Field, pack_strings
 from aikoryu.bus.errors import BadValue
 from aikoryu.gpu.batch import Abandoned, Batch
 from aikoryu.gpu.device import Device
-from aikoryu.gpu.executor import Executor
+from aikoryu.gpu.executor import Executor, Piece
 from aikoryu.gpu.job import Done, Job, Part
 from aikoryu.gpu.operation import Operation
 from aikoryu.gpu.ops import matrix
@@ -72,7 +72,14 @@ def read(slab: Slab, part: Part, rows: int) -> Array:
 
 
 def run(slab: Slab, operation: Operation, **columns: Any) -> Done:
-    return Executor({operation.name: operation}, Device("cpu", 1)).run(lay_out(slab, operation.name, **columns), slab)
+    executor = Executor({operation.name: operation}, Device("cpu", 1))
+    return run_job(executor, lay_out(slab, operation.name, **columns), slab)
+
+
+def run_job(executor: Executor, job: Job, slab: Slab) -> Done:
+    """One batch of one front."""
+    (done,) = executor.run([Piece(job, slab)])
+    return done
 
 
 X = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -174,9 +181,9 @@ def test_job_that_cannot_be_opened_fails_and_the_executor_lives(slab: Slab) -> N
     executor = Executor({operation.name: operation}, Device("cpu", 1))
     job = lay_out(slab, operation.name, x=X)
     job.parts[0].field = Field("f4", (1,) * 99)
-    assert executor.run(job, slab).failed == "operation_failed"
-    assert executor.run(lay_out(slab, "test.unknown", x=X), slab).failed == "operation_failed"
-    assert executor.run(lay_out(slab, operation.name, x=X), slab).failed == ""
+    assert run_job(executor, job, slab).failed == "operation_failed"
+    assert run_job(executor, lay_out(slab, "test.unknown", x=X), slab).failed == "operation_failed"
+    assert run_job(executor, lay_out(slab, operation.name, x=X), slab).failed == ""
 
 
 def test_schemas_remembered_are_bounded(slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +191,7 @@ def test_schemas_remembered_are_bounded(slab: Slab, monkeypatch: pytest.MonkeyPa
     operation = Given(lambda batch: {"y": batch["x"]}, *IO)
     executor = Executor({operation.name: operation}, Device("cpu", 1))
     for width in range(20):
-        executor.run(lay_out(slab, operation.name, x=np.zeros((1, width), np.float32)), slab)
+        run_job(executor, lay_out(slab, operation.name, x=np.zeros((1, width), np.float32)), slab)
     assert len(executor._bound) <= 4
 
 
@@ -193,7 +200,7 @@ def test_tensors_are_answers_too(slab: Slab) -> None:
     executor = Executor({operation.name: operation}, Device("cpu", 1))
     executor.load()
     a, b = np.random.default_rng(0).random((2, 3, 4, 4), np.float32)
-    done = executor.run(lay_out(slab, operation.name, a=a, b=b), slab)
+    done = run_job(executor, lay_out(slab, operation.name, a=a, b=b), slab)
     np.testing.assert_allclose(read(slab, done.parts[0], 3), a @ b, rtol=1e-6)
 
 
