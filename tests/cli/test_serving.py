@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from aikoryu.cli import main
 
-from .conftest import Command, Start, eventually
+from .conftest import WAIT_S, Command, Start, eventually
 
 BLOCKING = '''
 import os, pathlib, time
@@ -57,8 +61,26 @@ def test_second_interrupt_ends_at_once(start: Start, up: str, tmp_path: Path) ->
     worker.hear("Stopping")
     worker.interrupt()
     assert worker.end() == 130
+    assert "Traceback" not in worker.words
     engine = int((tmp_path / "engine").read_text())
     eventually(lambda: not os.path.exists(f"/proc/{engine}"), "the engine ends")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_a_worker_whose_words_nobody_reads(up: str, number: int) -> None:
+    arguments = ("worker", "--nats", up, "--set", "models.embed=")
+    with subprocess.Popen([sys.executable, "-m", "aikoryu.cli", *arguments], stdout=PIPE, stderr=PIPE) as worker:
+        try:
+            assert worker.stdout is not None
+            assert worker.stderr is not None
+            assert b"serves" in worker.stdout.readline()
+            assert b"Ctrl-C" in worker.stdout.readline()
+            worker.stdout.close()
+            worker.stderr.close()
+            worker.send_signal(number)
+            assert worker.wait(WAIT_S) == 0
+        finally:
+            worker.kill()
 
 
 def test_up_tells_what_to_type_next(up: str, capsys: pytest.CaptureFixture[str]) -> None:

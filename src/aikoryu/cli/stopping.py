@@ -25,11 +25,12 @@ class Stop:
 
     def on_signal(self) -> None:
         """Ask for the end; where that was done before, cancel the task."""
-        if self._task is not None and (self.asked.is_set() or not self.drains):
+        again = self.asked.is_set()
+        self.asked.set()
+        if self._task is not None and (again or not self.drains):
             self._task.cancel()
         else:
             say("\nStopping when what was accepted is answered; Ctrl-C again stops at once.")
-        self.asked.set()
 
 
 @contextmanager
