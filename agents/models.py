@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bus.client import Client
+from ..bus.errors import BadColumn
 
 Vectors: TypeAlias = NDArray[np.float32]
 
@@ -35,6 +36,7 @@ class Models:
             (d,) for one sentence, (n, d) for n, float32; d is the model's width, 384 for the default. (0, 0) for none.
 
         Raises:
+            BadColumn: `text` is neither a str nor a sequence of str; nothing was sent.
             NoWorker: no worker holds this model.
         """
         operation = f"models.embed.{model}"
@@ -42,8 +44,20 @@ class Models:
             row = await self._client.call(operation, {"text": text}, timeout_s=timeout_s, idempotent=True)
             vector: Vectors = row["embedding"]
             return vector
-        if not len(text):
+        texts = _texts(text)
+        if not texts:
             return np.empty((0, 0), np.float32)
-        rows = await self._client.call_many(operation, {"text": list(text)}, timeout_s=timeout_s, idempotent=True)
+        rows = await self._client.call_many(operation, {"text": texts}, timeout_s=timeout_s, idempotent=True)
         vectors: Vectors = rows["embedding"]
         return vectors
+
+
+def _texts(given: Sequence[str]) -> list[str]:
+    try:
+        texts = list(given)
+    except TypeError:
+        raise BadColumn(f"text is {type(given).__name__}: give a str, or a sequence of str") from None
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise BadColumn(f"text {row} is {type(text).__name__}: give a str, or a sequence of str")
+    return texts

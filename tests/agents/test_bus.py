@@ -205,6 +205,23 @@ async def test_texts_may_be_any_sequence(bus: Bus) -> None:
     assert (await bus.models.embed([np.str_("a")])).tolist() == [[1, 1]]
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (5, "text is int"),
+        (None, "text is NoneType"),
+        (["a", 5], "text 1 is int"),
+        ([b"a"], "text 0 is bytes"),
+        (b"a", "text 0 is int"),
+        ([["a"]], "text 0 is list"),
+    ],
+)
+async def test_what_is_no_text_is_refused_before_it_is_sent(bus: Bus, worker: Worker, text: Any, told: str) -> None:
+    with pytest.raises(BadColumn, match=f"{told}: give a str, or a sequence of str"):
+        await bus.models.embed(text)
+    assert worker.requests == []
+
+
 async def test_no_texts_are_no_vectors(bus: Bus, worker: Worker) -> None:
     found = await bus.models.embed([])
     assert found.shape == (0, 0)
