@@ -15,7 +15,7 @@ import nats
 
 
 async def main(url: str = "nats://127.0.0.1:4222") -> None:
-    connection = await nats.connect(url)
+    connection = await nats.connect(url, error_cb=give_up)
     try:
         # One row: one request, one reply.
         a, b = (1.0, 2.0, 3.0, 4.0), (0.0, 1.0, 1.0, 0.0)
@@ -55,6 +55,10 @@ async def main(url: str = "nats://127.0.0.1:4222") -> None:
                 print("rows", list(range(first, first + count)), "embedded by", reply["by"]["engine"])
     finally:
         await connection.close()
+
+
+async def give_up(error: Exception) -> None:
+    sys.exit(f"{error or repr(error)}: start `aikoryu up` in another terminal")
 
 
 if __name__ == "__main__":

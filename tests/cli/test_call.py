@@ -112,6 +112,8 @@ def test_a_row_is_answered_while_the_next_is_not_there_yet(up: str, start: Start
         (["no such", "x=1"], "operation 'no such': use letters"),
         (["echo", "y=1"], "column 'x' is missing"),
         (["demo.scale", "x=1", "-p", "factor=no"], "factor"),
+        (["demo.scale", "x=1", "factor=3"], "'factor' is a parameter, no column: give it as -p factor=3"),
+        (["demo.scale", "x=[1,2"], "'[1,2' is invalid JSON"),
     ],
 )
 def test_failure_says_what_to_do(up: str, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,11 @@ from aikoryu.cli import main
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+COMMAND = [sys.executable, "-W", "error"]
 
 
 def run(example: str, url: str) -> list[str]:
-    command = [sys.executable, "-W", "error", str(EXAMPLES / example), url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*COMMAND, EXAMPLES / example, url], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 
@@ -56,6 +57,15 @@ def test_plain_client(up: str) -> None:
     assert lines[0] == "product: (2.0, 1.0, 4.0, 3.0) of shape [2, 2]"
     rows = [row for line in lines[1:] for row in json.loads(line.removeprefix("rows ").split(" embedded")[0])]
     assert sorted(rows) == [0, 1, 2]
+
+
+def test_plain_client_without_a_server_says_what_to_start() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"nats://127.0.0.1:{unused.getsockname()[1]}"
+        done = subprocess.run([*COMMAND, EXAMPLES / "plain_client.py", url], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r".*: start `aikoryu up` in another terminal\n", done.stderr)
 
 
 TYPED = re.findall(r"```sh\nnats req (\S+) '(.*)'\n```\n\n```json\n(.*)\n```", (EXAMPLES / "by_hand.md").read_text())

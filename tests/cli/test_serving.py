@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,15 @@ def test_operations_that_cannot_be_loaded(
 def test_missing_file_of_operations(up: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["worker", "--nats", up, "--operations", "/no/such.py"]) == 1
     assert "/no/such.py: no such file of operations" in capsys.readouterr().err
+
+
+def test_file_without_operations_is_told(start: Start, up: str, tmp_path: Path) -> None:
+    file = tmp_path / "empty.py"
+    file.write_text("import aikoryu\n")
+    own = ("--operations", "examples/own_operation.py", "--operations", str(file))
+    worker = start("worker", "--nats", up, "--set", "models.embed=", *own)
+    worker.hear("Worker .* serves")
+    assert re.findall("No operations in (.*):", worker.words) == [str(file)]
 
 
 def test_taken_port_of_up(up: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,10 +36,20 @@ def test_inputs_are_read_from_what_discovery_tells() -> None:
         ("5", Input(("utf8",)), "5"),
         ('"5"', Input(("utf8",)), "5"),
         ("5", Input(("f4",)), 5),
+        ("[1", Input(("utf8", "f4")), "[1"),
+        ("[1", Input(("bin",)), "[1"),
     ],
 )
 def test_an_argument_is_json_or_text(text: str, takes: Input | None, value: Any) -> None:
     assert value_of(text, takes) == value
+
+
+@pytest.mark.parametrize("text", ["[1,2", "hello", "1" + ",2" * 1000])
+def test_an_argument_that_is_no_json_is_refused_where_no_text_is_taken(text: str) -> None:
+    with pytest.raises(BadColumn, match="invalid JSON") as caught:
+        value_of(text, Input(("f4", "f8")))
+    assert repr(text)[:10] in str(caught.value)
+    assert len(str(caught.value)) < 250
 
 
 def test_numbers_of_unknown_columns_are_float32_int64_or_bool() -> None:

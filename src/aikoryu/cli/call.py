@@ -12,14 +12,14 @@ from typing import Any
 import uvloop
 
 from ..agents import Bus, connect
-from ..bus.errors import BadFrame, BusError
+from ..bus.errors import BadColumn, BadFrame, BusError
 from ..bus.pending import Answer
 from ..bus.subjects import Subjects
 from ..config import Settings, configure_logging
 from .arguments import Commands, add_command, add_settings, settings_of
 from .failure import Failed
 from .lines import read_lines
-from .values import Input, inputs_of, plain, row_of, value_of
+from .values import inputs_of, plain, row_of, value_of
 
 IN_FLIGHT_ROWS = 4096  # a slow reader of the answers holds back the rows that are read
 
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 async def _call(options: argparse.Namespace, settings: Settings) -> int:
     async with connect(settings=settings) as bus:
         subject = _subject(options.operation, settings)
-        asking = _Asking(bus, options.operation, options.parameters, await _inputs(bus, subject))
+        asking = _Asking(bus, options.operation, options.parameters, await _told(bus, subject))
         if options.columns:
             _print(await asking.typed(options.columns))
             return 0
@@ -86,13 +86,12 @@ async def _call(options: argparse.Namespace, settings: Settings) -> int:
 class _Asking:
     """The calls of one command."""
 
-    def __init__(
-        self, bus: Bus, operation: str, parameters: list[tuple[str, str]], inputs: Mapping[str, Input]
-    ) -> None:
+    def __init__(self, bus: Bus, operation: str, parameters: list[tuple[str, str]], told: Mapping[str, str]) -> None:
         self._bus = bus
         self._operation = operation
         self._parameters = {name: value_of(text) for name, text in parameters}
-        self._inputs = inputs
+        self._inputs = inputs_of(told)
+        self._no_columns = set(told.get("parameters", "").split(", ")) - {"", *self._inputs}
         self._asked: asyncio.Queue[Answer | BusError | None] = asyncio.Queue(IN_FLIGHT_ROWS)
 
     def typed(self, columns: list[tuple[str, str]]) -> Answer:
@@ -137,6 +136,8 @@ class _Asking:
             return error
 
     def _ask(self, values: Mapping[str, Any]) -> Answer:
+        for name in values.keys() & self._no_columns:
+            raise BadColumn(f"{name!r} is a parameter, no column: give it as -p {name}={json.dumps(values[name])}")
         return self._bus.call(self._operation, row_of(values, self._inputs), self._parameters)
 
 
@@ -147,12 +148,13 @@ def _subject(operation: str, settings: Settings) -> str:
         raise Failed(str(error)) from None
 
 
-async def _inputs(bus: Bus, subject: str) -> dict[str, Input]:
-    """What the operation takes, as some worker tells; nothing where none may be asked."""
+async def _told(bus: Bus, subject: str) -> Mapping[str, str]:
+    """What some worker tells of the operation; nothing where none may be asked."""
     endpoints = [endpoint for worker in await bus.workers() for endpoint in worker["endpoints"]]  # type: ignore[attr-defined]
     for endpoint in endpoints:
         if endpoint["subject"] == subject:
-            return inputs_of(endpoint["metadata"])
+            told: Mapping[str, str] = endpoint["metadata"]
+            return told
     return {}
 
 

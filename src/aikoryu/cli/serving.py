@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..agents import open_transport
@@ -12,6 +12,7 @@ from ..bus.errors import BusError
 from ..bus.transport import Transport
 from ..config import Settings
 from .failure import Failed
+from .progress import say
 from .stopping import Stop
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ async def _start(transport: Transport, settings: Settings) -> Worker:
         raise
     except Exception as error:  # a module of the user's may raise anything
         raise Failed(_why_not_loaded(error)) from error
+    _tell_of_empty(settings.worker.operations)
     try:
         await worker.start()
     except RuntimeError as error:
@@ -85,6 +87,16 @@ async def _start(transport: Transport, settings: Settings) -> Worker:
     except OSError as error:
         raise Failed(f"worker.metrics_port {settings.worker.metrics_port}: {error.strerror}: set another one") from None
     return worker
+
+
+def _tell_of_empty(modules: Sequence[str]) -> None:
+    """Say which of the user's modules, which are loaded, have no operations."""
+    from ..gpu.registry import Catalogue, load
+
+    built_in = load(Catalogue()).keys()
+    for module in modules:
+        if load(Catalogue(modules=(module,))).keys() == built_in:
+            say(f"No operations in {module}: put @aikoryu.operation above the functions that shall be some.")
 
 
 def _why_not_loaded(error: Exception) -> str:

@@ -17,6 +17,7 @@ from ..bus.errors import BadColumn
 _ITEM = re.compile(r"([^\s:,]+): ([\w|]+)")
 _FLOATS = ("f4", "f8", "f2", "c8", "c16")
 _INTEGERS = ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1")
+_TEXT = {"utf8", "bin"}
 _PREFERRED = {
     "f": _FLOATS,
     "u": ("u8", *_FLOATS),  # what NumPy makes of integers from 2⁶³ on
@@ -44,12 +45,18 @@ def inputs_of(metadata: Mapping[str, str]) -> dict[str, Input]:
 
 
 def value_of(text: str, takes: Input | None = None) -> Any:
-    """What an argument means: JSON, or the text itself where that is no JSON or the column takes text."""
+    """What an argument means: JSON, or the text itself where that is no JSON or the column takes text.
+
+    Raises:
+        BadColumn: it is no JSON, and the column takes no text.
+    """
     try:
         value = json.loads(text)
-    except ValueError:
-        return text
-    is_text = takes is not None and set(takes.dtypes) <= {"utf8", "bin"}
+    except ValueError as error:
+        if takes is None or not _TEXT.isdisjoint(takes.dtypes):
+            return text
+        raise BadColumn(f"{_short(text)} is invalid JSON ({error}), and text is not taken here: give numbers") from None
+    is_text = takes is not None and _TEXT.issuperset(takes.dtypes)
     return text if is_text and not isinstance(value, str) else value
 
 
@@ -92,6 +99,10 @@ def plain(value: Any) -> Any:
         # Through its shortest decimal form: 0.1, not 0.10000000149011612.
         array = array.astype(np.str_).astype(np.float64)
     return array.tolist()
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:59]}…")
 
 
 def _share(one: Input, other: Input | None) -> bool:
