@@ -58,7 +58,7 @@ async def main(url: str = "nats://127.0.0.1:4222") -> None:
 
 
 async def give_up(error: Exception) -> None:
-    sys.exit(f"{error or repr(error)}: start `aikoryu up` in another terminal")
+    sys.exit(f"{error!r}: start `aikoryu up` in another terminal")
 
 
 if __name__ == "__main__":
