@@ -20,6 +20,9 @@ from .store import BadModel, Model
 Checkpoint = Callable[[int], bool]
 """Whether the group of this number still interests anybody."""
 
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From queries, keys and values of packed rows, each (tokens, heads, d of a head), to what each token found."""
+
 # Added to the attention scores of padding. exp() of it is 0 in every dtype, it fits float16, and unlike -inf it leaves
 # a row of nothing but padding (a graph's unused rows) finite.
 _PADDING_SCORE = -30000.0
@@ -76,6 +79,23 @@ class Bert:
             states[number].hidden.view(*ids.shape, -1) if number in states else None
             for number, (ids, _) in enumerate(groups)
         ]
+
+    def packed(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Encode rows that lie end to end, so that there is no padding between them.
+
+        Args:
+            ids: (tokens,) int32, token numbers of all rows.
+            positions: (tokens,) int32, each token's place in its row.
+            attention: knows where rows begin and end; nothing else mixes tokens.
+
+        Returns:
+            (tokens, d) of the compute dtype.
+        """
+        words = F.embedding(ids, self._words)
+        hidden = self._norm(words.add_(F.embedding(positions, self._positions)))
+        for layer in self._layers:
+            hidden = layer.packed(hidden, self._heads, attention)
+        return hidden
 
     def _enter(self, ids: Tensor, lengths: Tensor) -> _State:
         rows, tokens = ids.shape
@@ -150,6 +170,14 @@ class _Layer(NamedTuple):
         joined = found.transpose(1, 2).reshape(state.hidden.shape)
         state.hidden = self.attended_norm(self.attended(joined).add_(state.hidden))
         return True
+
+    def packed(self, hidden: Tensor, heads: int, attention: Attention) -> Tensor:
+        """All of the layer, without a look: (tokens, d) to the same."""
+        split = self.query_key_value(hidden).view(len(hidden), 3, heads, -1)
+        found = attention(*split.unbind(1)).reshape(hidden.shape)
+        hidden = self.attended_norm(self.attended(found).add_(hidden))
+        wide = F.gelu(self.widened(hidden))
+        return self.narrowed_norm(self.narrowed(wide).add_(hidden))
 
     def feed(self, state: _State, go: Callable[[], bool]) -> bool:
         """The feed-forward part; false, and the state unchanged, if `go` says so before either of its products."""

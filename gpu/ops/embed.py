@@ -16,6 +16,7 @@ from ..operation import Operation
 from ..signature import Signature
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 # For each thread, the tokens of a group, padding included. A third of a MiniLM layer is 4 ms then, which bounds how
@@ -28,7 +29,7 @@ GROUP_PADDING = 24
 # Groups that go through the encoder together, so that they read each weight from memory once.
 _GROUPS = 4
 
-# Texts tokenised between two checkpoints.
+# Texts tokenised between two checkpoints, for each thread.
 _TEXTS = 64
 
 
@@ -59,7 +60,14 @@ class Embed(Operation):
         from ..models.tokenizer import Tokenizer
 
         self._tokenizer = Tokenizer(self._model)
-        self._bert = Bert(self._model, device.place, torch.float32)
+        if device.is_cuda:
+            from ..models.graphs import Graphs
+
+            with torch.inference_mode():
+                bert = Bert(self._model, device.place, _half(self._model))
+                self._graphs = Graphs(bert, self._model.dimension, self._model.max_tokens, device.place)
+        else:
+            self._bert = Bert(self._model, device.place, torch.float32)
         warm = Batch(1, (), {"text": ["warm"]}, None, np.ones(1, bool), device)
         self.run(warm, device)
 
@@ -67,20 +75,34 @@ class Embed(Operation):
         """Embed the column `text`; texts longer than the model takes are cut at its end."""
         import torch
 
+        tokens = self._tokens(batch, device.threads)
+        with torch.inference_mode():
+            if device.is_cuda:
+                return {"embedding": self._graphs(tokens, batch.checkpoint)}
+            return {"embedding": self._by_groups(batch, device, tokens)}
+
+    def _tokens(self, batch: Batch, threads: int) -> list[list[int]]:
         tokens: list[list[int]] = []
-        for start in range(0, batch.rows, _TEXTS):
+        texts = batch["text"]
+        step = _TEXTS * threads
+        for start in range(0, batch.rows, step):
             batch.checkpoint()
-            tokens += self._tokenizer.encode(batch["text"][start : start + _TEXTS])
+            tokens += self._tokenizer.encode(texts[start : start + step])
+        return tokens
+
+    def _by_groups(self, batch: Batch, device: Device, tokens: list[list[int]]) -> Array:
+        """Groups of about one length, padded: what suits a CPU."""
         lengths = np.fromiter(map(len, tokens), np.int64, batch.rows)
         cut = list(groups(lengths, device.threads))
         embedding = np.zeros((batch.rows, self._model.dimension), np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(cut), _GROUPS):
-                self._embed(batch, device, cut[start : start + _GROUPS], tokens, embedding)
-        return {"embedding": embedding}
+        for start in range(0, len(cut), _GROUPS):
+            self._embed(batch, device, cut[start : start + _GROUPS], tokens, embedding)
+        return embedding
 
     def _embed(self, batch: Batch, device: Device, cut: list[Array], tokens: list[list[int]], embedding: Array) -> None:
         """Fill the vectors of some groups of rows; those that nobody waits for stay 0."""
+        from ..models.pooling import mean
+
         padded = [_pad([tokens[row] for row in rows], device) for rows in cut]
         hidden = self._bert(padded, lambda number: batch.checkpoint(cut[number]))
         for rows, (_, lengths), found in zip(cut, padded, hidden, strict=True):
@@ -134,22 +156,12 @@ def _pad(rows: list[list[int]], device: Device) -> tuple[Tensor, Tensor]:
     return device.tensor(ids, "i8"), device.tensor(np.array([len(row) for row in rows]), "i8")
 
 
-def mean(hidden: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over each row's tokens, scaled to length 1.
-
-    Args:
-        hidden: (rows, tokens, d), the encoder's output; what follows a row's length is padding.
-        lengths: (rows,) int64.
-
-    Returns:
-        (rows, d) float32.
-    """
+def _half(model: Model) -> torch.dtype:
+    """float16, or bfloat16 of weights that were trained in it: they may need its range."""
     import torch
-    import torch.nn.functional as F  # noqa: N812 - torch's own habit
 
-    kept = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-    # The length scaled to 1 makes the division by the number of tokens needless.
-    return F.normalize((hidden.float() * kept[:, :, None]).sum(1))
+    trained = model.config.get("dtype", model.config.get("torch_dtype"))
+    return torch.bfloat16 if trained == "bfloat16" else torch.float16
 
 
 def _check_pooling(model: Model) -> None:
