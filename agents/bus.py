@@ -83,17 +83,4 @@ async def open_transport(settings: Settings) -> NatsConnection:
     Raises:
         ConnectionFailed: the server cannot be reached, or refuses.
     """
-    nats = settings.nats
-    options = ConnectOptions(
-        url=nats.url,
-        user=nats.user,
-        password=nats.password,
-        nkey_seed_file=nats.nkey_seed_file,
-        creds_file=nats.creds_file,
-        tls_ca=nats.tls_ca,
-        tls_cert=nats.tls_cert,
-        tls_key=nats.tls_key,
-        inbox_prefix=nats.inbox_prefix,
-        connect_timeout_s=nats.connect_timeout_s,
-    )
-    return await NatsConnection.open(options)
+    return await NatsConnection.open(ConnectOptions.of(settings.nats))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+
+from ..config import NatsSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,11 @@ class ConnectOptions:
     inbox_prefix: str = "_INBOX"
     connect_timeout_s: float = 5.0
     name: str = "aikoryu"
+
+    @classmethod
+    def of(cls, settings: NatsSettings) -> ConnectOptions:
+        """What the settings' group `nats` says."""
+        return cls(**{item.name: getattr(settings, item.name) for item in fields(settings)})
 
     @property
     def encrypted(self) -> bool:

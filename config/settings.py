@@ -131,8 +131,30 @@ class CpuSettings(Group):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CudaSettings(Group):
+    """The engines that run on GPUs."""
+
+    streams: Annotated[
+        int, Meta(ge=1, le=32, description="Batches that run at the same time on one GPU, a thread and a stream each.")
+    ] = 3
+    slots: Annotated[int, Meta(ge=1, le=64, description="Batches a front hands to a GPU's engine at once.")] = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings(Group):
-    """One worker process."""
+    """One worker."""
+
+    device: Annotated[
+        str,
+        Meta(
+            pattern=r"^(auto|cpu|cuda:\d+(,cuda:\d+)*)\Z",
+            title="auto, cpu, cuda:0 or several as cuda:0,cuda:1",
+            description="Where batches run; auto = every GPU there is, else the CPU.",
+        ),
+    ] = "auto"
+    fronts: Annotated[
+        int, Meta(ge=1, le=256, description="Processes that speak to the bus; they share the engines.")
+    ] = 1
 
     name: Annotated[
         str,
@@ -181,6 +203,7 @@ class Settings:
     bus: BusSettings = field(default_factory=BusSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
     cpu: CpuSettings = field(default_factory=CpuSettings)
+    cuda: CudaSettings = field(default_factory=CudaSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     models: ModelSettings = field(default_factory=ModelSettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -69,6 +69,12 @@ class Batch:
         """
         return _joined(self._alive) if isinstance(self._alive, tuple) else self._alive
 
+    def part(self, start: int, stop: int) -> Batch:
+        """Rows `start` to `stop` as a batch of their own, of which none is dropped."""
+        columns = {name: self[name][start:stop] for name in self._columns}
+        rows = stop - start
+        return Batch(rows, self.schema, columns, self.parameters, np.ones(rows, bool), self._device)
+
     def reject(self, row: int, code: str, message: str) -> None:
         """Answer one row with an error; its neighbours are not touched."""
         self.errors[row] = (code, message)

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
     from .slab import Slab
 
+
+class DeviceLost(RuntimeError):
+    """The device, or this process's context on it, cannot be used any more: the engine must be started again."""
+
+
+class OutOfMemory(RuntimeError):
+    """The device has no room for what a batch needs."""
+
+
 _NAMES = {name: {dtype.name} for name, dtype in FIXED.items()} | {"bf16": {"uint16", "bfloat16"}}
 
 
@@ -99,12 +108,38 @@ class Device:
 
         torch.from_numpy(into).copy_(bits(value), non_blocking=True)
 
+    def to_host(self, value: Any) -> Any:
+        """A result in memory of the host's own, there after `synchronize`; what is no tensor as it is."""
+        if isinstance(value, np.ndarray | list):
+            return value
+        found = bits(value)
+        array: Array = np.empty(tuple(found.shape), str(found.dtype).removeprefix("torch."))
+        self.fetch(value, array)
+        return array
+
     def offset_in(self, slab: Slab, value: Any) -> int | None:
         """Where a result lies in the slab already, if it does: an operation may answer with what it was given."""
         return slab.offset_of(value if isinstance(value, np.ndarray) else bits(value).numpy())
 
     def synchronize(self) -> None:
         """Wait until what this thread has enqueued is done."""
+
+    def explain(self, error: Exception) -> Exception:
+        """An error of the device as `DeviceLost` or `OutOfMemory`; any other as it is."""
+        return error
+
+    def figures(self) -> dict[str, float]:
+        """What it knows of its memory, bytes by name of the metric."""
+        return {}
+
+
+def open_device(name: str, threads: int) -> Device:
+    """The device of this name; `open` claims it."""
+    if name == "cpu":
+        return Device(name, threads)
+    from .cuda import CudaDevice
+
+    return CudaDevice(name, threads)
 
 
 def suits(value: Any, field: Field) -> bool:

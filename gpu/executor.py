@@ -18,7 +18,7 @@ import structlog
 from ..bus.columns import FIXED, OFFSET, VARIABLE, Array, Column, Field, Schema, pack_strings
 from ..bus.errors import BadValue, BusError, Cancelled, OperationFailed, TooLarge
 from .batch import Abandoned, Batch
-from .device import Device, suits
+from .device import Device, DeviceLost, OutOfMemory, suits
 from .job import Done, Job, Part
 from .operation import Operation
 from .slab import Slab, align
@@ -64,6 +64,9 @@ class Executor:
 
         Returns:
             The end of each, in order.
+
+        Raises:
+            DeviceLost: nothing can run here any more.
         """
         started = time.perf_counter()
         try:
@@ -72,18 +75,23 @@ class Executor:
             return _failed(pieces, started, Cancelled("every caller of the batch withdrew"))
         except BusError as error:
             return _failed(pieces, started, error)
-        except Exception as error:
-            job = pieces[0].job
+        except Exception as raised:
+            reason = self._device.explain(raised)
+            if isinstance(reason, DeviceLost):
+                raise reason from raised
             if len(pieces) > 1:  # whoever is to blame, the others shall not pay
                 return [done for piece in pieces for done in self.run([piece])]
+            job = pieces[0].job
             _log.exception("operation failed", operation=job.operation, rows=job.rows)
-            message = f"{job.operation} raised {type(error).__name__}; the worker's log holds the traceback"
+            if isinstance(reason, OutOfMemory):
+                return _failed(pieces, started, OperationFailed(f"{reason}: send smaller rows to {job.operation}"))
+            message = f"{job.operation} raised {type(raised).__name__}; the worker's log holds the traceback"
             return _failed(pieces, started, OperationFailed(message))
 
     def _run(self, pieces: Sequence[Piece], started: float) -> list[Done]:
         job = pieces[0].job
         batch = self._open(pieces)
-        answer = self._operations[job.operation].run(batch, self._device)
+        answer = self._compute(self._operations[job.operation], batch)
         laid: list[list[Part]] = [[] for _ in pieces]
         free = [align(piece.job.free) for piece in pieces]
         for name, field in self._outputs(job, batch):
@@ -104,6 +112,29 @@ class Executor:
             Done(piece.job.id, parts, errors, run_us)
             for piece, parts, errors in zip(pieces, laid, _split(batch.errors, pieces), strict=True)
         ]
+
+    def _compute(self, operation: Operation, batch: Batch) -> Mapping[str, Any]:
+        """Run an operation; where the device has no room for the batch, its halves one after the other."""
+        try:
+            return operation.run(batch, self._device)
+        except Exception as error:
+            if batch.rows < 2 or not operation.pure or not isinstance(self._device.explain(error), OutOfMemory):
+                raise
+        # Outside of the handler: the error's traceback holds what was allocated.
+        _log.warning("out of memory, batch halved", operation=operation.name, rows=batch.rows)
+        half = batch.rows // 2
+        answers: list[Mapping[str, Any]] = []
+        for start, stop in ((0, half), (half, batch.rows)):
+            part = batch.part(start, stop)
+            answers.append(self._on_host(self._compute(operation, part)))
+            batch.errors.update({start + row: error for row, error in part.errors.items()})
+        return {name: _concatenated(answers[0][name], answers[1][name]) for name in answers[0]}
+
+    def _on_host(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns copied off the device, which must have room for what comes next."""
+        columns = {name: self._device.to_host(value) for name, value in answer.items()}
+        self._device.synchronize()
+        return columns
 
     def _open(self, pieces: Sequence[Piece]) -> Batch:
         """The rows' columns as arrays over the slabs, and lists of strings."""
@@ -150,6 +181,10 @@ class Executor:
                 self._bound.clear()
             self._bound[key] = self._operations[job.operation].outputs(batch.schema, batch.parameters)
         return self._bound[key]
+
+
+def _concatenated(first: Any, second: Any) -> Any:
+    return np.concatenate([first, second]) if isinstance(first, np.ndarray) else [*first, *second]
 
 
 def _strings(number: int, dtype: str, pieces: Sequence[Piece], rejected: dict[int, str]) -> list[str] | list[bytes]:

@@ -29,6 +29,7 @@ class InlineEngine:
         self.on_lost: Callable[[], None] = no_event
         self.on_ready: Callable[[], None] = no_event
         self.restarts = 0
+        self.figures: Mapping[str, float] = {}
         self.jobs: list[Job] = []
         self.hold = False
         self._held: list[Job] = []

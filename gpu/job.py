@@ -1,4 +1,4 @@
-"""What the front and an engine say to each other about a batch whose data lies in a slab.
+"""What a front and an engine say to each other about batches whose data lies in slabs.
 
 Messages go over a stream socket, each a four-byte length and MessagePack. They hold offsets, never rows.
 """
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import msgspec
 
 from ..bus.columns import Field
+
+MAX_SLABS = 128  # of a front: what one message may carry is bounded by the kernel at 253
 
 _LENGTH = struct.Struct("<I")
 
@@ -70,14 +72,35 @@ class Done(msgspec.Struct, array_like=True, tag="done"):
     message: str = ""
 
 
+class Hello(msgspec.Struct, array_like=True, tag="hello"):
+    """A front introduces itself, the file descriptors of its slabs beside the message.
+
+    Attributes:
+        slab_bytes: size of each slab.
+    """
+
+    slab_bytes: int
+
+
 class Ready(msgspec.Struct, array_like=True, tag="ready"):
-    """An engine has loaded what it serves and waits for batches."""
+    """An engine has loaded what it serves, and knows the front's slabs: it waits for batches.
+
+    Attributes:
+        device: its name.
+        pid: its process.
+    """
 
     device: str
     pid: int
 
 
-Message = Job | Done | Ready
+class Report(msgspec.Struct, array_like=True, tag="report"):
+    """An engine's figures, by the name of the metric (without its prefix)."""
+
+    figures: dict[str, float]
+
+
+Message = Job | Done | Hello | Ready | Report
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
@@ -98,6 +121,26 @@ class ControlSocket:
         """
         body = _encoder.encode(message)
         self.sock.sendall(_LENGTH.pack(len(body)) + body)
+
+    def greet(self, hello: Hello, fds: list[int]) -> None:
+        """Send the first message of a front, with its slabs.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        body = _encoder.encode(hello)
+        socket.send_fds(self.sock, [_LENGTH.pack(len(body)) + body], fds)
+
+    def receive_greeting(self) -> tuple[Hello, list[int]]:
+        """Wait for the first message of a front, and the file descriptors of its slabs.
+
+        Raises:
+            EOFError, TimeoutError: it went away, or does not speak.
+        """
+        data, fds, _, _ = socket.recv_fds(self.sock, 1 << 10, MAX_SLABS)
+        if not data:
+            raise EOFError
+        return msgspec.msgpack.decode(data[_LENGTH.size :], type=Hello), list(fds)
 
     def receive(self) -> Iterator[Message]:
         """Read once from the socket, and give every message that is complete.

@@ -25,6 +25,7 @@ class Slab:
         fd: its file descriptor, for an engine process to inherit.
         size_bytes: its size; pages never written cost nothing.
         view: its bytes, writable.
+        address: where it lies in this process.
     """
 
     def __init__(self, fd: int, size_bytes: int) -> None:
@@ -33,7 +34,7 @@ class Slab:
         self._map = mmap.mmap(fd, size_bytes)
         self.view = memoryview(self._map)
         self._base = np.frombuffer(self._map, np.uint8)
-        self._address = self._base.__array_interface__["data"][0]
+        self.address: int = self._base.__array_interface__["data"][0]
 
     @classmethod
     def create(cls, size_bytes: int) -> Slab:
@@ -51,7 +52,7 @@ class Slab:
         """Where an array already lies in the slab, if it does, in C order."""
         if not array.flags.c_contiguous:
             return None
-        offset: int = array.__array_interface__["data"][0] - self._address
+        offset: int = array.__array_interface__["data"][0] - self.address
         return offset if offset >= 0 and offset + array.nbytes <= self.size_bytes else None
 
     def close(self) -> None:

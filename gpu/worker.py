@@ -21,8 +21,10 @@ from ..bus.service import Service
 from ..bus.subjects import Subjects
 from ..bus.transport import Transport
 from ..config import Settings
-from .engine import ChildEngine, Engine, EngineSpec
+from .engine import Engine, EngineSpec
 from .front import Front
+from .host import ChildEngine
+from .nvml import visible
 from .operation import Operation
 from .planner import Limits
 from .registry import Catalogue, load
@@ -39,7 +41,7 @@ class Worker:
     Args:
         transport: the connection; it stays open when the worker stops.
         settings: all groups.
-        engine: where batches run; by default a child process for the CPU.
+        engine: where batches run; by default a process of its own, for the first device of the settings.
 
     Attributes:
         id: one subject token, unique on the bus.
@@ -55,7 +57,7 @@ class Worker:
         self.operations: dict[str, Operation] = load(catalogue)
         self.telemetry = Telemetry()
         self._settings = settings
-        self._engine = engine or ChildEngine(cpu_engine(settings, catalogue, transport.max_payload))
+        self._engine = engine or own_engine(settings, transport.max_payload)
         subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
         self._service = Service(transport, subjects, self.id, reply_prefixes=settings.bus.reply_prefixes)
         self._front = Front(self._service, self._engine, self.operations, limits_of(settings), self.telemetry)
@@ -129,14 +131,42 @@ def limits_of(settings: Settings) -> Limits:
     return msgspec.convert(settings.batch, Limits, from_attributes=True)
 
 
-def cpu_engine(settings: Settings, catalogue: Catalogue, max_payload: int) -> EngineSpec:
-    """The CPU engine of the settings. Its threads stay below the cores, so the front always finds one."""
+def own_engine(settings: Settings, max_payload: int) -> Engine:
+    """An engine for one front alone, on the first device of the settings."""
+    device = devices_of(settings)[0]
+    return ChildEngine(engine_spec(settings, device), slots_of(settings, device), slab_bytes(settings, max_payload))
+
+
+def devices_of(settings: Settings) -> list[str]:
+    """The devices the settings ask for, at least one."""
+    if settings.worker.device == "auto":
+        return [gpu.device for gpu in visible()] or ["cpu"]
+    return settings.worker.device.split(",")
+
+
+def engine_spec(settings: Settings, device: str) -> EngineSpec:
+    """The engine of a device as the settings say. Its threads stay below the cores, so a front always finds one."""
     threads = settings.cpu.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    streams = 1 if device == "cpu" else settings.cuda.streams
+    return EngineSpec(device, threads, streams, catalogue_of(settings), settings.log)
+
+
+def slots_of(settings: Settings, device: str) -> int:
+    """Batches that a front hands over to an engine of the device at once."""
+    return settings.cpu.slots if device == "cpu" else settings.cuda.slots
+
+
+def slab_bytes(settings: Settings, max_payload: int) -> int:
+    """Size of a slab that holds any batch the settings allow, and its answer.
+
+    Args:
+        settings: all groups.
+        max_payload: largest message, bytes.
+    """
     batch = settings.batch
     # Rows of variable width count as their frame's mean, so the frames cut at a batch's two ends may weigh more.
     cut_bytes = 2 * min(batch.max_bytes, max_payload)
-    slab_bytes = 2 * batch.max_bytes + cut_bytes + batch.max_rows + SLAB_SLACK_BYTES
-    return EngineSpec("cpu", threads, settings.cpu.slots, slab_bytes, catalogue, settings.log)
+    return 2 * batch.max_bytes + cut_bytes + batch.max_rows + SLAB_SLACK_BYTES
 
 
 def _metadata(operation: Operation) -> dict[str, str]:

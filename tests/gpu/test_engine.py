@@ -25,8 +25,9 @@ from aikoryu.bus.errors import EngineLost
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.subjects import Subjects
 from aikoryu.config import BatchSettings, CpuSettings, LogSettings, ModelSettings, Settings, WorkerSettings
-from aikoryu.gpu import engine as engines
-from aikoryu.gpu.engine import ChildEngine, EngineSpec
+from aikoryu.gpu import host as hosts
+from aikoryu.gpu.engine import EngineSpec
+from aikoryu.gpu.host import ChildEngine
 from aikoryu.gpu.job import Done, Job, Part
 from aikoryu.gpu.registry import Catalogue
 from aikoryu.gpu.worker import Worker
@@ -77,8 +78,8 @@ async def start_engine() -> AsyncIterator[StartEngine]:
     async with AsyncExitStack() as stack:
 
         async def start(catalogue: Catalogue | None = None) -> Watched:
-            spec = EngineSpec("cpu", 1, 2, 1 << 16, catalogue or Catalogue(), LogSettings(level="critical"))
-            watched = Watched(ChildEngine(spec))
+            spec = EngineSpec("cpu", 1, 1, catalogue or Catalogue(), LogSettings(level="critical"))
+            watched = Watched(ChildEngine(spec, 2, 1 << 16))
             stack.push_async_callback(watched.engine.stop)
             await watched.engine.start()
             return watched
@@ -104,7 +105,7 @@ class TestChild:
     async def test_batch_is_run_in_another_process(self, start_engine: StartEngine) -> None:
         watched = await start_engine()
         assert await watched.next_event() == "ready"
-        assert watched.engine.pid not in (0, os.getpid())
+        assert watched.engine.host.pid not in (0, os.getpid())
         watched.submit(1)
         done = await watched.answer()
         assert (done.id, done.failed, done.errors) == (1, "", [])
@@ -120,20 +121,20 @@ class TestChild:
     async def test_killed_engine_is_lost_started_again_and_serves(self, start_engine: StartEngine) -> None:
         watched = await start_engine()
         assert await watched.next_event() == "ready"
-        first = watched.engine.pid
+        first = watched.engine.host.pid
         os.kill(first, signal.SIGKILL)
         assert await watched.next_event() == "lost"
         assert await watched.next_event() == "ready"
-        assert watched.engine.pid not in (0, first)
-        assert watched.engine.restarts == 1
+        assert watched.engine.host.pid not in (0, first)
+        assert watched.engine.host.restarts == 1
         watched.submit(2)
         assert (await watched.answer()).id == 2
 
     async def test_batch_handed_to_a_dead_engine_is_part_of_its_loss(self, start_engine: StartEngine) -> None:
         watched = await start_engine()
         await watched.next_event()
-        os.kill(watched.engine.pid, signal.SIGKILL)
-        os.waitid(os.P_PID, watched.engine.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the loop must not see it yet
+        os.kill(watched.engine.host.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, watched.engine.host.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the loop must not see it yet
         watched.submit(1)
         assert await watched.next_event() == "lost"
         assert watched.done.empty()
@@ -143,7 +144,7 @@ class TestChild:
     ) -> None:
         watched = await start_engine()
         await watched.next_event()
-        first = watched.engine.pid
+        first = watched.engine.host.pid
         os.kill(first, signal.SIGSTOP)
         with capture_logs() as logs:
             number = 0
@@ -153,31 +154,31 @@ class TestChild:
         assert watched.events.empty(), "the front is told in a turn of its own"
         assert await watched.next_event() == "lost"
         assert await watched.next_event() == "ready"
-        assert watched.engine.pid not in (0, first)
+        assert watched.engine.host.pid not in (0, first)
         watched.submit(1)
         assert (await watched.answer()).id == 1
 
     async def test_ctrl_c_does_not_end_it(self, start_engine: StartEngine) -> None:
         """The terminal sends it to the whole group; the front drains first."""
         watched = await start_engine()
-        os.kill(watched.engine.pid, signal.SIGINT)
+        os.kill(watched.engine.host.pid, signal.SIGINT)
         watched.submit(1)
         assert (await watched.answer()).id == 1
 
     async def test_stop_ends_the_process(self, start_engine: StartEngine) -> None:
         watched = await start_engine()
-        pid = watched.engine.pid
+        pid = watched.engine.host.pid
         await watched.engine.stop()
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-        assert watched.engine.pid == 0
+        assert watched.engine.host.pid == 0
 
     async def test_stop_is_bounded_where_the_process_hangs(
         self, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engines, "STOP_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(hosts, "STOP_TIMEOUT_S", 0.1)
         watched = await start_engine()
-        pid = watched.engine.pid
+        pid = watched.engine.host.pid
         os.kill(pid, signal.SIGSTOP)
         async with asyncio.timeout(WAIT_S):
             await watched.engine.stop()
@@ -189,11 +190,11 @@ class TestChild:
     ) -> None:
         watched = await start_engine()
         await watched.next_event()
-        os.kill(watched.engine.pid, signal.SIGKILL)
+        os.kill(watched.engine.host.pid, signal.SIGKILL)
         assert await watched.next_event() == "lost"
-        while not watched.engine.pid:  # noqa: ASYNC110 - it is this loop that starts it
+        while not watched.engine.host.pid:  # noqa: ASYNC110 - it is this loop that starts it
             await asyncio.sleep(0)
-        pid = watched.engine.pid
+        pid = watched.engine.host.pid
         await watched.engine.stop()
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -206,14 +207,14 @@ class TestChild:
     ) -> None:
         endless = tmp_path / "endless.py"
         endless.write_text("import threading\nthreading.Event().wait()\n")
-        spec = EngineSpec("cpu", 1, 2, 1 << 16, Catalogue(modules=(str(endless),)), LogSettings(level="critical"))
-        engine = ChildEngine(spec)
+        spec = EngineSpec("cpu", 1, 1, Catalogue(modules=(str(endless),)), LogSettings(level="critical"))
+        engine = ChildEngine(spec, 2, 1 << 16)
         starting = asyncio.create_task(engine.start())
         await asyncio.sleep(0)
-        pid = engine.pid
+        pid = engine.host.pid
         starting.cancel()
         # Before the task has had its turn, as when it is the loop that ends.
-        async with asyncio.timeout(engines.STOP_TIMEOUT_S / 2):
+        async with asyncio.timeout(hosts.STOP_TIMEOUT_S / 2):
             await engine.stop()
             await asyncio.wait({starting})
         assert starting.cancelled()
@@ -227,7 +228,7 @@ class TestChild:
     async def test_engine_that_is_never_ready_is_given_up(
         self, start_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engines, "START_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(hosts, "START_TIMEOUT_S", 0.1)
         endless = tmp_path / "endless.py"
         endless.write_text("import threading\nthreading.Event().wait()\n")
         with pytest.raises(RuntimeError, match="not ready within"):
@@ -236,35 +237,35 @@ class TestChild:
     async def test_restart_outlives_a_system_without_processes_to_give(
         self, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engines, "RESTART_DELAYS_S", (0.0,))
+        monkeypatch.setattr(hosts, "RESTART_DELAYS_S", (0.0,))
         watched = await start_engine()
         await watched.next_event()
-        spawn, open_before = engines._spawn, len(os.listdir("/proc/self/fd"))
+        spawn, open_before = hosts._spawn, len(os.listdir("/proc/self/fd"))
 
         def refuse_twice(*arguments: Any) -> subprocess.Popen[bytes]:
-            if watched.engine.restarts <= 2:
+            if watched.engine.host.restarts <= 2:
                 raise BlockingIOError("no more processes")
             return spawn(*arguments)
 
-        monkeypatch.setattr(engines, "_spawn", refuse_twice)
-        os.kill(watched.engine.pid, signal.SIGKILL)
+        monkeypatch.setattr(hosts, "_spawn", refuse_twice)
+        os.kill(watched.engine.host.pid, signal.SIGKILL)
         assert await watched.next_event() == "lost"
         assert await watched.next_event() == "ready"
-        assert watched.engine.restarts == 3
+        assert watched.engine.host.restarts == 3
         assert len(os.listdir("/proc/self/fd")) == open_before
 
     async def test_restart_is_tried_until_it_succeeds(
         self, start_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engines, "RESTART_DELAYS_S", (0.0,))
+        monkeypatch.setattr(hosts, "RESTART_DELAYS_S", (0.0,))
         operations = tmp_path / "flaky.py"
         operations.write_text("")
         watched = await start_engine(Catalogue(modules=(str(operations),)))
         await watched.next_event()
         operations.write_text("raise ImportError('not now')")
-        os.kill(watched.engine.pid, signal.SIGKILL)
+        os.kill(watched.engine.host.pid, signal.SIGKILL)
         assert await watched.next_event() == "lost"
-        while watched.engine.restarts < 3:  # noqa: ASYNC110 - the attempts are another process's
+        while watched.engine.host.restarts < 3:  # noqa: ASYNC110 - the attempts are another process's
             await asyncio.sleep(0.001)
         operations.write_text("")
         assert await watched.next_event() == "ready"
@@ -329,7 +330,7 @@ async def main():
     answer = await client.call("matrix.add", {"a": a, "b": a})
     assert answer["c"].tolist() == [[2, 0], [0, 2]]
     loaded = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "cupy"})
-    print(worker._engine.pid, *loaded, flush=True)
+    print(worker._engine.host.pid, *loaded, flush=True)
     sys.stdin.read()
 
 asyncio.run(main())
@@ -361,5 +362,5 @@ def test_engine_ends_with_its_front(front: tuple[subprocess.Popen[str], int, lis
 
 
 def test_spec_survives_the_command_line() -> None:
-    spec = EngineSpec("cpu", 3, 2, 1 << 20, Catalogue(("m",), "/models", ("a.py",)), LogSettings(level="debug"))
+    spec = EngineSpec("cpu", 3, 2, Catalogue(("m",), "/models", ("a.py",)), LogSettings(level="debug"))
     assert msgspec.json.decode(msgspec.json.encode(spec), type=EngineSpec) == spec

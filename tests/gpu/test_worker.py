@@ -23,7 +23,7 @@ from aikoryu.config import BatchSettings, CpuSettings, ModelSettings, Settings, 
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.planner import Limits
 from aikoryu.gpu.registry import load
-from aikoryu.gpu.worker import Worker, catalogue_of, cpu_engine, limits_of
+from aikoryu.gpu.worker import Worker, catalogue_of, engine_spec, limits_of, slab_bytes
 
 Start = Callable[..., Awaitable["Served"]]
 X = np.arange(6, dtype=np.float32)
@@ -174,15 +174,16 @@ def test_planner_and_settings_agree_on_their_defaults() -> None:
 
 
 def test_cpu_engine_leaves_the_front_a_core() -> None:
-    spec = cpu_engine(Settings(), catalogue_of(Settings()), 1 << 20)
+    spec = engine_spec(Settings(), "cpu")
     assert spec.threads == max(1, len(os.sched_getaffinity(0)) - 1)
-    assert cpu_engine(Settings(cpu=CpuSettings(threads=5)), catalogue_of(Settings()), 1 << 20).threads == 5
+    assert engine_spec(Settings(cpu=CpuSettings(threads=5)), "cpu").threads == 5
 
 
 @pytest.mark.parametrize("max_payload", [1 << 10, 1 << 20, 1 << 26])
 def test_slab_holds_the_heaviest_batch_of_texts(max_payload: int) -> None:
     """Rows count as their frame's mean; the frames cut at both ends of a batch may have put their weight into it."""
     batch = BatchSettings(max_bytes=1 << 20, max_rows=1 << 20)
-    spec = cpu_engine(Settings(batch=batch), catalogue_of(Settings()), max_payload)
     heaviest = batch.max_bytes + 2 * min(batch.max_bytes, max_payload) + batch.max_rows
-    assert spec.slab_bytes >= heaviest + batch.max_bytes, "the batch, and as much again for its answer"
+    assert slab_bytes(Settings(batch=batch), max_payload) >= heaviest + batch.max_bytes, (
+        "the batch, and as much again for its answer"
+    )

@@ -34,6 +34,12 @@ def add_settings(parser: argparse.ArgumentParser, *, nats: bool = False) -> None
 def add_worker(parser: argparse.ArgumentParser) -> None:
     """Let a command that runs a worker say what the worker is to be."""
     parser.add_argument(
+        "--device", metavar="DEVICE", help="auto, cpu, cuda:0 or several as cuda:0,cuda:1; short for worker.device"
+    )
+    parser.add_argument(
+        "--fronts", metavar="N", help="processes that speak to the bus and share the engines; short for worker.fronts"
+    )
+    parser.add_argument(
         "--operations",
         action="append",
         metavar="FILE_OR_MODULE",
@@ -56,8 +62,9 @@ def settings_of(options: argparse.Namespace, **defaults: str) -> Settings:
     flags |= dict(options.set)
     if getattr(options, "nats", None):
         flags["nats.url"] = options.nats
-    if getattr(options, "operations", None):
-        flags["worker.operations"] = options.operations
+    for name in ("device", "fronts", "operations"):
+        if getattr(options, name, None):
+            flags[f"worker.{name}"] = getattr(options, name)
     return load(options.config, flags=flags)
 
 

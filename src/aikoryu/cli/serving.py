@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..agents import open_transport
@@ -16,12 +18,13 @@ from .progress import say
 from .stopping import Stop
 
 if TYPE_CHECKING:
+    from ..gpu.fleet import Fleet
     from ..gpu.worker import Worker
 
 HOW_TO_STOP = "Ctrl-C stops it after what it has accepted is answered, a second Ctrl-C at once."
 
 
-async def serve_until(stop: Stop, settings: Settings, greeting: Callable[[Worker], str]) -> int:
+async def serve_until(stop: Stop, settings: Settings, greeting: Callable[[Worker | Fleet], str]) -> int:
     """Run a worker for a person, until a signal.
 
     Args:
@@ -36,14 +39,14 @@ async def serve_until(stop: Stop, settings: Settings, greeting: Callable[[Worker
         Failed, ConnectionFailed: as for `serve`.
     """
 
-    def announce(worker: Worker) -> None:
+    def announce(worker: Worker | Fleet) -> None:
         stop.drains = True
         print(greeting(worker), HOW_TO_STOP, sep="\n", flush=True)
 
     return 0 if await serve(settings, stop.asked, announce) else 1
 
 
-async def serve(settings: Settings, asked: asyncio.Event, announce: Callable[[Worker], None]) -> bool:
+async def serve(settings: Settings, asked: asyncio.Event, announce: Callable[[Worker | Fleet], None]) -> bool:
     """Run a worker until `asked` is set, then answer what it has accepted.
 
     Args:
@@ -58,23 +61,39 @@ async def serve(settings: Settings, asked: asyncio.Event, announce: Callable[[Wo
         Failed: the worker does not start.
         ConnectionFailed: the NATS server cannot be reached.
     """
-    transport = await open_transport(settings)
-    try:
-        worker = await _start(transport, settings)
+    async with AsyncExitStack() as stack:
+        worker = await _start(settings, stack)
         announce(worker)
         await asked.wait()
         return await worker.stop()
-    finally:
-        await transport.close()
 
 
-async def _start(transport: Transport, settings: Settings) -> Worker:
+async def _start(settings: Settings, stack: AsyncExitStack) -> Worker | Fleet:
+    """Start a worker; where the settings leave the device open and no GPU's engine starts, on the CPU."""
     try:
-        from ..gpu.worker import Worker
+        from ..gpu.worker import devices_of
     except ImportError as error:
         raise Failed(f"a worker needs {error.name}: pip install 'aikoryu[worker]'") from None
+    # What cannot be reached is said before processes are started that cannot reach it either.
+    transport = await open_transport(settings)
+    stack.push_async_callback(transport.close)
     try:
-        worker = Worker(transport, settings)
+        return await _start_on(devices_of(settings), transport, settings)
+    except Failed as error:
+        if settings.worker.device != "auto" or devices_of(settings) == ["cpu"]:
+            raise
+        say(f"No engine on a GPU ({error}). Going on without one; set worker.device=cpu to start like this at once.")
+        on_cpu = replace(settings, worker=replace(settings.worker, device="cpu"))
+        return await _start_on(["cpu"], transport, on_cpu)
+
+
+async def _start_on(devices: list[str], transport: Transport, settings: Settings) -> Worker | Fleet:
+    from ..gpu.fleet import Fleet
+    from ..gpu.worker import Worker
+
+    try:
+        alone = settings.worker.fronts == len(devices) == 1
+        worker = Worker(transport, settings) if alone else Fleet(settings)
     except BusError:
         raise
     except Exception as error:  # a module of the user's may raise anything

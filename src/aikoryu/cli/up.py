@@ -17,6 +17,7 @@ from .serving import serve_until
 from .stopping import stopping
 
 if TYPE_CHECKING:
+    from ..gpu.fleet import Fleet
     from ..gpu.worker import Worker
 
 _DESCRIPTION = """\
@@ -57,7 +58,7 @@ def on_embedded(settings: Settings, url: str) -> Settings:
     return dataclasses.replace(settings, nats=NatsSettings(url=url, inbox_prefix=settings.nats.inbox_prefix))
 
 
-def _what_next(worker: Worker, settings: Settings, *, asked_anyway: bool) -> str:
+def _what_next(worker: Worker | Fleet, settings: Settings, *, asked_anyway: bool) -> str:
     """What the person can type now; `asked_anyway` if commands find this server by themselves."""
     where = "" if asked_anyway else f" --nats {settings.nats.url}"
     examples = ["ls", "call matrix.matmul a='[[1,2],[3,4]]' b='[[1,0],[0,1]]'"]

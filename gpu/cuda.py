@@ -1,0 +1,168 @@
+"""A CUDA device: registered slabs, a stream a thread, one pool of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..bus.columns import Array
+from .device import Device, DeviceLost, OutOfMemory
+from .slab import Slab
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DeviceRefused(RuntimeError):
+    """The device cannot run here. The operator must act; the message says how."""
+
+
+class CudaDevice(Device):
+    """One GPU. See `device.Device`.
+
+    Copies go through registered slabs, so they run beside the CPU and beside other streams' kernels. CuPy, where it is
+    installed, allocates from torch's caching allocator: there is one pool.
+    """
+
+    @property
+    def is_cuda(self) -> bool:
+        """True."""
+        return True
+
+    def open(self) -> None:
+        """Claim the GPU in this process.
+
+        Raises:
+            DeviceRefused: there is no such GPU, or this torch or the driver cannot run on it.
+        """
+        import torch
+
+        super().open()
+        check(torch, self.place)
+        torch.cuda.set_device(self.place)
+        # Sums of half precision products stay in float32, as the stated tolerances have it.
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        _share_pool_with_cupy()
+
+    @contextmanager
+    def stream(self) -> Iterator[object]:
+        """A stream of the thread's own."""
+        import torch
+
+        with torch.cuda.device(self.place), torch.cuda.stream(torch.cuda.Stream(self.place)) as stream:
+            yield stream
+
+    def register(self, slab: Slab) -> None:
+        """Page-lock the slab, which takes about 1 ms for each 1 MB the first time.
+
+        Raises:
+            OSError: the system gives no page-locked memory of this size.
+        """
+        import torch
+
+        error = torch.cuda.cudart().cudaHostRegister(slab.address, slab.size_bytes, 0)
+        if int(error) != 0:
+            raise OSError(f"{slab.size_bytes} bytes of host memory cannot be page-locked: {error}")
+
+    def unregister(self, slab: Slab) -> None:
+        """Let the slab's pages go."""
+        import torch
+
+        torch.cuda.cudart().cudaHostUnregister(slab.address)
+
+    def tensor(self, pieces: Array | Sequence[Array], dtype: str) -> torch.Tensor:
+        """Host memory as one tensor on the GPU; the copies are enqueued."""
+        import torch
+
+        if isinstance(pieces, np.ndarray):
+            pieces = (pieces,)
+        sources = [torch.from_numpy(piece) for piece in pieces]
+        if len(sources) == 1:
+            tensor = sources[0].to(self.place, non_blocking=True)
+        else:
+            rows = sum(len(piece) for piece in pieces)
+            tensor = torch.empty((rows, *sources[0].shape[1:]), dtype=sources[0].dtype, device=self.place)
+            start = 0
+            for source in sources:
+                tensor[start : start + len(source)].copy_(source, non_blocking=True)
+                start += len(source)
+        return tensor.view(torch.bfloat16) if dtype == "bf16" else tensor
+
+    def offset_in(self, slab: Slab, value: Any) -> int | None:
+        """Where a host array lies in the slab already; a tensor never does."""
+        return slab.offset_of(value) if isinstance(value, np.ndarray) else None
+
+    def synchronize(self) -> None:
+        """Wait for this thread's stream, without holding the interpreter."""
+        import torch
+
+        torch.cuda.current_stream(self.place).synchronize()
+
+    def explain(self, error: Exception) -> Exception:
+        """Tell a full device and a broken one from errors of the operation."""
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError):
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
+            return OutOfMemory(f"{self.name} has no room for the batch")
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+            return DeviceLost(str(error).partition("\n")[0])
+        return error
+
+    def figures(self) -> dict[str, float]:
+        """Memory of the pool: in use by tensors, and held from the driver."""
+        import torch
+
+        return {
+            "device_allocated_bytes": float(torch.cuda.memory_allocated(self.place)),
+            "device_reserved_bytes": float(torch.cuda.memory_reserved(self.place)),
+        }
+
+
+def check(torch: Any, place: torch.device) -> None:
+    """Refuse a GPU that this process could not use.
+
+    Raises:
+        DeviceRefused: with what the operator can do.
+    """
+    if torch.version.cuda is None:
+        raise DeviceRefused(f"this torch {torch.__version__} is built without CUDA: install a CUDA build of torch")
+    if not torch.cuda.is_available():
+        raise DeviceRefused(
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds no GPU it can use: "
+            "see `nvidia-smi`, the driver's version, and CUDA_VISIBLE_DEVICES"
+        )
+    if place.index is not None and place.index >= torch.cuda.device_count():
+        raise DeviceRefused(
+            f"there is no {place}: {torch.cuda.device_count()} GPUs are visible; "
+            "set worker.device or CUDA_VISIBLE_DEVICES"
+        )
+    capability = torch.cuda.get_device_capability(place)
+    built = [tuple(divmod(int(name.split("_")[1].rstrip("af")), 10)) for name in torch.cuda.get_arch_list()]
+    if built and capability < min(built):
+        raise DeviceRefused(
+            f"{torch.cuda.get_device_name(place)} has compute capability {capability[0]}.{capability[1]}, this torch "
+            f"is built for {min(built)[0]}.{min(built)[1]} and newer: use a torch built for it, or worker.device=cpu"
+        )
+
+
+def _share_pool_with_cupy() -> None:
+    """Let CuPy allocate from torch's caching allocator."""
+    try:
+        import cupy
+    except ImportError:
+        return
+    import torch
+
+    def allocate(size: int, device: int) -> int:
+        return int(torch.cuda.caching_allocator_alloc(size, device))
+
+    def free(pointer: int, device: int) -> None:
+        torch.cuda.caching_allocator_delete(pointer)
+
+    cupy.cuda.set_allocator(cupy.cuda.PythonFunctionAllocator(allocate, free).malloc)

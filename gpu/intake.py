@@ -1,0 +1,212 @@
+"""The intake: what fronts hand over to an engine, and which of it runs next.
+
+The engine's threads take turns: the one whose turn it is waits at the sockets, takes a batch and everything else of its
+lane, and leaves its turn to the next while it runs them. So a batch goes from socket to device in one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+
+import structlog
+
+from .device import Device
+from .executor import Piece
+from .job import ControlSocket, Done, Job, Ready, Report
+from .slab import Slab
+
+GREETING_TIMEOUT_S = 5.0
+_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+_log = structlog.get_logger(__name__)
+
+
+class FrontConnection:
+    """A front, and the slabs it shares with this engine.
+
+    Attributes:
+        control: its socket.
+        slabs: by number.
+    """
+
+    def __init__(self, control: ControlSocket, slabs: list[Slab], device: Device) -> None:
+        self.control = control
+        self.slabs = slabs
+        self._device = device
+        self._lock = threading.Lock()
+        self._running = 0
+        self._gone = False
+        for slab in slabs:
+            device.register(slab)
+
+    def begin(self) -> None:
+        """A batch of it is about to run: its slabs are in use."""
+        with self._lock:
+            self._running += 1
+
+    def answer(self, done: Done) -> None:
+        """A batch of it has ended."""
+        with self._lock:
+            self._running -= 1
+            if self._gone:
+                self._release()
+            else:
+                self._send(done)
+
+    def report(self, report: Report) -> None:
+        """Tell it the engine's figures."""
+        with self._lock:
+            self._send(report)
+
+    def leave(self) -> None:
+        """It is gone: let go of its slabs, once nothing runs over them."""
+        with self._lock:
+            self._gone = True
+            self._release()
+
+    def _send(self, message: Done | Report) -> None:
+        with suppress(OSError):  # whoever reads its socket sees the end too
+            self.control.send(message)
+
+    def _release(self) -> None:
+        if self._running == 0:
+            for slab in self.slabs:
+                self._device.unregister(slab)
+                slab.close()
+            self.slabs = []
+
+
+class Handed:
+    """A batch that a front handed over."""
+
+    __slots__ = ("_lane", "front", "job")
+
+    def __init__(self, front: FrontConnection, job: Job) -> None:
+        self.front = front
+        self.job = job
+        self._lane: Hashable = None
+
+    @property
+    def piece(self) -> Piece:
+        """The batch and the slab it lies in."""
+        return Piece(self.job, self.front.slabs[self.job.slab])
+
+    @property
+    def lane(self) -> Hashable:
+        """What batches must have in common to run as one."""
+        if self._lane is None:
+            columns = tuple((part.name, part.field) for part in self.job.parts)
+            self._lane = (self.job.operation, self.job.parameters, columns)
+        return self._lane
+
+
+class Intake:
+    """Batches of all fronts.
+
+    Args:
+        lifeline: closed by the host to end the engine.
+        listener: where fronts connect.
+        device: learns of their slabs.
+        max_rows: most rows that may run together with a batch's.
+    """
+
+    def __init__(
+        self, lifeline: ControlSocket, listener: socket.socket, device: Device, max_rows: Callable[[Job], int]
+    ) -> None:
+        self._lifeline = lifeline.sock
+        self._listener = listener
+        self._device = device
+        self._max_rows = max_rows
+        self._waiting: deque[Handed] = deque()
+        self._fronts: dict[socket.socket, FrontConnection] = {}
+        self._turn = threading.Lock()
+        self._ended = False
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._lifeline, selectors.EVENT_READ)
+        self._selector.register(listener, selectors.EVENT_READ)
+
+    def take(self) -> list[Handed]:
+        """Wait for a batch, and take it with all others that may run together with it.
+
+        Returns:
+            The batches; none when the engine is to end.
+        """
+        with self._turn:
+            self._look(wait=not self._waiting)
+            while not self._waiting and not self._ended:
+                self._look(wait=True)
+            return [] if self._ended else self._next()
+
+    def report(self, figures: dict[str, float]) -> None:
+        """Tell every front the engine's figures."""
+        for front in list(self._fronts.values()):
+            front.report(Report(figures))
+
+    def _next(self) -> list[Handed]:
+        first = self._waiting.popleft()
+        taken, left, rows = [first], deque[Handed](), first.job.rows
+        if self._waiting:
+            most = self._max_rows(first.job)
+            for handed in self._waiting:
+                if rows + handed.job.rows <= most and handed.lane == first.lane:
+                    taken.append(handed)
+                    rows += handed.job.rows
+                else:
+                    left.append(handed)
+            self._waiting = left
+        for handed in taken:
+            handed.front.begin()
+        return taken
+
+    def _look(self, wait: bool) -> None:
+        for key, _ in self._selector.select(None if wait else 0):
+            if key.fileobj is self._lifeline:
+                self._ended = True
+            elif key.fileobj is self._listener:
+                self._accept()
+            else:
+                self._read(self._fronts[key.fileobj])  # type: ignore[index] # it is a socket
+
+    def _read(self, front: FrontConnection) -> None:
+        try:
+            for message in front.control.receive():
+                if isinstance(message, Job):
+                    self._waiting.append(Handed(front, message))
+        except (EOFError, ConnectionError):
+            sock = front.control.sock
+            self._selector.unregister(sock)
+            del self._fronts[sock]
+            self._waiting = deque(handed for handed in self._waiting if handed.front is not front)
+            sock.close()
+            front.leave()
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        control = ControlSocket(sock)
+        try:
+            _check_peer(sock)
+            sock.settimeout(GREETING_TIMEOUT_S)
+            hello, fds = control.receive_greeting()
+            sock.settimeout(None)
+            front = FrontConnection(control, [Slab(fd, hello.slab_bytes) for fd in fds], self._device)
+            control.send(Ready(self._device.name, os.getpid()))
+        except (EOFError, OSError) as error:
+            _log.warning("front not accepted", error=str(error))
+            sock.close()
+            return
+        self._fronts[sock] = front
+        self._selector.register(sock, selectors.EVENT_READ)
+
+
+def _check_peer(sock: socket.socket) -> None:
+    """Refuse another user's process: whoever hands over a batch reads and writes the memory that it names."""
+    _, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    if uid != os.getuid():
+        raise PermissionError(f"a process of user {uid} tried to connect; the engine serves user {os.getuid()} alone")
