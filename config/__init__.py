@@ -16,8 +16,10 @@ from .settings import (
     load,
 )
 from .sources import ConfigError
+from .version import VERSION
 
 __all__ = [
+    "VERSION",
     "BatchSettings",
     "BusSettings",
     "ConfigError",

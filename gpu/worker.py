@@ -7,7 +7,6 @@ import secrets
 import socket
 import threading
 from contextlib import AsyncExitStack
-from importlib.metadata import version
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
@@ -20,7 +19,7 @@ from ..bus.discovery import Discovery
 from ..bus.service import Service
 from ..bus.subjects import Subjects
 from ..bus.transport import Transport
-from ..config import Settings
+from ..config import VERSION, Settings
 from .engine import Engine, EngineSpec
 from .front import Front
 from .host import ChildEngine
@@ -63,7 +62,7 @@ class Worker:
         self._front = Front(self._service, self._engine, self.operations, limits_of(settings), self.telemetry)
         if isinstance(transport, NatsConnection):
             self.telemetry.watch_connection(lambda: transport.statistics()._asdict())
-        self._discovery = Discovery(transport, self._service, self.id, version("aikoryu"), self._details)
+        self._discovery = Discovery(transport, self._service, self.id, VERSION, self._details)
         self._transport = transport
         self._metrics: tuple[WSGIServer, threading.Thread] | None = None
 

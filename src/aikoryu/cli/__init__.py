@@ -7,10 +7,9 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from ..bus.errors import BusError
-from ..config import ConfigError, describe
+from ..config import VERSION, ConfigError, describe
 from . import bench, call, demo, doctor, ls, up, worker
 from .failure import Failed
 

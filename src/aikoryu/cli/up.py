@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import uvloop
 
 from ..bus.server import EmbeddedServer
-from ..config import NatsSettings, Settings, configure_logging
+from ..config import VERSION, NatsSettings, Settings, configure_logging
 from .arguments import Commands, add_command, add_settings, add_worker, settings_of
 from .progress import say
 from .serving import serve_until
