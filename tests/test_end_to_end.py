@@ -282,7 +282,7 @@ async def test_standard_tooling_sees_the_worker(plain: Any) -> None:
     assert {"echo", "matrix-matmul", "matrix-add", "matrix-subtract", "matrix-multiply"} <= endpoints.keys()
     assert endpoints["matrix-matmul"]["subject"] == f"{ROOT}.matrix.matmul"
     assert endpoints["matrix-matmul"]["queue_group"] == "matrix"
-    assert endpoints["matrix-matmul"]["metadata"]["inputs"] == "a: T[i,k], b: T[k,j]"
+    assert endpoints["matrix-matmul"]["metadata"]["inputs"] == "a: T[*,i?,k], b: T[*,k,j?]"
     await ask(plain, "echo", request(1, {"x": column(A[:1])}))
     stats = json.loads((await plain.request("$SRV.STATS.aikoryu", b"", timeout=5)).data)
     echo = next(endpoint for endpoint in stats["endpoints"] if endpoint["name"] == "echo")

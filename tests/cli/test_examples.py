@@ -48,7 +48,7 @@ def test_first_agent(up: str) -> None:
         "part: [0, 1, 2, 3]",
         "part: [10, 11, 12, 13]",
         "part: [20, 21, 22, 23]",
-        "refused: column 'b' (T[k,j]): dimension k is 2, but another column has 3",
+        "refused: column 'b' (T[*,k,j?]): dimension k is 2, but another column has 3",
     ]
 
 

@@ -25,7 +25,7 @@ def test_table_shows_operations_and_statistics_in_100_columns(
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0].split() == ["WORKER", "VERSION", "ENGINE", "UP"]
-    assert "matrix.matmul  (a: T[i,k], b: T[k,j]) -> (c: T[i,j])" in lines
+    assert "matrix.matmul  (a: T[*,i?,k], b: T[*,k,j?]) -> (c: T[*,i?,j?])" in lines
     at = lines.index("demo.scale  (x: T[...]) -> (y: T[...])")
     assert lines[at + 1 : at + 4] == ["    Each row's x times factor.", "    parameters: factor", "    T: f4 f8"]
     (scale,) = (line.split() for line in lines[at + 4 :] if line.startswith("demo.scale "))

@@ -250,6 +250,22 @@ class Rig:
 StartRig = Callable[..., Awaitable[Rig]]
 
 
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Device:
+    """An open device of each kind; a test that runs on CUDA is skipped where there is none."""
+    if request.param == "cpu":
+        found = Device("cpu", threads=1)
+    else:
+        torch = pytest.importorskip("torch", reason="needs the extra `worker`")
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+        from aikoryu.gpu.cuda import CudaDevice
+
+        found = CudaDevice("cuda:0", threads=1)
+    found.open()
+    return found
+
+
 @pytest.fixture
 async def start_rig() -> AsyncIterator[StartRig]:
     """Start a front with the given limits."""

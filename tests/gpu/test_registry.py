@@ -11,7 +11,8 @@ import pytest
 
 from aikoryu.gpu.registry import Catalogue, load
 
-BUILT_IN = {"echo", "matrix.matmul", "matrix.add", "matrix.subtract", "matrix.multiply"}
+MATRIX = ("matmul", "add", "subtract", "multiply", "einsum", "solve", "reduce", "transpose")
+BUILT_IN = {"echo", *(f"matrix.{name}" for name in MATRIX)}
 OPERATION = """
 from aikoryu.gpu.operation import operation
 

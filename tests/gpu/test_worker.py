@@ -142,9 +142,9 @@ async def test_discovery_tells_how_to_call_an_operation(start: Start) -> None:
     info = await served.ask("$SRV.INFO")
     matmul = next(endpoint for endpoint in info["endpoints"] if endpoint["name"] == "matrix-matmul")
     metadata = matmul["metadata"]
-    assert (metadata["inputs"], metadata["outputs"]) == ("a: T[i,k], b: T[k,j]", "c: T[i,j]")
+    assert (metadata["inputs"], metadata["outputs"]) == ("a: T[*,i?,k], b: T[*,k,j?]", "c: T[*,i?,j?]")
     assert metadata["types"].startswith("T: f2|")
-    assert (metadata["parameters"], metadata["pure"]) == ("", "true")
+    assert (metadata["parameters"], metadata["pure"]) == ("precision", "true")
     assert metadata["help"].startswith("The matrix product")
 
 

@@ -1,60 +1,61 @@
-"""matrix: products, sums, differences and elementwise products of small matrices, one pair a row.
-
-NaN and infinities pass through as IEEE 754 has them; i4 and i8 wrap around on overflow.
-"""
+"""matrix.add, matrix.subtract, matrix.multiply: element by element, where shapes broadcast as NumPy's do."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..batch import Batch
-from ..device import Device
-from ..operation import Operation
-from ..signature import Signature
+from ...signature import Signature
+from .operation import FLOATS, INTEGERS, MatrixOperation, Reject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FLOATS = "f2|bf16|f4|f8|c8|c16"
+
+class Elementwise(MatrixOperation):
+    """A function of two columns, element by element."""
+
+    signature = Signature({"a": "T[*]", "b": "T[*]"}, {"c": "T[*]"}, {"T": f"{FLOATS}|{INTEGERS}"})
 
 
-class MatMul(Operation):
-    """The matrix product of each row's `a` and `b`; f2 and bf16 are summed in float32 and rounded once."""
+class Add(Elementwise):
+    """Each row's `a` + `b`; shapes broadcast."""
 
-    name = "matrix.matmul"
-    signature = Signature({"a": "T[i,k]", "b": "T[k,j]"}, {"c": "T[i,j]"}, {"T": FLOATS})
+    name = "matrix.add"
 
-    def run(self, batch: Batch, device: Device) -> Mapping[str, Any]:
-        """Multiply all rows in one batched product."""
-        a, b = batch.tensor("a"), batch.tensor("b")
-        if a.is_cpu and a.itemsize == 2:
-            # Measured on an AVX2 core without float16 or bfloat16 products: 20 to 60 times faster from 64² on.
-            return {"c": a.float().bmm(b.float()).to(a.dtype)}
-        return {"c": a.bmm(b)}
+    def compute(self, operands: Sequence[Tensor], parameters: Any, reject: Reject) -> Tensor:
+        """(rows, ...) + (rows, ...)."""
+        a, b = aligned(*operands)
+        return a + b
 
 
-class Elementwise(Operation):
-    """A function of two columns of one shape, element by element."""
+class Subtract(Elementwise):
+    """Each row's `a` - `b`; shapes broadcast."""
 
-    signature = Signature({"a": "T[...]", "b": "T[...]"}, {"c": "T[...]"}, {"T": f"{FLOATS}|i4|i8"})
+    name = "matrix.subtract"
 
-    def __init__(self, name: str, function: Callable[[Tensor, Tensor], Tensor], text: str) -> None:
-        self.name = name
-        self.help = text
-        self._function = function
-
-    def run(self, batch: Batch, device: Device) -> Mapping[str, Any]:
-        """Apply the function to the two columns."""
-        return {"c": self._function(batch.tensor("a"), batch.tensor("b"))}
+    def compute(self, operands: Sequence[Tensor], parameters: Any, reject: Reject) -> Tensor:
+        """(rows, ...) - (rows, ...)."""
+        a, b = aligned(*operands)
+        return a - b
 
 
-def operations() -> list[Operation]:
-    """The operations of the matrix system."""
-    return [
-        MatMul(),
-        Elementwise("matrix.add", operator.add, "Each row's `a` + `b`."),
-        Elementwise("matrix.subtract", operator.sub, "Each row's `a` - `b`."),
-        Elementwise("matrix.multiply", operator.mul, "Each row's `a` * `b`, element by element."),
-    ]
+class Multiply(Elementwise):
+    """Each row's `a` * `b`, element by element; shapes broadcast."""
+
+    name = "matrix.multiply"
+
+    def compute(self, operands: Sequence[Tensor], parameters: Any, reject: Reject) -> Tensor:
+        """(rows, ...) * (rows, ...)."""
+        a, b = aligned(*operands)
+        return a * b
+
+
+def aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The two with equally many dimensions: new ones come after the row, so that rows never broadcast with anything."""
+    rank = max(a.ndim, b.ndim)
+    return _aligned(a, rank), _aligned(b, rank)
+
+
+def _aligned(tensor: Tensor, rank: int) -> Tensor:
+    return tensor.reshape(tensor.shape[0], *[1] * (rank - tensor.ndim), *tensor.shape[1:])
