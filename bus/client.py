@@ -11,6 +11,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import AsyncGenerator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -32,6 +33,7 @@ MANY_IN_FLIGHT_BYTES = 4 * 1024 * 1024
 FRAME_OVERHEAD = 4096  # headroom of a frame's map, names and offsets below max_payload, bytes
 RESEND_DELAY_S = 0.05
 MAX_TIMEOUT_S = 86400.0
+MAX_ENVELOPES = 256  # remembered, parameters and all: making one takes 1 µs of a lone call's 28
 
 
 class Client:
@@ -59,6 +61,7 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._outgoing = Outgoing(transport, self._collect)
         self._building: dict[tuple[Any, ...], Building] = {}
+        self._envelopes = lru_cache(MAX_ENVELOPES, typed=True)(self._new_envelope)
         self._pending: dict[int, Pending] = {}
         self._withdrawn: dict[int, list[int]] = {}
         self._last_id = 0
@@ -218,13 +221,19 @@ class Client:
     ) -> Envelope:
         if self._closed:
             raise Closed("the client is closed")
+        return self._envelopes(operation, parameters, timeout_s, priority, idempotent)
+
+    def _new_envelope(
+        self, operation: str, parameters: bytes, timeout_s: float | None, priority: int, idempotent: bool
+    ) -> Envelope:
         subject = self._subjects.operation(operation)
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         if not timeout_s <= MAX_TIMEOUT_S:  # or not a number
             raise BadParameter(f"timeout_s is {timeout_s}: use at most {MAX_TIMEOUT_S:g} s")
         if priority not in (-1, 0, 1):
             raise BadParameter(f"priority is {priority}: use 0 (normal), 1 (high) or -1 (low)")
-        return Envelope(operation, subject, parameters, timeout_s, priority, idempotent)
+        ttl_ms = round(max(1.0, 1000 * timeout_s))
+        return Envelope(operation, subject, parameters, timeout_s, priority, idempotent, ttl_ms)
 
     def _start_frame(self, envelope: Envelope, row: Mapping[str, Any]) -> Building:
         deadline = self.deadline(envelope)
@@ -288,14 +297,14 @@ class Client:
         pending = self._pending.get(int(number)) if number.isdecimal() and len(number) < 20 else None
         if pending is None:
             return
-        if no_responders(message):
-            self._on_no_responders(pending)
-            return
         if not message.data:
-            return  # a worker asks whether anybody still listens here; that the subject exists is the answer
+            # Else a worker asks whether anybody still listens here; that the subject exists is the answer.
+            if no_responders(message):
+                self._on_no_responders(pending)
+            return
         try:
             reply = decode_reply(message.data)
-            if self._retry_if_busy(pending, reply):
+            if reply.err and self._retry_if_busy(pending, reply):
                 return
             pending.deliver(reply)
         except BusError as error:

@@ -173,22 +173,24 @@ def check(column: Column, rows: int, name: str = "") -> Field:
     Raises:
         BadColumn: the dtype is unknown, or shape, offsets and data do not agree.
     """
-    label = f"column {name!r}" if name else "a column"
-    if column.t in VARIABLE:
-        _check_offsets(column, rows, label)
+    dtype = FIXED.get(column.t)
+    if dtype is None:
+        _check_offsets(column, rows, name)
         return Field(column.t)
-    if column.t not in FIXED:
-        raise BadColumn(f"{label} is of type {column.t!r}: use one of {', '.join((*FIXED, *VARIABLE))}")
     shape = (rows,) if column.s is None else column.s
     if not shape or shape[0] != rows or min(shape) < 0:
-        raise BadColumn(f"{label} has shape {list(shape)}, but the frame says n = {rows}: the first axis is the row")
+        raise BadColumn(
+            f"{_label(name)} has shape {list(shape)}, but the frame says n = {rows}: the first axis is the row"
+        )
     # An empty column is the only one whose dimensions its data does not bound.
     if len(shape) > MAX_DIMENSIONS or (not column.d and math.prod(filter(None, shape)) >= 1 << 48):
-        raise BadColumn(f"{label} has {len(shape)} dimensions, or an empty shape of too many: send a smaller shape")
-    field = Field(column.t, shape[1:])
-    if len(column.d) != rows * field.row_bytes:
         raise BadColumn(
-            f"{label} holds {len(column.d)} bytes, but {rows} rows of {field} are {rows * field.row_bytes} bytes"
+            f"{_label(name)} has {len(shape)} dimensions, or an empty shape of too many: send a smaller shape"
+        )
+    field = Field(column.t, shape[1:])
+    if len(column.d) != dtype.itemsize * math.prod(shape):
+        raise BadColumn(
+            f"{_label(name)} holds {len(column.d)} bytes, but {rows} rows of {field} are {rows * field.row_bytes} bytes"
         )
     return field
 
@@ -204,7 +206,14 @@ def cut(column: Column, rows: int, first: int, end: int) -> Column:
     return Column(column.t, data, None, bytes_of(offsets - offsets[0]))
 
 
-def _check_offsets(column: Column, rows: int, label: str) -> None:
+def _label(name: str) -> str:
+    return f"column {name!r}" if name else "a column"
+
+
+def _check_offsets(column: Column, rows: int, name: str) -> None:
+    label = _label(name)
+    if column.t not in VARIABLE:
+        raise BadColumn(f"{label} is of type {column.t!r}: use one of {', '.join((*FIXED, *VARIABLE))}")
     if column.o is None or len(column.o) != (rows + 1) * OFFSET.itemsize:
         raise BadColumn(f"{label} is {column.t} and needs 'o', {rows + 1} u32 offsets for its {rows} rows")
     offsets = np.frombuffer(column.o, OFFSET)

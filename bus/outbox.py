@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .columns import OFFSET, Column, Values, bytes_of, contiguous, wire_dtype
+from .columns import FIXED, OFFSET, Column, Values, bytes_of, contiguous, wire_dtype
 from .errors import BadColumn, BadParameter, BadValue
 from .frames import MAX_ROWS, Request, encode
 from .pending import SingleRows
@@ -28,6 +28,7 @@ class Envelope(msgspec.Struct, frozen=True):
         timeout_s: time the caller will wait.
         priority: 0 normal, 1 high, -1 low.
         idempotent: the rows may be sent again after a lost connection.
+        ttl_ms: the same time as frames carry it, ms.
     """
 
     operation: str
@@ -36,6 +37,7 @@ class Envelope(msgspec.Struct, frozen=True):
     timeout_s: float
     priority: int
     idempotent: bool
+    ttl_ms: int
 
     def request(
         self, client: int, id_: int, rows: int, columns: dict[str, Column], left_s: float | None = None
@@ -48,7 +50,7 @@ class Envelope(msgspec.Struct, frozen=True):
             n=rows,
             cols=columns,
             p=msgspec.Raw(self.parameters) if self.parameters else _RAW_NONE,
-            ttl_ms=max(1, round(1000 * (self.timeout_s if left_s is None else left_s))),
+            ttl_ms=self.ttl_ms if left_s is None else max(1, round(1000 * left_s)),
             prio=self.priority,
         )
 
@@ -183,7 +185,7 @@ class _Fixed:
         self._data = bytearray()
         self._row_bytes = value.nbytes
         # Numbers the other way round, and bfloat16, whose memory NumPy does not show as it is.
-        self._foreign = value.dtype.byteorder == ">" or value.dtype.kind == "V"
+        self._foreign = value.dtype != FIXED[self._dtype]
 
     def append(self, value: np.ndarray[Any, Any]) -> int:
         if self._foreign:

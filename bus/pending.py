@@ -274,6 +274,8 @@ def owned_rows(columns: dict[str, Any]) -> Iterator[Row]:
         return iter(dict, None)
     if len(columns) == 1:  # as most answers are; three times as fast
         [(name, values)] = columns.items()
+        if len(values) == 1:  # a lone call's
+            return iter(({name: next(iter(_owned(values)))},))
         return ({name: value} for value in _owned(values))
     parts = zip(*map(_owned, columns.values()), strict=True)
     return (dict(zip(columns, row, strict=True)) for row in parts)

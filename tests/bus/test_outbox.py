@@ -16,7 +16,7 @@ from aikoryu.bus.frames import decode_request
 from aikoryu.bus.outbox import Building, Envelope, as_columns, as_row, cuts, encode_parameters, rows_of, type_key
 from aikoryu.bus.pending import SingleRows
 
-ENVELOPE = Envelope("echo", "aikoryu.v1.default.echo", b"", 1.5, 1, False)
+ENVELOPE = Envelope("echo", "aikoryu.v1.default.echo", b"", 1.5, 1, False, 1500)
 
 
 def building(row: dict[str, Any], full_bytes: int = 1 << 20) -> Building:
