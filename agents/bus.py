@@ -21,15 +21,15 @@ class Bus:
     """What an agent can ask for.
 
     Attributes:
-        matrix: matrix operations.
+        matrix: matrix operations, and tensors that stay with a worker.
         models: neural networks.
         call: any operation, one row; see `bus.client.Client.call`.
         call_many: any operation, many rows at once; see `Client.call_many`.
         stream: any operation, chunk after chunk; see `Client.stream`.
     """
 
-    def __init__(self, client: Client, transport: Transport) -> None:
-        self.matrix = Matrix(client)
+    def __init__(self, client: Client, transport: Transport, partitions: int) -> None:
+        self.matrix = Matrix(client, partitions)
         self.models = Models(client)
         self.call = client.call
         self.call_many = client.call_many
@@ -72,7 +72,7 @@ async def session(transport: Transport, settings: Settings) -> AsyncIterator[Bus
     client = Client(transport, subjects, timeout_s=settings.bus.timeout_s, frame_bytes=settings.bus.frame_bytes)
     await client.start()
     try:
-        yield Bus(client, transport)
+        yield Bus(client, transport, settings.bus.partitions)
     finally:
         await client.close()
 

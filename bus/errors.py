@@ -45,6 +45,18 @@ class BadValue(BusError):
     code = "bad_value"
 
 
+class NoTensor(BusError):
+    """No tensor lies under this key: it has expired, was freed, or went with its worker. Put it again."""
+
+    code = "no_tensor"
+
+
+class NotOwner(BusError):
+    """A tensor was put by another: only who put it may replace or free it. Ask its owner, or put one of your own."""
+
+    code = "not_owner"
+
+
 class BadReply(BusError):
     """The reply subject is outside the prefixes this worker may answer to, so the frame is counted and dropped."""
 

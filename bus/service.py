@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -174,16 +174,31 @@ class Service:
         self._controls.append(await transport.subscribe(self._subjects.control, self._on_cancel))
         self._controls.append(await transport.subscribe(f"{self._probe_inbox}.*", self._on_gone))
 
-    async def serve(self, name: str, accept: Accept, metadata: dict[str, str] | None = None) -> None:
-        """Take frames of one operation from now on."""
-        endpoint = Endpoint(name, self._subjects.operation(name), accept, metadata=metadata or {})
+    async def serve(
+        self,
+        name: str,
+        accept: Accept,
+        metadata: dict[str, str] | None = None,
+        endings: Sequence[str] = ("",),
+    ) -> None:
+        """Take frames of one operation from now on.
+
+        Args:
+            name: the operation.
+            accept: takes each frame that is sound.
+            metadata: what discovery tells about it.
+            endings: what follows the name in the subjects it listens to: nothing, or a partition, `.7` or `.*`.
+        """
+        subject = self._subjects.operation(name)
+        endpoint = Endpoint(name, subject + endings[0], accept, metadata=metadata or {})
         self.endpoints[name] = endpoint
 
         def on_message(message: Message) -> None:
             self._on_request(endpoint, message)
 
-        subscription = await self._transport.subscribe(endpoint.subject, on_message, queue=queue_group(name))
-        self._requests.append(subscription)
+        for ending in endings:
+            subscription = await self._transport.subscribe(subject + ending, on_message, queue=queue_group(name))
+            self._requests.append(subscription)
 
     def answer(
         self,

@@ -76,6 +76,16 @@ def check_tokens(name: str, what: str) -> None:
         raise ValueError(f"{what} {name!r}: use letters, digits, '_' and '-', separated by dots")
 
 
+def endings(partitions: str) -> list[str]:
+    """What follows an operation's name in its subjects: those of `all` partitions, of `none`, or of `0-31`."""
+    if partitions == "all":
+        return [".*"]
+    if partitions == "none":
+        return []
+    first, last = map(int, partitions.split("-"))
+    return [f".{number}" for number in range(first, last + 1)]
+
+
 def partition(key: str | bytes, partitions: int) -> int:
     """The partition of a key: FNV-1a of 32 bits, modulo `partitions`.
 

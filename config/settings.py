@@ -95,6 +95,10 @@ class BusSettings(Group):
         tuple[Prefix, ...],
         Meta(min_length=1, description="Inbox prefixes a worker may answer to; _INBOX admits _INBOX.x and _INBOX_a.x."),
     ] = ("_INBOX",)
+    partitions: Annotated[
+        int,
+        Meta(ge=1, le=65536, description="Parts that keys of tensors are dealt to; the same for all on the bus."),
+    ] = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +178,32 @@ class WorkerSettings(Group):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResidentSettings(Group):
+    """Tensors that agents leave with a worker."""
+
+    partitions: Annotated[
+        str,
+        Meta(
+            pattern=r"^(all|none|\d{1,5}-\d{1,5})\Z",
+            title="all, none, or the first and last as 0-31",
+            description="Which partitions this worker keeps; no two workers of a namespace may keep the same.",
+        ),
+    ] = "all"
+    directory: Annotated[
+        str, Meta(description="Folder in which each worker makes one for them; empty = that of temporary files.")
+    ] = ""
+    device_bytes: Annotated[
+        int, Meta(ge=0, le=TIB, description="Most bytes of them on a device; 0 = half of its memory.")
+    ] = 0
+    host_bytes: Annotated[
+        int, Meta(ge=0, le=1024 * TIB, description="Most bytes of them in the folder; 0 = half of what is free there.")
+    ] = 0
+    ttl_s: Annotated[float, Meta(gt=0, le=30 * 86400, description="How long one is kept after its last use, in s.")] = (
+        3600.0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings(Group):
     """Which models a worker serves."""
 
@@ -205,6 +235,7 @@ class Settings:
     cpu: CpuSettings = field(default_factory=CpuSettings)
     cuda: CudaSettings = field(default_factory=CudaSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
+    residents: ResidentSettings = field(default_factory=ResidentSettings)
     models: ModelSettings = field(default_factory=ModelSettings)
     log: LogSettings = field(default_factory=LogSettings)
 

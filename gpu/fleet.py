@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from ..config import Settings
+from .directory import WorkerDirectory
 from .host import RESTART_DELAYS_S, EngineHost
 from .operation import Operation
 from .registry import load
@@ -55,7 +56,8 @@ class Fleet:
         self.operations: dict[str, Operation] = load(catalogue_of(settings))
         self.id = f"of {fronts} fronts on {', '.join(devices)}"
         self._settings = settings
-        self._hosts = [EngineHost(engine_spec(settings, device)) for device in devices]
+        self._directory = WorkerDirectory(settings.residents.directory)
+        self._hosts = [EngineHost(engine_spec(settings, device, self._directory)) for device in devices]
         self._specs = [self._front(number, devices) for number in range(fronts)]
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
@@ -67,6 +69,7 @@ class Fleet:
             RuntimeError: a process did not start; its own log says why.
         """
         try:
+            self._directory.open()
             await asyncio.gather(*(host.start() for host in self._hosts))
             await asyncio.gather(*(self._launch(number) for number in range(len(self._specs))))
         except BaseException:
@@ -86,6 +89,7 @@ class Fleet:
         codes = await asyncio.gather(*(self._end(process) for process in self._processes.values()))
         for host in self._hosts:
             await host.stop()
+        self._directory.close()
         return not any(codes)
 
     def _front(self, number: int, devices: list[str]) -> FrontSpec:

@@ -39,6 +39,7 @@ class Operation:
         pure: the answer depends on nothing but the rows, so a batch may be run again after a failure.
         help: one line for callers; the docstring's first unless given.
         max_rows: largest batch, in rows, whatever the settings allow.
+        endings: what follows the name in its subjects: nothing, or `.*`, the partition of the key that a call is about.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Operation:
     pure: bool = True
     help: str = ""
     max_rows: int = 1 << 16
+    endings: tuple[str, ...] = ("",)
 
     def lane_key(self, schema: Schema, parameters: Any) -> Hashable:
         """What rows must have in common to share a batch, besides the types of their columns: all parameters.

@@ -14,7 +14,8 @@ import msgspec
 
 from ..bus.subjects import Subjects
 from .operation import Operation
-from .ops import echo, embed, matrix
+from .ops import echo, embed, matrix, tensors
+from .residents import Residents, ResidentsSpec
 
 ENTRY_POINTS = "aikoryu.operations"
 
@@ -26,11 +27,13 @@ class Catalogue(msgspec.Struct, frozen=True):
         embed: names of embedding models.
         model_directory: folder that holds them; empty for the installed packages.
         modules: the user's own, by module name or path of a file.
+        residents: where tensors are kept, and how many.
     """
 
     embed: tuple[str, ...] = ()
     model_directory: str = ""
     modules: tuple[str, ...] = ()
+    residents: ResidentsSpec = ResidentsSpec()
 
 
 def load(catalogue: Catalogue) -> dict[str, Operation]:
@@ -51,6 +54,7 @@ def load(catalogue: Catalogue) -> dict[str, Operation]:
 
 def _gather(catalogue: Catalogue) -> list[Operation]:
     operations: list[Operation] = [echo.Echo(), *matrix.operations()]
+    operations += tensors.operations(Residents(catalogue.residents))
     operations += embed.operations(
         catalogue.embed, Path(catalogue.model_directory) if catalogue.model_directory else None
     )

@@ -17,9 +17,10 @@ from prometheus_client import start_http_server
 from ..bus.connection import NatsConnection
 from ..bus.discovery import Discovery
 from ..bus.service import Service
-from ..bus.subjects import Subjects
+from ..bus.subjects import Subjects, endings
 from ..bus.transport import Transport
 from ..config import VERSION, Settings
+from .directory import WorkerDirectory
 from .engine import Engine, EngineSpec
 from .front import Front
 from .host import ChildEngine
@@ -27,6 +28,7 @@ from .nvml import visible
 from .operation import Operation
 from .planner import Limits
 from .registry import Catalogue, load
+from .residents import ResidentsSpec
 from .telemetry import Telemetry
 
 SLAB_SLACK_BYTES = 1 << 20  # alignment
@@ -56,7 +58,8 @@ class Worker:
         self.operations: dict[str, Operation] = load(catalogue)
         self.telemetry = Telemetry()
         self._settings = settings
-        self._engine = engine or own_engine(settings, transport.max_payload)
+        self._directory = None if engine else WorkerDirectory(settings.residents.directory)
+        self._engine = engine or own_engine(settings, transport.max_payload, self._directory)
         subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
         self._service = Service(transport, subjects, self.id, reply_prefixes=settings.bus.reply_prefixes)
         self._front = Front(self._service, self._engine, self.operations, limits_of(settings), self.telemetry)
@@ -74,12 +77,17 @@ class Worker:
             BusError: the connection failed, or may not subscribe what the worker serves.
         """
         async with AsyncExitStack() as undo:
+            if self._directory is not None:
+                undo.callback(self._directory.close)
+                self._directory.open()
             undo.push_async_callback(self._engine.stop)
             await self._engine.start()
             undo.push_async_callback(self._service.drain, 0.0)
             await self._service.start()
             for name, operation in sorted(self.operations.items()):
-                await self._service.serve(name, self._front.accept, _metadata(operation))
+                served = _endings(operation, self._settings)
+                if served:
+                    await self._service.serve(name, self._front.accept, _metadata(operation), served)
             await self._discovery.start()
             await self._transport.flush()
             if self._settings.worker.metrics_port:
@@ -101,6 +109,8 @@ class Worker:
         finally:  # also when whoever waits for the drain gives up
             self._front.stop()
             await self._engine.stop()
+            if self._directory is not None:
+                self._directory.close()
             if self._metrics is not None:
                 server, thread = self._metrics
                 server.shutdown()
@@ -120,9 +130,17 @@ class Worker:
         }
 
 
-def catalogue_of(settings: Settings) -> Catalogue:
-    """What the settings say to load."""
-    return Catalogue(settings.models.embed, settings.models.directory, settings.worker.operations)
+def catalogue_of(settings: Settings, directory: WorkerDirectory | None = None) -> Catalogue:
+    """What the settings say to load.
+
+    Args:
+        settings: all groups.
+        directory: the worker's own, which its engines share; without one each keeps tensors for itself.
+    """
+    kept = settings.residents
+    path = str(directory.path) if directory is not None else ""
+    residents = ResidentsSpec(path, kept.device_bytes, kept.host_bytes, kept.ttl_s)
+    return Catalogue(settings.models.embed, settings.models.directory, settings.worker.operations, residents)
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -130,10 +148,12 @@ def limits_of(settings: Settings) -> Limits:
     return msgspec.convert(settings.batch, Limits, from_attributes=True)
 
 
-def own_engine(settings: Settings, max_payload: int) -> Engine:
+def own_engine(settings: Settings, max_payload: int, directory: WorkerDirectory | None) -> Engine:
     """An engine for one front alone, on the first device of the settings."""
     device = devices_of(settings)[0]
-    return ChildEngine(engine_spec(settings, device), slots_of(settings, device), slab_bytes(settings, max_payload))
+    return ChildEngine(
+        engine_spec(settings, device, directory), slots_of(settings, device), slab_bytes(settings, max_payload)
+    )
 
 
 def devices_of(settings: Settings) -> list[str]:
@@ -143,11 +163,11 @@ def devices_of(settings: Settings) -> list[str]:
     return settings.worker.device.split(",")
 
 
-def engine_spec(settings: Settings, device: str) -> EngineSpec:
+def engine_spec(settings: Settings, device: str, directory: WorkerDirectory | None = None) -> EngineSpec:
     """The engine of a device as the settings say. Its threads stay below the cores, so a front always finds one."""
     threads = settings.cpu.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     streams = 1 if device == "cpu" else settings.cuda.streams
-    return EngineSpec(device, threads, streams, catalogue_of(settings), settings.log)
+    return EngineSpec(device, threads, streams, catalogue_of(settings, directory), settings.log)
 
 
 def slots_of(settings: Settings, device: str) -> int:
@@ -166,6 +186,12 @@ def slab_bytes(settings: Settings, max_payload: int) -> int:
     # Rows of variable width count as their frame's mean, so the frames cut at a batch's two ends may weigh more.
     cut_bytes = 2 * min(batch.max_bytes, max_payload)
     return 2 * batch.max_bytes + cut_bytes + batch.max_rows + SLAB_SLACK_BYTES
+
+
+def _endings(operation: Operation, settings: Settings) -> list[str]:
+    """What follows an operation's name in the subjects that this worker serves."""
+    kept = endings(settings.residents.partitions)
+    return [one for ending in operation.endings for one in (kept if ending == ".*" else [ending])]
 
 
 def _metadata(operation: Operation) -> dict[str, str]:

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"aikoryu {version('aikoryu')}")
+    parser.add_argument("--version", action="version", version=f"aikoryu {VERSION}")
     parser.add_argument("--settings", action=_ListSettings, nargs=0, help="list every setting, then exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     parser.set_defaults(run=None)

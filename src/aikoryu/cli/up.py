@@ -64,7 +64,7 @@ def _what_next(worker: Worker | Fleet, settings: Settings, *, asked_anyway: bool
     examples += [f"call {name} text='hello'" for name in worker.operations if name.startswith("models.embed.")]
     return "\n".join(
         [
-            f"Aikoryu {version('aikoryu')} is up: NATS at {settings.nats.url}, {len(worker.operations)} operations.",
+            f"Aikoryu {VERSION} is up: NATS at {settings.nats.url}, {len(worker.operations)} operations.",
             "",
             "In another terminal:",
             *(f"  aikoryu {example}{where}" for example in examples),
