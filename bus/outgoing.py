@@ -44,7 +44,6 @@ class Outgoing:
         self._queue: deque[tuple[str, bytes, str, Failed | None, Headers]] = deque()
         self._awake = False
         self._idle = asyncio.Event()
-        self._idle.set()
         self._waiting: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -70,12 +69,13 @@ class Outgoing:
         """See to it that `collect` is called, and the queue published, at the end of this loop tick."""
         if not self._awake:
             self._awake = True
-            self._idle.clear()
             self._loop.call_soon(self._burst)
 
     async def drain(self) -> None:
         """Return when all that was handed over has been given to the connection."""
-        await self._idle.wait()
+        if self._awake:
+            self._idle.clear()
+            await self._idle.wait()
 
     def _burst(self) -> None:
         """Publish what is queued; if that is too much at once, go on when the socket has taken it."""

@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -163,7 +164,6 @@ class Service:
         self._nameless = 0
         self._streams: OrderedDict[tuple[int, int], Stream] = OrderedDict()
         self._idle = asyncio.Event()
-        self._idle.set()
         self._probe_inbox = f"{transport.inbox_prefix}.gone"
 
     async def start(self) -> None:
@@ -192,10 +192,7 @@ class Service:
         subject = self._subjects.operation(name)
         endpoint = Endpoint(name, subject + endings[0], accept, metadata=metadata or {})
         self.endpoints[name] = endpoint
-
-        def on_message(message: Message) -> None:
-            self._on_request(endpoint, message)
-
+        on_message = partial(self._on_request, endpoint)
         for ending in endings:
             subscription = await self._transport.subscribe(subject + ending, on_message, queue=queue_group(name))
             self._requests.append(subscription)
@@ -213,7 +210,10 @@ class Service:
         An answer larger than the bus takes leaves in parts. The columns' bytes are copied before this returns.
         """
         request = held.request
-        held.open -= sum(count for _, count in at) + sum(error.n for error in errors)
+        for _, count in at:
+            held.open -= count
+        for error in errors:
+            held.open -= error.n
         reply = Reply(id=request.id, at=at, cols=columns, err=errors, by=by, seq=request.seq, last=held.open <= 0)
         self._send(held, reply)
         if errors:
@@ -273,7 +273,9 @@ class Service:
         drained = True
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+                while self.held:
+                    self._idle.clear()
+                    await self._idle.wait()
         except TimeoutError:
             drained = False
             _log.warning("frames still held at the end of the drain", frames=len(self.held))
@@ -361,7 +363,6 @@ class Service:
             key = self._nameless_key()
         held = Held(key, request, endpoint, message, monotonic())
         self.held[key] = held
-        self._idle.clear()
         if stream is not None:
             held.stream = stream
             stream.open_rows += request.n
