@@ -12,7 +12,8 @@ import pytest
 from aikoryu.gpu.registry import Catalogue, load
 
 MATRIX = ("matmul", "add", "subtract", "multiply", "einsum", "solve", "reduce", "transpose")
-BUILT_IN = {"echo", *(f"matrix.{name}" for name in MATRIX)}
+TENSORS = ("put", "get", "free")
+BUILT_IN = {"echo", *(f"matrix.{name}" for name in (*MATRIX, *TENSORS))}
 OPERATION = """
 from aikoryu.gpu.operation import operation
 

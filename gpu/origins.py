@@ -1,0 +1,447 @@
+"""Origins: the tensors that agents put, as files that outlive the engine process.
+
+A file is the array's bytes in C order, then `FOOTER_BYTES` of JSON (an `Origin`), so that it can be mapped as it is;
+its modification time is when it expires. The directory is the only truth: every engine process of a worker may use it
+at the same time, and a fresh one finds what its predecessor had. A file appears whole, by its renaming.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import math
+import os
+import re
+import secrets
+import shutil
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import time
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+
+from ..bus.columns import FIXED, Array, Field, bytes_of
+from ..bus.errors import BadParameter, BadValue, Busy, NoTensor, NotOwner, TooLarge
+
+FOOTER_BYTES = 1024
+BLOCK_BYTES = 4096  # what a file takes at least, and a multiple of
+UPLOAD_S = 120.0  # an array of which no further part has come for so long is given up
+SWEEP_S = 10.0
+MAX_TTL_S = 30 * 86400.0
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,64}")
+_PART = ".part"
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What is known of a tensor besides its numbers.
+
+    Attributes:
+        dtype, shape: of the whole array; the wire name.
+        version: the putter's number of this content: putting it once more changes nothing.
+        owner: digest of the token without which nobody may replace or free it.
+        ttl_s: how long it is kept after its last use, s.
+        serial: tells this file from every other.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    version: int
+    owner: str
+    ttl_s: float
+    serial: str
+
+    @classmethod
+    def make(cls, field: Field, version: int, owner: str, ttl_s: float) -> Origin:
+        """The origin of an array about to be put by whoever holds the token `owner`.
+
+        Raises:
+            BadParameter: the time to live is none.
+            BadValue: the token is empty.
+        """
+        if not 0 < ttl_s <= MAX_TTL_S:
+            raise BadParameter(f"ttl_s is {ttl_s}: use more than 0 and at most {MAX_TTL_S:g} s")
+        if not owner:
+            raise BadValue("the owner's token is empty: make one of random letters")
+        return cls(field.dtype, field.shape, version, digest(owner), ttl_s, secrets.token_hex(8))
+
+    @property
+    def field(self) -> Field:
+        """Dtype and shape."""
+        return Field(self.dtype, self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return self.field.row_bytes
+
+
+class Draft:
+    """A tensor that its maker fills, invisible until it is published.
+
+    Attributes:
+        key, origin: what it will be.
+        path: its file.
+        array: the file itself, writable, of the tensor's shape.
+    """
+
+    def __init__(self, key: str, origin: Origin, path: Path) -> None:
+        self.key = key
+        self.origin = origin
+        self.path = path
+        self.array: Array = mapped(path, origin.field, shared=True)
+
+
+class _Upload(msgspec.Struct):
+    """What stands behind the elements of an array of which not all have come: the runs of elements that have."""
+
+    origin: Origin
+    runs: list[tuple[int, int]]
+
+    def add(self, start: int, end: int) -> None:
+        """Runs may overlap, repeat, and come in any order."""
+        apart = [run for run in self.runs if run[1] < start or run[0] > end]
+        met = [run for run in self.runs if run not in apart]
+        self.runs = [*apart, (min([start, *(run[0] for run in met)]), max([end, *(run[1] for run in met)]))]
+
+
+class Origins:
+    """The tensors of one directory; several threads, and several processes, may share it.
+
+    Args:
+        directory: a folder of its own.
+        budget_bytes: most bytes of files in it; 0 for half of what is free there now.
+        clock: wall time, s.
+    """
+
+    def __init__(self, directory: Path, budget_bytes: int = 0, clock: Callable[[], float] = time) -> None:
+        self.budget_bytes = budget_bytes or shutil.disk_usage(directory).free // 2
+        self.used_bytes = 0
+        self.count = 0
+        self._directory = directory
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sweep_at = float("-inf")
+
+    @contextmanager
+    def opened(self, key: str) -> Iterator[tuple[Origin, BinaryIO]]:
+        """A tensor's origin and its file, at the array's first byte; its time to live begins anew.
+
+        Raises:
+            BadValue: that is no key.
+            NoTensor: nothing lies there.
+        """
+        try:
+            file = self._path(key).open("rb")
+        except FileNotFoundError:
+            raise missing(key) from None
+        with file:
+            found = os.fstat(file.fileno())
+            now = self._clock()
+            if found.st_mtime <= now:
+                self._unlink(self._path(key))
+                raise missing(key)
+            footer = os.pread(file.fileno(), FOOTER_BYTES, found.st_size - FOOTER_BYTES)
+            origin = msgspec.json.decode(footer, type=Origin)
+            if found.st_mtime < now + 0.9 * origin.ttl_s:  # not for each of many uses in a row
+                os.utime(file.fileno(), (now, now + origin.ttl_s))
+            yield origin, file
+
+    def read(self, key: str, field: Field, start: int) -> tuple[Array, int]:
+        """Elements of a tensor.
+
+        Args:
+            key: which.
+            field: its dtype, and the shape in which the elements are wanted.
+            start: the first of them, counted in C order.
+
+        Returns:
+            A copy of this shape, and the content's version.
+
+        Raises:
+            BadValue: that is no key, or the elements are outside the tensor or of another dtype.
+            NoTensor: nothing lies there.
+        """
+        count = math.prod(field.shape)
+        dtype = FIXED[field.dtype]
+        with self.opened(key) as (origin, file):
+            whole = math.prod(origin.shape)
+            if field.dtype != origin.dtype or start < 0 or start + count > whole:
+                raise BadValue(
+                    f"elements {start} to {start + count} as {field.dtype} of a tensor {origin.field} of {whole} "
+                    "elements: take dtype and shape from its handle"
+                )
+            file.seek(start * dtype.itemsize)
+            return np.fromfile(file, dtype, count).reshape(field.shape), origin.version
+
+    def write(self, key: str, origin: Origin, start: int, values: Array) -> bool:
+        """Put elements of a tensor; it is there when all have come, and takes the place of the one before.
+
+        Args:
+            key: which.
+            origin: of the whole.
+            start: the first element's place, counted in C order.
+            values: elements, flat.
+
+        Returns:
+            Whether the tensor is there now.
+
+        Raises:
+            BadValue: that is no key, or elements lie outside the shape.
+            NotOwner: another's tensor lies there.
+            TooLarge, Busy: it does not fit the budget, or not now.
+        """
+        count = math.prod(origin.shape)
+        if start < 0 or start + len(values) > count:
+            raise BadValue(
+                f"elements {start} to {start + len(values)} of {origin.field}, which has {count}: correct it"
+            )
+        if self._lies_there(key, origin):
+            return True
+        if len(values) < count:
+            return self._write_run(key, origin, start, values)
+        path = self._part(key, origin.serial)
+        with self._claimed(path, origin.nbytes + FOOTER_BYTES), path.open("xb") as file:
+            file.write(bytes_of(values))
+            file.flush()
+            _write_behind(file.fileno(), origin, origin)
+        self._publish(key, origin, path)
+        return True
+
+    def _write_run(self, key: str, origin: Origin, start: int, values: Array) -> bool:
+        """Add elements to a file that all engines know by its name; the one that makes it whole publishes it."""
+        kind = zlib.crc32(str(origin.field).encode())
+        path = self._part(key, f"{origin.version:x}-{kind:x}-{origin.owner}")
+        with self._locked(path, origin) as file:
+            if file is None:  # another thread or engine has just published it
+                return self._lies_there(key, origin)
+            os.pwrite(file, bytes_of(values), start * values.itemsize)
+            upload = msgspec.json.decode(os.pread(file, os.fstat(file).st_size, origin.nbytes), type=_Upload)
+            upload.add(start, start + len(values))
+            if upload.runs == [(0, math.prod(origin.shape))]:
+                _write_behind(file, origin, origin)
+                self._publish(key, origin, path)
+                return True
+            _write_behind(file, origin, upload)
+            os.utime(file, (self._clock(), self._clock()))
+            return False
+
+    @contextmanager
+    def _locked(self, path: Path, origin: Origin) -> Iterator[int | None]:
+        """An upload's file, begun if it is new, for this caller alone; None if it is no upload any more."""
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file, path):
+                yield None
+                return
+            if os.fstat(file).st_size == 0:
+                size = origin.nbytes + FOOTER_BYTES
+                with self._claimed(path, size):
+                    os.posix_fallocate(file, 0, size)
+                    _write_behind(file, origin, _Upload(origin, []))
+            yield file
+        finally:
+            os.close(file)
+
+    def draft(self, key: str, origin: Origin) -> Draft:
+        """Room for a tensor, to be filled and then published or discarded by the caller.
+
+        Raises:
+            BadValue: that is no key.
+            TooLarge, Busy: it does not fit the budget, or not now.
+        """
+        path = self._part(key, origin.serial)
+        size = origin.nbytes + FOOTER_BYTES
+        with self._claimed(path, size), path.open("xb") as file:
+            # Taken now: a page that cannot be had when the mapping is written would end the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+        return Draft(key, origin, path)
+
+    def publish(self, draft: Draft) -> None:
+        """Let everybody see a tensor.
+
+        Raises:
+            NotOwner: another's tensor came to lie there meanwhile; the draft is gone.
+        """
+        with draft.path.open("r+b") as file:
+            _write_behind(file.fileno(), draft.origin, draft.origin)
+        self._publish(draft.key, draft.origin, draft.path)
+
+    def discard(self, draft: Draft) -> None:
+        """Give a draft's room back."""
+        self._unlink(draft.path)
+
+    def free(self, key: str, owner: str) -> bool:
+        """Drop a tensor.
+
+        Returns:
+            Whether it was there.
+
+        Raises:
+            BadValue: that is no key.
+            NotOwner: it is another's.
+        """
+        try:
+            with self.opened(key) as (origin, _):
+                if origin.owner != digest(owner):
+                    raise NotOwner(f"tensor {key!r} was put by another: only its owner may free it")
+        except NoTensor:
+            return False
+        self._unlink(self._path(key))
+        return True
+
+    def tidy(self) -> set[str] | None:
+        """Drop what has expired, if it is time to look.
+
+        Returns:
+            The keys that are left, or None if it was not.
+        """
+        with self._lock:
+            return self._sweep() if self._clock() >= self._sweep_at else None
+
+    def _lies_there(self, key: str, origin: Origin) -> bool:
+        """Whether this very content lies there already."""
+        try:
+            with self.opened(key) as (found, _):
+                if found.owner != origin.owner:
+                    raise NotOwner(f"tensor {key!r} was put by another: only its owner may replace it")
+                return (found.version, found.field) == (origin.version, origin.field)
+        except NoTensor:
+            return False
+
+    def _publish(self, key: str, origin: Origin, path: Path) -> None:
+        """Give a file that is whole its name; one of another owner's is there already: remove it."""
+        try:
+            self._lies_there(key, origin)
+        except NotOwner:
+            self._unlink(path)
+            raise
+        now = self._clock()
+        os.utime(path, (now, now + origin.ttl_s))
+        with self._lock:
+            self._forget(self._path(key))
+            path.replace(self._path(key))
+            self.count += 1
+
+    def _path(self, key: str) -> Path:
+        if _KEY.fullmatch(key) is None:
+            raise BadValue(f"key {key[:140]!r}: write <group>.<name>, each of 1 to 64 letters, digits, '_' and '-'")
+        return self._directory / key
+
+    def _part(self, key: str, what: str) -> Path:
+        path = self._path(key)
+        return path.with_name(f"{path.name}.{what}{_PART}")
+
+    @contextmanager
+    def _claimed(self, path: Path, size: int) -> Iterator[None]:
+        """Room for a file that is written inside; if that fails, room and file are given back."""
+        taken = 0
+        try:
+            with self._lock:
+                self._claim(size)
+            taken = _charge(size)
+            yield
+        except BaseException as error:
+            with self._lock:
+                self.used_bytes -= taken
+            path.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise Busy("the disk that keeps tensors is full: free some, or ask the operator for room") from None
+            raise
+
+    def _claim(self, size: int) -> None:
+        """Count a file of this size in."""
+        charge = _charge(size)
+        if charge > self.budget_bytes:
+            raise TooLarge(
+                f"the tensor takes {size} bytes, the worker keeps {self.budget_bytes}: put it in smaller tensors, "
+                "or raise residents.host_bytes"
+            )
+        if self.used_bytes + charge > self.budget_bytes:
+            self._sweep()
+        if self.used_bytes + charge > self.budget_bytes:
+            raise Busy(
+                f"the worker's {self.budget_bytes} bytes for tensors are taken: free some, give them a shorter ttl_s, "
+                "or raise residents.host_bytes"
+            )
+        self.used_bytes += charge
+
+    def _unlink(self, path: Path) -> None:
+        with self._lock:
+            self._forget(path)
+            path.unlink(missing_ok=True)
+
+    def _forget(self, path: Path) -> None:
+        """Count a file out that is about to go."""
+        with suppress(FileNotFoundError):
+            self.used_bytes -= _charge(path.stat().st_size)
+            self.count -= path.suffix != _PART
+
+    def _sweep(self) -> set[str]:
+        """Look at every file: drop what has expired, and count the rest."""
+        now = self._clock()
+        used, keys = 0, set()
+        for entry in os.scandir(self._directory):
+            with suppress(FileNotFoundError):  # another process drops files, too
+                found = entry.stat()
+                part = entry.name.endswith(_PART)
+                if found.st_mtime + (UPLOAD_S if part else 0.0) <= now:
+                    os.unlink(entry.path)
+                    continue
+                used += _charge(found.st_size)
+                if not part:
+                    keys.add(entry.name)
+        self.used_bytes, self.count = used, len(keys)
+        self._sweep_at = now + SWEEP_S
+        return keys
+
+
+def mapped(path: Path | str, field: Field, *, shared: bool = False) -> Array:
+    """The elements at a file's beginning, as memory: of its own if written to, unless `shared`.
+
+    Unlike NumPy's and Python's mappings it keeps no file descriptor, of which a process has few.
+    """
+    import torch
+
+    if field.row_bytes == 0:
+        return np.empty(field.shape, FIXED[field.dtype])
+    memory = torch.from_file(str(path), shared=shared, size=field.row_bytes, dtype=torch.uint8)
+    array: Array = memory.numpy().view(FIXED[field.dtype]).reshape(field.shape)
+    return array
+
+
+def missing(key: str) -> NoTensor:
+    """The error for a key under which nothing lies."""
+    return NoTensor(f"no tensor {key!r} is here: it has expired, was freed, or went with its worker: put it again")
+
+
+def digest(owner: str) -> str:
+    """What is kept of an owner's token."""
+    return hashlib.sha256(owner.encode()).hexdigest()[:32]
+
+
+def _write_behind(file: int, origin: Origin, what: Origin | _Upload) -> None:
+    """Write what is known of a tensor, or of what has come of it, behind its elements."""
+    text = msgspec.json.encode(what).ljust(FOOTER_BYTES)
+    os.pwrite(file, text, origin.nbytes)
+    os.truncate(file, origin.nbytes + len(text))
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _charge(size: int) -> int:
+    """Bytes that a file of this size takes."""
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
