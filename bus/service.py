@@ -7,7 +7,6 @@ are drained first, then the frames that are held, then the replies are flushed.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,14 +32,13 @@ from .frames import (
     is_json,
     row_error,
 )
+from .open_streams import OpenStream, OpenStreams
 from .outgoing import Outgoing
 from .subjects import Subjects, queue_group
 from .transport import Message, Subscription, Transport, no_responders
 
-STREAM_CREDIT_ROWS = 8192
 HEADER_BYTES = 2048  # room for the headers of an error, whose text is bounded
 REPLIES_S = 5.0  # for the last replies to leave
-MAX_STREAMS = 4096  # the one idle longest is forgotten beyond
 
 _log = structlog.get_logger(__name__)
 
@@ -90,7 +88,7 @@ class Held:
         self.deadline = arrived + request.ttl_ms / 1000 if request.ttl_ms else float("inf")
         self.payload_bytes = len(message.data)
         self.open = request.n
-        self.stream: Stream | None = None
+        self.stream: OpenStream | None = None
         self.ticket: Any = None
         self.withdrawn = False
 
@@ -121,14 +119,6 @@ class Endpoint:
     processing_s: float = 0.0
     last_error: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Stream:
-    """A stream a client has opened on this worker: parts name it, and what is unanswered of it is bounded."""
-
-    endpoint: Endpoint
-    open_rows: int = 0
 
 
 class Service:
@@ -162,7 +152,7 @@ class Service:
         self._requests: list[Subscription] = []
         self._controls: list[Subscription] = []
         self._nameless = 0
-        self._streams: OrderedDict[tuple[int, int], Stream] = OrderedDict()
+        self._streams = OpenStreams()
         self._idle = asyncio.Event()
         self._probe_inbox = f"{transport.inbox_prefix}.gone"
 
@@ -321,19 +311,16 @@ class Service:
         request = self._decode(None, message)
         if request is None:
             return
-        key = (request.client, request.stream)
-        stream = self._streams.get(key)
+        stream = self._streams.find(request.client, request.stream)
         if stream is None:
             self._refuse(None, message, BadFrame("no such stream is open on this worker: open it again"), request.id)
-        elif stream.open_rows + request.n > STREAM_CREDIT_ROWS:
-            error = Busy(f"more than the stream's credit of {STREAM_CREDIT_ROWS} rows is unanswered")
-            self._refuse(stream.endpoint, message, error, request.id)
+        elif (refusal := stream.refusal(request.n)) is not None:
+            self._refuse(stream.endpoint, message, refusal, request.id)
         else:
             stream.endpoint.requests += 1
-            self._streams.move_to_end(key)
             self._accept(stream.endpoint, request, message, stream)
         if request.last:
-            self._streams.pop(key, None)
+            self._streams.close(request.client, request.stream)
 
     def _decode(self, endpoint: Endpoint | None, message: Message) -> Request | None:
         if not self.may_answer(message.reply):
@@ -346,7 +333,7 @@ class Service:
             self._refuse(endpoint, message, error)
             return None
 
-    def _accept(self, endpoint: Endpoint, request: Request, message: Message, stream: Stream | None = None) -> None:
+    def _accept(self, endpoint: Endpoint, request: Request, message: Message, stream: OpenStream | None = None) -> None:
         if request.n == 0:
             self._refuse(endpoint, message, BadFrame("n is 0: a frame needs at least one row"), request.id)
             return
@@ -382,11 +369,9 @@ class Service:
         if not request.client:
             self._refuse(endpoint, message, BadFrame("a stream needs the number of its client"), request.id)
             return
-        self._streams[request.client, request.stream] = Stream(endpoint)
-        if len(self._streams) > MAX_STREAMS:
-            self._streams.popitem(last=False)
+        credit = self._streams.open(request.client, request.stream, endpoint)
         subject = self._subjects.worker_control(self._worker)
-        opened = Reply(id=request.id, ctl=subject, credit=STREAM_CREDIT_ROWS, last=True)
+        opened = Reply(id=request.id, ctl=subject, credit=credit, last=True)
         self._outgoing.send(message.reply, encode_json(opened) if is_json(message.data) else encode(opened))
 
     def _refuse(self, endpoint: Endpoint | None, message: Message, error: BusError, id_: int = 0) -> None:
@@ -412,7 +397,7 @@ class Service:
             self.count_rejection(error.code)
             return
         if cancel.stream:
-            self._streams.pop((cancel.client, cancel.stream), None)
+            self._streams.close(cancel.client, cancel.stream)
         held = self.held.get((cancel.client, cancel.id))
         if held is not None:
             self._withdraw(held, cancel.rows)

@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from aikoryu.bus import service as service_module
+from aikoryu.bus import open_streams as open_streams_module
 from aikoryu.bus import stream as stream_module
 from aikoryu.bus.client import Client
 from aikoryu.bus.columns import pack, unpack
@@ -100,7 +100,7 @@ async def within(awaitable: Awaitable[Any], seconds: float = 5.0) -> Any:
 
 @pytest.fixture(autouse=True)
 def small_credit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "STREAM_CREDIT_ROWS", CREDIT)
+    monkeypatch.setattr(open_streams_module, "CREDIT_ROWS", CREDIT)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ async def test_never_more_rows_are_unanswered_than_granted(client: Client, worke
 async def test_chunk_larger_than_a_message_is_cut(
     client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "STREAM_CREDIT_ROWS", 1_000_000)
+    monkeypatch.setattr(open_streams_module, "CREDIT_ROWS", 1_000_000)
     found = await within(gather(client.stream("double", chunks(2, 50_000))))
     assert found == [(2 * chunk(first, 50_000)["x"]).tolist() for first in (0, 50_000)]
     assert len(worker.rows) > 10
@@ -349,7 +349,7 @@ async def test_reader_cancelled_while_the_stream_opens_leaves_none_open(client: 
 async def test_worker_forgets_the_stream_idle_longest(
     client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "MAX_STREAMS", 2)
+    monkeypatch.setattr(open_streams_module, "MAX_STREAMS", 2)
     taps: list[asyncio.Queue[int]] = [asyncio.Queue() for _ in range(3)]
 
     async def source(tap: asyncio.Queue[int]) -> AsyncIterator[dict[str, Any]]:
