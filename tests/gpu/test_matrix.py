@@ -239,6 +239,21 @@ class TestPrecision:
         assert len({*fine, *fine_too}) == len({*coarse, *coarse_too}) == 1
         assert coarse[0] > 50 * fine[0] if device.is_cuda else coarse == fine
 
+    def test_solutions_beside_tf32_products_stay_precise(self, device: Device) -> None:
+        a, b = column("f4", (1, 200, 200), 5), column("f4", (1, 200, 64), 6)
+        alone = run(device, "matrix.solve", "f4", a, b)  # multiplies inside, so the switch would show
+
+        def multiply() -> None:
+            for _ in range(200):
+                run(device, "matrix.matmul", "f4", self.A, self.B, precision="tf32")
+
+        with ThreadPoolExecutor(2) as threads:
+            multiplying = [threads.submit(multiply) for _ in range(2)]
+            for _ in range(50):
+                np.testing.assert_array_equal(run(device, "matrix.solve", "f4", a, b), alone)
+            for one in multiplying:
+                one.result()
+
     def test_the_switch_is_back_even_if_a_product_fails(self, device: Device) -> None:
         like = torch.zeros(1, device=device.place)
         with pytest.raises(ZeroDivisionError), precision.products(like, "tf32"):

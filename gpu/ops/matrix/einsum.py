@@ -212,7 +212,7 @@ def _sizes(text: str, spec: Notation, operands: Sequence[Field]) -> dict[str, in
         if len(letters) != len(operand.shape):
             raise BadColumn(
                 f"a row of column {name!r} has {len(operand.shape)} dimensions {list(operand.shape)}, but spec "
-                f"{text[:80]!r} names {len(letters)}: {given or 'none'}"
+                f"{text[:80]!r} names {len(letters)}: {given[:80] or 'none'}"
             )
         for letter, shown, size in zip(letters, given, operand.shape, strict=True):
             if sizes.setdefault(letter, size) != size:

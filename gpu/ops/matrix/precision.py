@@ -23,8 +23,8 @@ _float32_products = threading.Lock()
 def products(like: Tensor, precision: Precision = "highest") -> Iterator[None]:
     """Multiply in this precision what is enqueued inside, whatever other threads enqueue at the same time.
 
-    cuBLAS's choice is read when a product is enqueued, from one switch of the process. So the threads take turns: at
-    enqueueing, which takes microseconds, and not at computing.
+    cuBLAS reads its choice when a product is enqueued, from one switch of the process. So threads take turns, at
+    enqueueing only, which takes microseconds; of solutions, up to milliseconds.
 
     Args:
         like: an operand; the precision matters, and others are waited for, only if it is f4 on CUDA.
