@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import re
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-import structlog
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
@@ -147,14 +145,3 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert command.processes() == []
     finally:
         command.close()
-
-
-@pytest.fixture(autouse=True)
-def _logging_restored() -> Iterator[None]:
-    """Commands configure the logs of their process, which here is the tests'."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
