@@ -58,16 +58,18 @@ def _serve(intake: Intake, executor: Executor, device: Device) -> None:
     with device.stream():
         while taken := intake.take():
             try:
-                ends = executor.run([handed.piece for handed in taken])
+                ends = executor.run([handed.piece for handed in taken], intake.leave)
             except DeviceLost as error:
                 _log.critical("device lost", device=device.name, error=str(error))
                 os._exit(EXIT_DEVICE_LOST)  # its context is of no use any more, and other threads may hang in it
             for handed, done in zip(taken, ends, strict=True):
                 handed.front.answer(done)
+            intake.leave()
             now = time.monotonic()
             if now - reported > REPORT_S:
                 reported = now
                 intake.report(device.figures())
+        intake.leave()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,10 @@ class CudaDevice(Device):
     Copies go through registered slabs, so they run beside the CPU and beside other streams' kernels. CuPy, where it is
     installed, allocates from torch's caching allocator: there is one pool.
     """
+
+    def __init__(self, name: str, threads: int) -> None:
+        super().__init__(name, threads)
+        self._own = threading.local()  # `stream`: of the thread
 
     @property
     def is_cuda(self) -> bool:
@@ -53,7 +58,9 @@ class CudaDevice(Device):
         """A stream of the thread's own."""
         import torch
 
-        with torch.cuda.device(self.place), torch.cuda.stream(torch.cuda.Stream(self.place)) as stream:
+        stream = torch.cuda.Stream(self.place)
+        with torch.cuda.device(self.place), torch.cuda.stream(stream):
+            self._own.stream = stream
             yield stream
 
     def register(self, slab: Slab) -> None:
@@ -94,13 +101,11 @@ class CudaDevice(Device):
 
     def offset_in(self, slab: Slab, value: Any) -> int | None:
         """Where a host array lies in the slab already; a tensor never does."""
-        return slab.offset_of(value) if isinstance(value, np.ndarray) else None
+        return super().offset_in(slab, value) if isinstance(value, np.ndarray) else None
 
     def synchronize(self) -> None:
         """Wait for this thread's stream, without holding the interpreter."""
-        import torch
-
-        torch.cuda.current_stream(self.place).synchronize()
+        self._own.stream.synchronize()
 
     def explain(self, error: Exception) -> Exception:
         """Tell a full device and a broken one from errors of the operation."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Device:
         """Whether tensors live on a GPU."""
         return False
 
-    @property
+    @cached_property
     def place(self) -> torch.device:
         """The device as torch knows it."""
         import torch
@@ -119,7 +120,11 @@ class Device:
 
     def offset_in(self, slab: Slab, value: Any) -> int | None:
         """Where a result lies in the slab already, if it does: an operation may answer with what it was given."""
-        return slab.offset_of(value if isinstance(value, np.ndarray) else bits(value).numpy())
+        if isinstance(value, np.ndarray):
+            return slab.offset_of(value.ctypes.data, value.nbytes) if value.flags.c_contiguous else None
+        if value.is_conj() or not value.is_contiguous():
+            return None
+        return slab.offset_of(value.data_ptr(), value.nbytes)
 
     def synchronize(self) -> None:
         """Wait until what this thread has enqueued is done."""

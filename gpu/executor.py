@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,7 +23,7 @@ from .job import Done, Job, Part
 from .operation import Operation
 from .slab import Slab, align
 
-MAX_BOUND = 4096  # answers' schemas remembered
+MAX_LANES = 4096  # remembered
 _FLAG = np.dtype("?")
 
 _log = structlog.get_logger(__name__)
@@ -36,13 +36,28 @@ class Piece(NamedTuple):
     slab: Slab
 
 
+class Lane(NamedTuple):
+    """What the rows of one lane have in common, worked out once.
+
+    Attributes:
+        operation: what runs.
+        schema, outputs: columns in and out.
+        parameters: decoded.
+    """
+
+    operation: Operation
+    schema: Schema
+    outputs: Schema
+    parameters: Any
+
+
 class Executor:
     """Runs batches of the given operations on one device; several threads may call `run` at once."""
 
     def __init__(self, operations: Mapping[str, Operation], device: Device) -> None:
         self._operations = operations
         self._device = device
-        self._bound: dict[tuple[str, Schema, bytes], Schema] = {}
+        self._lanes: dict[Hashable, Lane] = {}
 
     def load(self) -> None:
         """Claim the device and let every operation make ready."""
@@ -56,11 +71,12 @@ class Executor:
         """Most rows that may run together with this batch's."""
         return self._operations[job.operation].max_rows
 
-    def run(self, pieces: Sequence[Piece]) -> list[Done]:
+    def run(self, pieces: Sequence[Piece], on_wait: Callable[[], None] = lambda: None) -> list[Done]:
         """Run batches of one lane as one; whatever happens in the operation becomes part of the answers.
 
         Args:
             pieces: batches of the same operation, parameters and types of columns.
+            on_wait: called when this thread has nothing more to do but wait for the device, or works for long.
 
         Returns:
             The end of each, in order.
@@ -70,7 +86,7 @@ class Executor:
         """
         started = time.perf_counter()
         try:
-            return self._run(pieces, started)
+            return self._run(pieces, started, on_wait)
         except Abandoned:
             return _failed(pieces, started, Cancelled("every caller of the batch withdrew"))
         except BusError as error:
@@ -80,7 +96,7 @@ class Executor:
             if isinstance(reason, DeviceLost):
                 raise reason from raised
             if len(pieces) > 1:  # whoever is to blame, the others shall not pay
-                return [done for piece in pieces for done in self.run([piece])]
+                return [done for piece in pieces for done in self.run([piece], on_wait)]
             job = pieces[0].job
             _log.exception("operation failed", operation=job.operation, rows=job.rows)
             if isinstance(reason, OutOfMemory):
@@ -88,30 +104,46 @@ class Executor:
             message = f"{job.operation} raised {type(raised).__name__}; the worker's log holds the traceback"
             return _failed(pieces, started, OperationFailed(message))
 
-    def _run(self, pieces: Sequence[Piece], started: float) -> list[Done]:
-        job = pieces[0].job
-        batch = self._open(pieces)
-        answer = self._compute(self._operations[job.operation], batch)
+    def _run(self, pieces: Sequence[Piece], started: float, on_wait: Callable[[], None]) -> list[Done]:
+        lane = self._lane(pieces[0].job)
+        batch = self._open(pieces, lane, on_wait)
+        answer = self._compute(lane.operation, batch)
         laid: list[list[Part]] = [[] for _ in pieces]
         free = [align(piece.job.free) for piece in pieces]
-        for name, field in self._outputs(job, batch):
+        for name, field in lane.outputs:
             value = answer[name]
-            if len(value) != batch.rows:
-                raise ValueError(f"column {name!r} has {len(value)} rows, the batch {batch.rows}")
+            rows = len(value)
+            if rows != batch.rows:
+                raise ValueError(f"column {name!r} has {rows} rows, the batch {batch.rows}")
             if field.dtype not in VARIABLE and not suits(value, field):
                 raise ValueError(f"column {name!r} is {value.dtype} {list(value.shape[1:])} a row, declared as {field}")
             start = 0
-            for number, piece in enumerate(pieces):
-                rows = value[start : start + piece.job.rows]
-                start += piece.job.rows
-                part, free[number] = self._write(name, field, rows, piece.slab, free[number])
+            for number, (job, slab) in enumerate(pieces):
+                own = value if job.rows == rows else value[start : start + job.rows]
+                start += job.rows
+                part, free[number] = self._write(name, field, own, job.rows, slab, free[number])
                 laid[number].append(part)
+        on_wait()
         self._device.synchronize()
         run_us = _since_us(started)
+        if not batch.errors:
+            return [Done(piece.job.id, parts, [], run_us) for piece, parts in zip(pieces, laid, strict=True)]
         return [
             Done(piece.job.id, parts, errors, run_us)
             for piece, parts, errors in zip(pieces, laid, _split(batch.errors, pieces), strict=True)
         ]
+
+    def _lane(self, job: Job) -> Lane:
+        key = (job.operation, job.parameters, tuple([(part.name, part.field) for part in job.parts]))
+        lane = self._lanes.get(key)
+        if lane is None:
+            operation, schema = self._operations[job.operation], key[2]
+            parameters = msgspec.msgpack.decode(job.parameters, type=operation.parameters)
+            if len(self._lanes) >= MAX_LANES:
+                self._lanes.clear()
+            lane = Lane(operation, schema, operation.outputs(schema, parameters), parameters)
+            self._lanes[key] = lane
+        return lane
 
     def _compute(self, operation: Operation, batch: Batch) -> Mapping[str, Any]:
         """Run an operation; where the device has no room for the batch, its halves one after the other."""
@@ -136,51 +168,44 @@ class Executor:
         self._device.synchronize()
         return columns
 
-    def _open(self, pieces: Sequence[Piece]) -> Batch:
+    def _open(self, pieces: Sequence[Piece], lane: Lane, on_wait: Callable[[], None]) -> Batch:
         """The rows' columns as arrays over the slabs, and lists of strings."""
-        job = pieces[0].job
-        rows = sum(piece.job.rows for piece in pieces)
-        schema = tuple((part.name, part.field) for part in job.parts)
+        rows = 0
+        for piece in pieces:
+            rows += piece.job.rows
         rejected: dict[int, str] = {}
         columns: dict[str, Any] = {}
-        for number, (name, field) in enumerate(schema):
+        for number, (name, field) in enumerate(lane.schema):
             if field.dtype in VARIABLE:
                 columns[name] = _strings(number, field.dtype, pieces, rejected)
             else:
                 columns[name] = tuple(
-                    slab.array(job.parts[number].data, FIXED[field.dtype], (job.rows, *field.shape))
-                    for job, slab in pieces
+                    [
+                        slab.array(job.parts[number].data, FIXED[field.dtype], (job.rows, *field.shape))
+                        for job, slab in pieces
+                    ]
                 )
-        parameters = msgspec.msgpack.decode(job.parameters, type=self._operations[job.operation].parameters)
-        alive = tuple(slab.array(job.alive, _FLAG, (job.rows,)) for job, slab in pieces)
-        batch = Batch(rows, schema, columns, parameters, alive, self._device)
+        alive = tuple([slab.array(job.alive, _FLAG, (job.rows,)) for job, slab in pieces])
+        batch = Batch(rows, lane.schema, columns, lane.parameters, alive, self._device, on_wait)
         for row, message in rejected.items():
             batch.reject(row, BadValue.code, message)
         return batch
 
-    def _write(self, name: str, field: Field, rows: Any, slab: Slab, free: int) -> tuple[Part, int]:
+    def _write(self, name: str, field: Field, value: Any, rows: int, slab: Slab, free: int) -> tuple[Part, int]:
         """Lay a column of an answer into a slab; what lies there already stays where it is."""
         if field.dtype in VARIABLE:
-            column = _packed(name, rows)
+            column = _packed(name, value)
             if column.t != field.dtype:
                 raise ValueError(f"column {name!r} is {column.t}, declared as {field}")
             offsets_at, free = _place(slab, free, np.frombuffer(column.o or b"", OFFSET))
             data_at, free = _place(slab, free, np.frombuffer(column.d, np.uint8))
             return Part(name, field, data_at, len(column.d), offsets_at), free
-        size = len(rows) * field.row_bytes
-        at = self._device.offset_in(slab, rows)
+        size = rows * field.row_bytes
+        at = self._device.offset_in(slab, value)
         if at is None:
             at, free = free, _room(slab, free, size)
-            self._device.fetch(rows, slab.array(at, FIXED[field.dtype], (len(rows), *field.shape)))
+            self._device.fetch(value, slab.array(at, FIXED[field.dtype], (rows, *field.shape)))
         return Part(name, field, at, size), free
-
-    def _outputs(self, job: Job, batch: Batch) -> Schema:
-        key = (job.operation, batch.schema, job.parameters)
-        if key not in self._bound:
-            if len(self._bound) >= MAX_BOUND:
-                self._bound.clear()
-            self._bound[key] = self._operations[job.operation].outputs(batch.schema, batch.parameters)
-        return self._bound[key]
 
 
 def _concatenated(first: Any, second: Any) -> Any:

@@ -1,7 +1,8 @@
 """The intake: what fronts hand over to an engine, and which of it runs next.
 
 The engine's threads take turns: the one whose turn it is waits at the sockets, takes a batch and everything else of its
-lane, and leaves its turn to the next while it runs them. So a batch goes from socket to device in one thread.
+lane, and leaves its turn to the next when it has enqueued them on the device. So a batch goes from socket to device in
+one thread, and no other competes for the interpreter before it could do anything of use.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 
+import msgspec
 import structlog
 
 from .device import Device
@@ -127,22 +129,32 @@ class Intake:
         self._waiting: deque[Handed] = deque()
         self._fronts: dict[socket.socket, FrontConnection] = {}
         self._turn = threading.Lock()
+        self._own = threading.local()  # `turn`: whether it is the thread's
         self._ended = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._lifeline, selectors.EVENT_READ)
         self._selector.register(listener, selectors.EVENT_READ)
 
     def take(self) -> list[Handed]:
-        """Wait for a batch, and take it with all others that may run together with it.
+        """Wait for one's turn and for a batch, and take it with all others that may run together with it.
+
+        The turn is the caller's until it calls `leave`.
 
         Returns:
             The batches; none when the engine is to end.
         """
-        with self._turn:
-            self._look(wait=not self._waiting)
-            while not self._waiting and not self._ended:
-                self._look(wait=True)
-            return [] if self._ended else self._next()
+        self._turn.acquire()
+        self._own.turn = True
+        self._look(wait=not self._waiting)
+        while not self._waiting and not self._ended:
+            self._look(wait=True)
+        return [] if self._ended else self._next()
+
+    def leave(self) -> None:
+        """Let the next thread have its turn; nothing if it has it already."""
+        if self._own.turn:
+            self._own.turn = False
+            self._turn.release()
 
     def report(self, figures: dict[str, float]) -> None:
         """Tell every front the engine's figures."""
@@ -179,7 +191,9 @@ class Intake:
             for message in front.control.receive():
                 if isinstance(message, Job):
                     self._waiting.append(Handed(front, message))
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError, msgspec.DecodeError) as error:
+            if isinstance(error, msgspec.DecodeError):
+                _log.error("front speaks another language, its connection is closed", error=str(error))
             sock = front.control.sock
             self._selector.unregister(sock)
             del self._fronts[sock]
@@ -197,7 +211,7 @@ class Intake:
             sock.settimeout(None)
             front = FrontConnection(control, [Slab(fd, hello.slab_bytes) for fd in fds], self._device)
             control.send(Ready(self._device.name, os.getpid()))
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, msgspec.DecodeError) as error:
             _log.warning("front not accepted", error=str(error))
             sock.close()
             return

@@ -33,8 +33,7 @@ class Slab:
         self.size_bytes = size_bytes
         self._map = mmap.mmap(fd, size_bytes)
         self.view = memoryview(self._map)
-        self._base = np.frombuffer(self._map, np.uint8)
-        self.address: int = self._base.__array_interface__["data"][0]
+        self.address = np.frombuffer(self._map, np.uint8).ctypes.data
 
     @classmethod
     def create(cls, size_bytes: int) -> Slab:
@@ -45,15 +44,12 @@ class Slab:
 
     def array(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
         """An array over the slab's memory, writable, in C order."""
-        count = math.prod(shape)
-        return self._base[offset : offset + count * dtype.itemsize].view(dtype).reshape(shape)
+        return np.ndarray(shape, dtype, self._map, offset)
 
-    def offset_of(self, array: Array) -> int | None:
-        """Where an array already lies in the slab, if it does, in C order."""
-        if not array.flags.c_contiguous:
-            return None
-        offset: int = array.__array_interface__["data"][0] - self.address
-        return offset if offset >= 0 and offset + array.nbytes <= self.size_bytes else None
+    def offset_of(self, address: int, size: int) -> int | None:
+        """Where memory of this process lies in the slab, if it does."""
+        offset = address - self.address
+        return offset if offset >= 0 and offset + size <= self.size_bytes else None
 
     def close(self) -> None:
         """Give the memory back; arrays over it must not be used any more. Idempotent."""

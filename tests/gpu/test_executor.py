@@ -95,7 +95,7 @@ def test_operation_sees_the_rows_in_shared_memory(slab: Slab) -> None:
 
     done = run(slab, Given(operation, *IO), x=X)
     np.testing.assert_array_equal(seen[0], X)
-    assert slab.offset_of(seen[0]) == 64
+    assert slab.offset_of(seen[0].ctypes.data, 0) == 64
     assert (done.id, done.errors, done.failed) == (5, [], "")
     np.testing.assert_array_equal(read(slab, done.parts[0], 3), X + 1)
 
@@ -181,18 +181,18 @@ def test_job_that_cannot_be_opened_fails_and_the_executor_lives(slab: Slab) -> N
     executor = Executor({operation.name: operation}, Device("cpu", 1))
     job = lay_out(slab, operation.name, x=X)
     job.parts[0].field = Field("f4", (1,) * 99)
-    assert run_job(executor, job, slab).failed == "operation_failed"
+    assert run_job(executor, job, slab).failed == "bad_column"
     assert run_job(executor, lay_out(slab, "test.unknown", x=X), slab).failed == "operation_failed"
     assert run_job(executor, lay_out(slab, operation.name, x=X), slab).failed == ""
 
 
-def test_schemas_remembered_are_bounded(slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aikoryu.gpu.executor.MAX_BOUND", 4)
+def test_lanes_remembered_are_bounded(slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aikoryu.gpu.executor.MAX_LANES", 4)
     operation = Given(lambda batch: {"y": batch["x"]}, *IO)
     executor = Executor({operation.name: operation}, Device("cpu", 1))
     for width in range(20):
         run_job(executor, lay_out(slab, operation.name, x=np.zeros((1, width), np.float32)), slab)
-    assert len(executor._bound) <= 4
+    assert len(executor._lanes) <= 4
 
 
 def test_tensors_are_answers_too(slab: Slab) -> None:
