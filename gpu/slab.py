@@ -6,7 +6,6 @@ into it, which is the only host copy on the way in; it is reused batch after bat
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 from typing import Any
@@ -22,7 +21,7 @@ class Slab:
     """One piece of shared memory.
 
     Attributes:
-        fd: its file descriptor, for an engine process to inherit.
+        fd: its file descriptor, for an engine to be given.
         size_bytes: its size; pages never written cost nothing.
         view: its bytes, writable.
         address: where it lies in this process.
