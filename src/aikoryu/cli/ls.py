@@ -109,7 +109,8 @@ def _signatures(operations: Iterable[Operated], width: int) -> str:
     blocks = ["OPERATION"]
     for operated in operations:
         told = operated.metadata
-        lines = [f"{operated.name}  ({told.get('inputs', '')}) -> ({told.get('outputs', '')})"]
+        signature = f"{operated.name}  ({told.get('inputs', '')}) -> ({told.get('outputs', '')})"
+        lines = textwrap.wrap(signature, width, subsequent_indent="    ", break_on_hyphens=False)
         notes = [told.get("help", "")]
         notes += [f"parameters: {told['parameters']}"] if told.get("parameters") else []
         notes += [told["types"].replace("|", " ")] if told.get("types") else []
