@@ -4,10 +4,12 @@
         vector = await bus.models.embed("The server is on fire.")
         product = await bus.matrix.matmul(a, b)
 
-Importing it loads no GPU library.
+Importing it loads next to nothing; what a name needs is loaded when it is first asked for, and no GPU library then.
 """
 
-from .agents import Bus, connect
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .bus.errors import (
     BadColumn,
     BadFrame,
@@ -25,10 +27,13 @@ from .bus.errors import (
     OperationFailed,
     TooLarge,
 )
-from .bus.pending import RowsFailed
-from .config import ConfigError, Settings
-from .config import load as load_settings
-from .gpu.operation import Operation, operation
+
+if TYPE_CHECKING:
+    from .agents import Bus, connect
+    from .bus.pending import RowsFailed
+    from .config import ConfigError, Settings
+    from .config import load as load_settings
+    from .gpu.operation import Operation, operation
 
 __all__ = [
     "BadColumn",
@@ -55,3 +60,27 @@ __all__ = [
     "load_settings",
     "operation",
 ]
+
+_LATER = {
+    "Bus": ("agents", "Bus"),
+    "ConfigError": ("config", "ConfigError"),
+    "Operation": ("gpu.operation", "Operation"),
+    "RowsFailed": ("bus.pending", "RowsFailed"),
+    "Settings": ("config", "Settings"),
+    "connect": ("agents", "connect"),
+    "load_settings": ("config", "load"),
+    "operation": ("gpu.operation", "operation"),
+}
+
+if not TYPE_CHECKING:  # a checker would take every name for one of ours
+
+    def __getattr__(name):
+        """Load a name of `_LATER`, and keep it."""
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, attribute = _LATER[name]
+        value = globals()[name] = getattr(import_module(f".{module}", __name__), attribute)
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
