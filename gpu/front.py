@@ -121,7 +121,7 @@ class Front:
         planner = self.planner
         now = monotonic()
         if self._service.backlog_bytes > BACKLOG_BYTES:  # answers leave more slowly than they are made
-            self._loop.call_later(BACKLOG_S, self._pump)
+            self._wake_in(BACKLOG_S)
             return
         for plan in planner.due(now):
             if plan.expired:
@@ -134,11 +134,16 @@ class Front:
     def _watch(self, now: float) -> None:
         """Rows wait: wake when a window or deadline passes, and see now and then whether their callers still do."""
         at = self.planner.next_deadline()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None if at is None else self._loop.call_later(max(0.0, at - now), self._pump)
+        if at is not None:
+            self._wake_in(max(0.0, at - now))
         if self._prober is None:
             self._prober = self._loop.call_later(PROBE_S, self._probe)
+
+    def _wake_in(self, delay_s: float) -> None:
+        """Look again then, and not when it was meant before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay_s, self._pump)
 
     def _start(self, plan: Plan, now: float) -> None:
         slab = self._free.pop()

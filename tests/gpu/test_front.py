@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from aikoryu.bus.columns import Array, Column, pack
+from aikoryu.bus.service import Service
 from aikoryu.gpu import admission, front
 from aikoryu.gpu.planner import Limits
 
@@ -135,6 +136,31 @@ class TestBatching:
         reply = msgspec.json.decode(caller.raw[0])
         assert reply["cols"]["text"]["d"] == ["HI"]
         assert [(error["row"], error["code"]) for error in reply["err"]] == [(1, "bad_value")]
+
+
+    async def test_look_again_is_one_however_many_frames_come_while_answers_leave_slowly(
+        self, rig: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("aikoryu.gpu.front.BACKLOG_BYTES", -1)
+        looks = 0
+        due = type(rig.service).backlog_bytes
+
+        def backlog(service: Service) -> Any:
+            nonlocal looks
+            looks += 1
+            return due.fget(service)  # type: ignore[attr-defined]
+
+        monkeypatch.setattr(Service, "backlog_bytes", property(backlog))
+        caller = await rig.caller()
+        for _ in range(30):
+            await caller.send("echo", {"x": x(1)})
+            await rig.settle()
+        looks = 0
+        await asyncio.sleep(0.1)
+        assert 1 <= looks <= 25, "every 5 ms, once"
+        monkeypatch.undo()
+        await asyncio.sleep(0.02)
+        assert sum(rig.batches()) == 30
 
 
 class TestBadRows:
