@@ -148,7 +148,7 @@ class TestBatching:
         def backlog(service: Service) -> Any:
             nonlocal looks
             looks += 1
-            return due.fget(service)  # type: ignore[attr-defined]
+            return due.fget(service)
 
         monkeypatch.setattr(Service, "backlog_bytes", property(backlog))
         caller = await rig.caller()
