@@ -299,7 +299,7 @@ async def test_engine_process_answers_and_leaves_with_its_worker() -> None:
         reply = await ask(client, "echo", request(1, {"x": column(A[:1])}))
         assert reply["cols"]["x"] == column(A[:1])
         await client.close()
-        pid = made._worker._engine.pid  # type: ignore[attr-defined]
+        pid = made._worker._engine.host.pid  # type: ignore[attr-defined]
         os.kill(pid, 0)  # it is there
         assert await made.stop()
         with pytest.raises(ProcessLookupError):
