@@ -1,0 +1,293 @@
+"""The intake: whose batches are taken together, and what a front that leaves or is none costs the others."""
+
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from aikoryu.bus.columns import Field
+from aikoryu.gpu import intake as intakes
+from aikoryu.gpu.device import Device
+from aikoryu.gpu.intake import Handed, Intake
+from aikoryu.gpu.job import ControlSocket, Done, Hello, Job, Message, Part, Ready, Report
+from aikoryu.gpu.slab import Slab
+
+WAIT_S = 30.0
+SLAB_BYTES = 4096
+
+
+class Registering(Device):
+    """Counts the slabs that it was told of."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu", 1)
+        self.registered = 0
+
+    def register(self, slab: Slab) -> None:
+        self.registered += 1
+
+    def unregister(self, slab: Slab) -> None:
+        assert slab.fd >= 0, "it must still be there"
+        self.registered -= 1
+
+
+class Front:
+    """A front that speaks by hand."""
+
+    def __init__(self, address: str) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(WAIT_S)
+        self.sock.connect(address)
+        self.control = ControlSocket(self.sock)
+        self.heard: list[Message] = []
+
+    def greet(self, slabs: int = 2, slab_bytes: int = SLAB_BYTES) -> None:
+        made = [Slab.create(SLAB_BYTES) for _ in range(slabs)]
+        self.control.greet(Hello(slab_bytes), [slab.fd for slab in made])
+        for slab in made:
+            slab.close()
+
+    def hand_over(self, number: int, operation: str = "echo", rows: int = 3, p: bytes = b"", field: str = "f4") -> None:
+        self.control.send(Job(number, 0, operation, rows, [Part("x", Field(field), 64, 4 * rows)], p, 0, 128))
+
+    def hear(self, count: int) -> list[Message]:
+        """The next messages."""
+        while len(self.heard) < count:
+            self.heard += self.control.receive()
+        found, self.heard = self.heard[:count], self.heard[count:]
+        return found
+
+
+class Rig:
+    """An intake, and the fronts that the test connects to it."""
+
+    def __init__(self, stack: ExitStack, max_rows: int) -> None:
+        self.address = f"\0aikoryu-test-{secrets.token_hex(8)}"
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(self.address)
+        listener.listen()
+        self.host, theirs = socket.socketpair()
+        stack.enter_context(self.host)
+        stack.enter_context(theirs)
+        self.device = Registering()
+        self.intake = Intake(ControlSocket(theirs), listener, self.device, lambda job: max_rows)
+        self._stack = stack
+        stack.callback(self._close)
+
+    def _close(self) -> None:
+        """What an engine leaves to the end of its process."""
+        self.intake._selector.close()
+        for sock in self.intake._fronts:
+            sock.close()
+
+    def connect(self) -> Front:
+        front = Front(self.address)
+        self._stack.enter_context(front.sock)
+        return front
+
+    def front(self) -> Front:
+        """A front that the engine knows: a first batch of it has run."""
+        front = self.connect()
+        front.greet()
+        front.hand_over(0)
+        (handed,) = self.take()
+        handed.front.answer(Done(0, [], [], 0))
+        assert [type(message) for message in front.hear(2)] == [Ready, Done]
+        return front
+
+    def take(self) -> list[Handed]:
+        taken = self.intake.take()
+        self.intake.leave()
+        return taken
+
+    def numbers(self) -> list[int]:
+        return [handed.job.id for handed in self.take()]
+
+
+StartRig = Callable[..., Rig]
+
+
+@pytest.fixture
+def start_rig() -> Iterator[StartRig]:
+    with ExitStack() as stack:
+        yield lambda max_rows=1000: Rig(stack, max_rows)
+
+
+@pytest.fixture
+def rig(start_rig: StartRig) -> Rig:
+    return start_rig()
+
+
+def answer(taken: list[Handed]) -> None:
+    for handed in taken:
+        handed.front.answer(Done(handed.job.id, [], [], 0))
+
+
+def test_front_is_told_who_serves_it(rig: Rig) -> None:
+    front = rig.connect()
+    front.greet()
+    front.hand_over(1)
+    rig.take()
+    assert front.hear(1) == [Ready("cpu", os.getpid())]
+
+
+class TestTogether:
+    def test_batches_of_one_lane_are_taken_together_whoever_handed_them_over(self, rig: Rig) -> None:
+        first, second = rig.front(), rig.front()
+        first.hand_over(1)
+        second.hand_over(2)
+        first.hand_over(3)
+        taken = rig.take()
+        assert sorted(handed.job.id for handed in taken) == [1, 2, 3]
+        answer(taken)
+        assert [done.id for done in first.hear(2) if isinstance(done, Done)] == [1, 3]
+        assert [done.id for done in second.hear(1) if isinstance(done, Done)] == [2]
+
+    @pytest.mark.parametrize("other", [{"operation": "other"}, {"p": b"\x81"}, {"field": "i4"}])
+    def test_batches_of_another_lane_wait(self, rig: Rig, other: dict[str, str]) -> None:
+        front = rig.front()
+        front.hand_over(1)
+        front.hand_over(2, **other)  # type: ignore[arg-type] # of several types
+        front.hand_over(3)
+        assert [rig.numbers(), rig.numbers()] == [[1, 3], [2]]
+
+    def test_rows_that_run_together_are_bounded(self, start_rig: StartRig) -> None:
+        rig = start_rig(max_rows=7)
+        front = rig.front()
+        for number, rows in enumerate([3, 3, 3, 1, 9], 1):
+            front.hand_over(number, rows=rows)
+        assert [rig.numbers(), rig.numbers(), rig.numbers()] == [[1, 2, 4], [3], [5]]
+
+    def test_every_batch_is_taken_once_by_one_of_several_threads(self, rig: Rig) -> None:
+        fronts = [rig.front() for _ in range(3)]
+        taken: list[tuple[str, int]] = []
+
+        def serve() -> None:
+            while batches := rig.intake.take():
+                rig.intake.leave()
+                for handed in batches:
+                    taken.append((handed.job.operation, handed.job.id))
+                answer(batches)
+            rig.intake.leave()
+
+        threads = [threading.Thread(target=serve) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for number in range(100):
+            for name, front in enumerate(fronts):
+                front.hand_over(number, operation=f"of-{name}")
+        heard = [[done.id for done in front.hear(100) if isinstance(done, Done)] for front in fronts]
+        rig.host.close()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert Counter(taken) == Counter((f"of-{name}", number) for name in range(3) for number in range(100))
+        assert [sorted(numbers) for numbers in heard] == [list(range(100))] * 3
+
+
+class TestEnd:
+    def test_nothing_is_taken_when_the_host_has_gone(self, rig: Rig) -> None:
+        front = rig.front()
+        front.hand_over(1)
+        rig.host.close()
+        assert rig.take() == []
+
+    def test_front_that_leaves_withdraws_what_waits(self, rig: Rig) -> None:
+        staying, leaving = rig.front(), rig.front()
+        leaving.hand_over(1)
+        leaving.hand_over(2, operation="other")
+        assert rig.numbers() == [1]
+        leaving.sock.close()
+        staying.hand_over(3)
+        assert rig.numbers() == [3]
+
+    def test_slabs_of_a_front_that_leaves_are_let_go(self, rig: Rig) -> None:
+        staying = rig.front()
+        gc.collect()
+        open_before = len(os.listdir("/proc/self/fd"))
+        rig.front().sock.close()
+        staying.hand_over(1)
+        rig.take()
+        gc.collect()
+        assert rig.device.registered == 2, "those of the front that stays"
+        assert len(os.listdir("/proc/self/fd")) == open_before
+
+    def test_slabs_are_kept_while_a_batch_runs_over_them(self, rig: Rig) -> None:
+        staying, leaving = rig.front(), rig.front()
+        leaving.hand_over(1)
+        leaving.hand_over(2, operation="other")
+        running = [rig.take(), rig.take()]
+        leaving.sock.close()
+        staying.hand_over(3)
+        assert rig.numbers() == [3]
+        for (handed,) in running:
+            assert handed.piece.slab.fd >= 0
+            assert rig.device.registered == 4
+            answer([handed])
+        assert rig.device.registered == 2
+
+
+class TestStrangers:
+    @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n\r\n", struct.pack("<I", 3) + b"\xc1\xc1\xc1"])
+    def test_stranger_is_turned_away(self, rig: Rig, said: bytes) -> None:
+        front, stranger = rig.front(), rig.connect()
+        stranger.sock.sendall(said)
+        stranger.sock.shutdown(socket.SHUT_WR)
+        front.hand_over(1)
+        assert rig.numbers() == [1]
+        front.hand_over(2)
+        assert rig.numbers() == [2]
+        assert stranger.sock.recv(1) == b""
+
+    def test_silent_connection_is_given_up(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(intakes, "GREETING_TIMEOUT_S", 0.01)
+        front, silent = rig.front(), rig.connect()
+        front.hand_over(1)
+        assert rig.numbers() == [1]
+        front.hand_over(2)
+        assert rig.numbers() == [2]
+        assert silent.sock.recv(1) == b""
+
+    def test_process_of_another_user_is_turned_away(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        front = rig.front()
+        monkeypatch.setattr(os, "getuid", lambda: -1)
+        other = rig.connect()
+        other.greet()
+        front.hand_over(1)
+        assert rig.numbers() == [1]
+        front.hand_over(2)
+        assert rig.numbers() == [2]
+        with pytest.raises((EOFError, ConnectionError)):
+            other.hear(1)
+
+    @pytest.mark.parametrize("said", [struct.pack("<I", 1) + b"\xc1", struct.pack("<I", 6) + b"\x91\xa4what"])
+    def test_garbage_ends_the_connection_of_who_said_it(self, rig: Rig, said: bytes) -> None:
+        front, broken = rig.front(), rig.front()
+        broken.sock.sendall(said)
+        front.hand_over(1)
+        assert rig.numbers() == [1]
+        front.hand_over(2)
+        assert rig.numbers() == [2]
+        with pytest.raises((EOFError, ConnectionError)):
+            broken.hear(1)
+        assert rig.device.registered == 2
+
+    def test_messages_that_are_no_batch_are_passed_over(self, rig: Rig) -> None:
+        front = rig.front()
+        front.control.send(Report({}))
+        front.hand_over(1)
+        assert rig.numbers() == [1]
+
+
+def test_every_front_hears_the_figures(rig: Rig) -> None:
+    fronts = [rig.front(), rig.front()]
+    rig.intake.report({"device_allocated_bytes": 1.0})
+    assert [front.hear(1) for front in fronts] == [[Report({"device_allocated_bytes": 1.0})]] * 2
