@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from asyncio.subprocess import Process
+from collections.abc import Coroutine, Iterable
 from dataclasses import replace
-from itertools import count
+from itertools import cycle
+from typing import Any
 
 import msgspec
 import structlog
@@ -52,26 +55,27 @@ class Fleet:
 
     def __init__(self, settings: Settings) -> None:
         devices = devices_of(settings)
-        fronts = max(settings.worker.fronts, len(devices))
+        fronts = [_front(settings, number) for number in range(max(settings.worker.fronts, len(devices)))]
         self.operations: dict[str, Operation] = load(catalogue_of(settings))
-        self.id = f"of {fronts} fronts on {', '.join(devices)}"
-        self._settings = settings
+        self.id = f"of {len(fronts)} fronts on {', '.join(devices)}"
+        self._drain_s = settings.worker.drain_s
         self._directory = WorkerDirectory(settings.residents.directory)
         self._hosts = [EngineHost(engine_spec(settings, device, self._directory)) for device in devices]
-        self._specs = [self._front(number, devices) for number in range(fronts)]
-        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        served = zip(fronts, cycle(self._hosts), cycle(devices), strict=False)
+        self._specs = [FrontSpec(front, host.address, device) for front, host, device in served]
+        self._processes: dict[int, Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Start the engines, then the fronts.
+        """Start the engines, then the fronts; raised or cancelled, it leaves no process.
 
         Raises:
             RuntimeError: a process did not start; its own log says why.
         """
         try:
             self._directory.open()
-            await asyncio.gather(*(host.start() for host in self._hosts))
-            await asyncio.gather(*(self._launch(number) for number in range(len(self._specs))))
+            await _all(host.start() for host in self._hosts)
+            await _all(self._launch(number) for number in range(len(self._specs)))
         except BaseException:
             await self.stop()
             raise
@@ -85,34 +89,33 @@ class Fleet:
         """
         for keeper in self._keepers:
             keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        codes = await asyncio.gather(*(self._end(process) for process in self._processes.values()))
-        for host in self._hosts:
-            await host.stop()
-        self._directory.close()
+        try:
+            ended = [self._end(process) for process in self._processes.values()]
+            codes, _ = await asyncio.gather(
+                asyncio.gather(*ended), asyncio.gather(*self._keepers, return_exceptions=True)
+            )
+        finally:  # also when whoever waits for the drain gives up
+            await asyncio.gather(*(host.stop() for host in self._hosts))
+            self._directory.close()
         return not any(codes)
 
-    def _front(self, number: int, devices: list[str]) -> FrontSpec:
-        worker = self._settings.worker
-        own = replace(
-            worker,
-            name=f"{worker.name}-{number}" if worker.name else "",
-            metrics_port=worker.metrics_port + number if worker.metrics_port else 0,
-        )
-        index = number % len(devices)
-        return FrontSpec(replace(self._settings, worker=own), self._hosts[index].address, devices[index])
-
     async def _launch(self, number: int) -> None:
-        """Start a front, and wait until it serves."""
+        """Start a front, and wait until it serves; raised or cancelled, it leaves no process.
+
+        Raises:
+            RuntimeError: the system gave no process, or it ended, or did not serve within `FRONT_TIMEOUT_S`.
+        """
         # What it must know goes through a pipe: the command line, which every user can read, would show passwords.
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "aikoryu.gpu.front_process"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._processes[number] = process
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "aikoryu.gpu.front_process"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise RuntimeError(f"front {number} cannot be started: {error}") from error
         assert process.stdin is not None, "it is a pipe"
         assert process.stdout is not None, "it is a pipe"
         process.stdin.write(msgspec.json.encode(self._specs[number]) + b"\n")
@@ -121,33 +124,65 @@ class Fleet:
                 ready = await process.stdout.readline()
         except TimeoutError:
             process.kill()
+            await process.wait()
             raise RuntimeError(f"front {number} did not serve within {FRONT_TIMEOUT_S:.0f} s") from None
+        except BaseException:
+            await self._end(process)  # it may have accepted something already
+            raise
         if not ready:
             raise RuntimeError(f"front {number} ended while starting, exit code {await process.wait()}")
+        self._processes[number] = process
 
     async def _keep(self, number: int) -> None:
         """Start a front again whenever it ends."""
         loop = asyncio.get_running_loop()
-        for attempt in count():
-            began = loop.time()
-            code = await self._processes[number].wait()
-            _log.error("front lost", front=number, exit_code=code)
-            if loop.time() - began < STEADY_S:
-                await asyncio.sleep(RESTART_DELAYS_S[min(attempt, len(RESTART_DELAYS_S) - 1)])
+        attempt = 0
+        while True:
+            if number in self._processes:
+                began = loop.time()
+                code = await self._processes[number].wait()
+                del self._processes[number]
+                _log.error("front lost", front=number, exit_code=code)
+                if loop.time() - began > STEADY_S:
+                    attempt = 0
+            await asyncio.sleep(RESTART_DELAYS_S[min(attempt, len(RESTART_DELAYS_S) - 1)])
+            attempt += 1
             try:
                 await self._launch(number)
-            except (RuntimeError, OSError) as error:
-                _log.error("front not restarted", front=number, error=str(error))
+            except RuntimeError as error:
+                _log.error("front not restarted", front=number, attempt=attempt, error=str(error))
             else:
-                _log.info("front restarted", front=number)
+                _log.info("front restarted", front=number, attempt=attempt)
 
-    async def _end(self, process: asyncio.subprocess.Process) -> int:
-        """Ask a front to drain and end; its exit code."""
+    async def _end(self, process: Process) -> int:
+        """Ask a front to drain and end, and kill it if it does not in time; its exit code."""
         if process.stdin is not None:
             process.stdin.close()
         try:
-            async with asyncio.timeout(self._settings.worker.drain_s + STOP_SLACK_S):
-                return await process.wait()
+            async with asyncio.timeout(self._drain_s + STOP_SLACK_S):
+                await process.wait()
         except TimeoutError:
-            process.kill()
-            return await process.wait()
+            _log.error("front did not end", pid=process.pid)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return await process.wait()
+
+
+def _front(settings: Settings, number: int) -> Settings:
+    """The settings of one front: its name and port are its own."""
+    worker = settings.worker
+    name = f"{worker.name}-{number}" if worker.name else ""
+    port = worker.metrics_port + number if worker.metrics_port else 0
+    return replace(settings, worker=replace(worker, name=name, metrics_port=port))
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run side by side; the first that fails ends the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for each in work:
+                group.create_task(each)
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None

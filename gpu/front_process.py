@@ -1,15 +1,17 @@
 """A front as a process: `python -m aikoryu.gpu.front_process`, its `FrontSpec` the first line of standard input.
 
-It says `ready` on standard output when it serves, and drains and ends when standard input is closed. It ignores
-interrupts: who started it decides.
+It says `ready` on what was its standard output when it serves, and drains and ends when standard input is closed. It
+ignores interrupts and SIGTERM, which a terminal or service manager sends to every process: who started it decides.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import signal
 import sys
+from typing import TextIO
 
 import msgspec
 import uvloop
@@ -31,19 +33,21 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Serve until standard input is closed; the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=FrontSpec)
-    configure_logging(spec.settings.log)
-    return uvloop.run(_serve(spec))
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as told:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the user's modules print is no word for the fleet
+        spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=FrontSpec)
+        configure_logging(spec.settings.log)
+        return uvloop.run(_serve(spec, told))
 
 
-async def _serve(spec: FrontSpec) -> int:
+async def _serve(spec: FrontSpec, told: TextIO) -> int:
     settings = spec.settings
     try:
         transport = await NatsConnection.open(ConnectOptions.of(settings.nats))
     except BusError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return EXIT_NOT_STARTED
+        return _not_started(str(error))
     try:
         engine = EngineLink(
             spec.address, spec.device, slots_of(settings, spec.device), slab_bytes(settings, transport.max_payload)
@@ -51,21 +55,35 @@ async def _serve(spec: FrontSpec) -> int:
         worker = Worker(transport, settings, engine)
         try:
             await worker.start()
-        except (BusError, OSError) as error:
-            print(f"Error: {error}", file=sys.stderr)
-            return EXIT_NOT_STARTED
-        print("ready", flush=True)
+        except BusError as error:
+            return _not_started(str(error))
+        except ConnectionError as error:
+            return _not_started(f"the {spec.device} engine is gone: {error}")
+        except OSError as error:
+            return _not_started(
+                f"worker.metrics_port {settings.worker.metrics_port}: {error.strerror}: set another one"
+            )
+        told.write("ready\n")
+        told.close()
         await _closed()
         return 0 if await worker.stop() else EXIT_NOT_DRAINED
     finally:
         await transport.close()
 
 
+def _not_started(why: str) -> int:
+    print(f"Error: {why}", file=sys.stderr)
+    return EXIT_NOT_STARTED
+
+
 async def _closed() -> None:
     """Return when standard input is closed: the fleet asks for the end, or is gone."""
     reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
     await reader.read()
+    pipe.close()
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ class EngineHost:
         # Libraries size their thread pools when they load, so the bound is in the environment before that.
         threads = str(self._spec.threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver counts, see `nvml.visible`
         spec = msgspec.json.encode(self._spec).decode()
         command = [sys.executable, "-m", "aikoryu.gpu.child", *map(str, fds), spec]
         try:

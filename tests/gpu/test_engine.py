@@ -26,8 +26,8 @@ from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.subjects import Subjects
 from aikoryu.config import BatchSettings, CpuSettings, LogSettings, ModelSettings, Settings, WorkerSettings
 from aikoryu.gpu import host as hosts
-from aikoryu.gpu.engine import EngineSpec
-from aikoryu.gpu.host import ChildEngine
+from aikoryu.gpu.engine import EngineLink, EngineSpec
+from aikoryu.gpu.host import ChildEngine, EngineHost
 from aikoryu.gpu.job import Done, Job, Part
 from aikoryu.gpu.registry import Catalogue
 from aikoryu.gpu.worker import Worker
@@ -234,6 +234,18 @@ class TestChild:
         with pytest.raises(RuntimeError, match="not ready within"):
             await start_engine(Catalogue(modules=(str(endless),)))
 
+    async def test_engine_counts_gpus_as_the_driver_does(
+        self, start_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+        module = tmp_path / "look.py"
+        found = tmp_path / "found"
+        module.write_text(
+            f"import os, pathlib\npathlib.Path({str(found)!r}).write_text(os.environ['CUDA_DEVICE_ORDER'])"
+        )
+        await start_engine(Catalogue(modules=(str(module),)))
+        assert found.read_text() == "PCI_BUS_ID"
+
     async def test_restart_outlives_a_system_without_processes_to_give(
         self, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -271,6 +283,174 @@ class TestChild:
         assert await watched.next_event() == "ready"
         watched.submit(1)
         assert (await watched.answer()).id == 1
+
+
+HELD = """
+import pathlib, time
+import numpy as np
+from aikoryu.gpu.operation import Operation
+from aikoryu.gpu.signature import Signature
+
+FOLDER = pathlib.Path({folder!r})
+
+class Together(Operation):
+    \"\"\"How many rows ran together; refuses what is negative, and while the file `hold` is there waits.\"\"\"
+
+    name = "test.together"
+    signature = Signature({{"x": "i8"}}, {{"x": "i8", "rows": "i8"}})
+
+    def run(self, batch, device):
+        (FOLDER / "runs").touch()
+        while (FOLDER / "hold").exists():
+            time.sleep(0.001)
+        for row in np.flatnonzero(batch["x"] < 0).tolist():
+            batch.reject(row, "bad_value", f"{{batch['x'][row]}} is negative")
+        return {{"x": batch["x"] * 10, "rows": np.full(batch.rows, batch.rows)}}
+
+together = Together()
+"""
+
+
+class Link:
+    """A front's connection to an engine, and what it was told."""
+
+    def __init__(self, address: str) -> None:
+        self.engine = EngineLink(address, "cpu", 3, 1 << 16)
+        self.done: asyncio.Queue[Done] = asyncio.Queue()
+        self.events: asyncio.Queue[str] = asyncio.Queue()
+        self.engine.on_done = self.done.put_nowait
+        self.engine.on_lost = lambda: self.events.put_nowait("lost")
+        self.engine.on_ready = lambda: self.events.put_nowait("ready")
+
+    def submit(self, number: int, *values: int) -> None:
+        x = np.array(values)
+        slab = self.engine.slabs[number]
+        slab.view[: len(x)] = b"\1" * len(x)
+        slab.array(64, x.dtype, x.shape)[...] = x
+        parts = [Part("x", Field("i8"), 64, x.nbytes)]
+        self.engine.submit(Job(number, number, "test.together", len(x), parts, b"\x80", 0, 1024))
+
+    async def answer(self) -> tuple[int, list[int], int, list[tuple[int, str, str]]]:
+        """A batch's number, its answer, the rows that it ran together with, and its errors."""
+        async with asyncio.timeout(WAIT_S):
+            done = await self.done.get()
+        assert done.failed == ""
+        x, rows = (
+            self.engine.slabs[done.id].array(part.data, np.dtype("i8"), (part.data_bytes // 8,)) for part in done.parts
+        )
+        assert len(set(rows.tolist())) == 1
+        return done.id, x.tolist(), int(rows[0]), done.errors
+
+    async def next_event(self) -> str:
+        async with asyncio.timeout(WAIT_S):
+            return await self.events.get()
+
+
+async def appears(path: Path) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not path.exists():  # noqa: ASYNC110 - it is another process that makes it
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.usefixtures("without_torch")
+class TestSeveralFronts:
+    """Fronts of one engine; here they share a process, which the engine cannot know."""
+
+    @pytest.fixture
+    async def host(self, tmp_path: Path) -> AsyncIterator[EngineHost]:
+        module = tmp_path / "together.py"
+        module.write_text(HELD.format(folder=str(tmp_path)))
+        made = EngineHost(EngineSpec("cpu", 1, 1, Catalogue(modules=(str(module),)), LogSettings(level="critical")))
+        await made.start()
+        yield made
+        await made.stop()
+
+    @pytest.fixture
+    async def links(self, host: EngineHost) -> AsyncIterator[tuple[Link, Link]]:
+        made = (Link(host.address), Link(host.address))
+        for link in made:
+            await link.engine.start()
+            assert await link.next_event() == "ready"
+        yield made
+        for link in made:
+            await link.engine.stop()
+
+    async def run_together(self, folder: Path, links: tuple[Link, Link], then: Callable[[], None]) -> None:
+        """Keep the engine busy with a batch of the first link, do something, and let it go on."""
+        (folder / "hold").touch()
+        links[0].submit(0, 7)
+        await appears(folder / "runs")
+        then()
+        (folder / "hold").unlink()
+
+    async def test_batches_handed_over_meanwhile_run_as_one(self, links: tuple[Link, Link], tmp_path: Path) -> None:
+        first, second = links
+
+        def hand_over() -> None:
+            first.submit(1, 1, -2, 3)
+            second.submit(2, -4, 5)
+
+        await self.run_together(tmp_path, links, hand_over)
+        assert await first.answer() == (0, [70], 1, [])
+        assert await first.answer() == (1, [10, -20, 30], 5, [(1, "bad_value", "-2 is negative")])
+        assert await second.answer() == (2, [-40, 50], 5, [(0, "bad_value", "-4 is negative")])
+        assert first.done.empty()
+        assert second.done.empty()
+
+    async def test_front_that_leaves_with_batches_running_and_waiting_costs_nobody_else(
+        self, links: tuple[Link, Link], tmp_path: Path
+    ) -> None:
+        leaving, staying = links
+        (tmp_path / "hold").touch()
+        leaving.submit(0, 7)
+        await appears(tmp_path / "runs")
+        leaving.submit(1, 8, 9)
+        staying.submit(0, 1)
+        await leaving.engine.stop()
+        (tmp_path / "hold").unlink()
+        number, x, _, errors = await staying.answer()
+        assert (number, x, errors) == (0, [10], [])
+        staying.submit(1, 2)
+        assert await staying.answer() == (1, [20], 1, [])
+        assert leaving.done.empty()
+        assert staying.events.empty(), "it is the same engine"
+
+    async def test_engine_that_dies_is_lost_to_all_and_comes_back_to_all(
+        self, host: EngineHost, links: tuple[Link, Link], tmp_path: Path
+    ) -> None:
+        await self.run_together(tmp_path, links, lambda: os.kill(host.pid, signal.SIGKILL))
+        for link in links:
+            assert [await link.next_event(), await link.next_event()] == ["lost", "ready"]
+            link.submit(1, 2)
+            assert await link.answer() == (1, [20], 1, [])
+            assert link.engine.restarts == 1
+
+    async def test_front_connects_while_there_is_no_engine(self, host: EngineHost, links: tuple[Link, Link]) -> None:
+        os.kill(host.pid, signal.SIGKILL)
+        assert await links[0].next_event() == "lost"
+        late = Link(host.address)
+        await late.engine.start()
+        late.submit(0, 1)
+        assert await late.answer() == (0, [10], 1, [])
+        await late.engine.stop()
+
+    async def test_garbage_costs_nobody_else(self, host: EngineHost, links: tuple[Link, Link]) -> None:
+        broken, fine = links
+        pid = host.pid
+        assert broken.engine._control is not None
+        broken.engine._control.sock.sendall(b"\1\0\0\0\xc1")
+        assert [await broken.next_event(), await broken.next_event()] == ["lost", "ready"]
+        for link in links:
+            link.submit(0, 1)
+            assert await link.answer() == (0, [10], 1, [])
+        assert fine.events.empty()
+        assert host.pid == pid
+
+    async def test_nobody_keeps_an_engine_there(self) -> None:
+        link = Link("\0aikoryu-test-nobody")
+        with pytest.raises(ConnectionRefusedError):
+            await link.engine.start()
+        await link.engine.stop()
 
 
 DEADLY = """
