@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,14 @@ MEDIANS = (
     "nats_cpu_us",
     "alone_ms",
     "after_hang_up_ratio",
+    "p50_us",
+    "p99_us",
+    "tflops",
+    "gb_per_s",
+    "gpu_busy",
+    "sm_active",
+    "gpu_watts",
+    "joules_per_1000",
 )
 
 
@@ -75,8 +84,42 @@ def machine() -> dict[str, Any]:
     }
 
 
+def gpu(device: str) -> dict[str, Any] | None:
+    """The GPU's name and memory in GiB, the driver, and the CUDA that torch is built for; None on the CPU."""
+    if device == "cpu":
+        return None
+    import torch
+
+    from aikoryu.gpu.nvml import visible
+
+    found = next((one for one in visible() if one.device == "cuda:0"), None)
+    return {
+        "name": torch.cuda.get_device_name(0),
+        "memory_gib": round((found.memory_bytes if found else torch.cuda.mem_get_info(0)[1]) / 2**30, 1),
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def _driver() -> str | None:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        said = pynvml.nvmlSystemGetDriverVersion()
+        pynvml.nvmlShutdown()
+    except Exception:  # the library is missing, or finds no driver
+        return None
+    return said.decode() if isinstance(said, bytes) else str(said)
+
+
 def commit() -> str | None:
-    """The checked-out commit, "+dirty" when the tree differs from it (results aside), None outside a repository."""
+    """The checked-out commit, "+dirty" when the tree differs from it (results aside), None outside a repository.
+
+    Where the tree is a copy without its repository, the variable `BENCH_COMMIT` says of what.
+    """
+    if shutil.which("git") is None:
+        return os.environ.get("BENCH_COMMIT")
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
@@ -84,7 +127,7 @@ def commit() -> str | None:
 
     head = git("rev-parse", "--verify", "--quiet", "HEAD")
     differs = git("--no-optional-locks", "status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
-    return f"{head}+dirty" if head and differs else head
+    return (f"{head}+dirty" if differs else head) if head else os.environ.get("BENCH_COMMIT")
 
 
 def versions(distributions: Iterable[str]) -> dict[str, str | None]:
@@ -118,6 +161,11 @@ def about(benchmark: str, distributions: Iterable[str]) -> dict[str, Any]:
         "load_average_1min": round(os.getloadavg()[0], 2),
         "versions": versions(distributions),
     }
+
+
+def sample(wrong: int = 0, **figures: float) -> dict[str, Any]:
+    """What one round of something in this process gave; `wrong` counts wrong values."""
+    return {"mismatches": wrong, "errors": 0, "unanswered": 0, **figures}
 
 
 def record(

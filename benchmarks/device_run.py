@@ -1,0 +1,98 @@
+"""What benchmarks with `--device` have in common: arguments, the table, and where the record and its plot go."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import device_plot, goals, record
+from benchmarks.record import FAULTS, RESULTS, Samples
+
+FIGURES: Mapping[str, tuple[str, str]] = {
+    "rows_per_s": ("rows/s", ",.5g"),
+    "tflops": ("TFLOP/s", ",.4g"),
+    "p50_us": ("p50 µs", ",.1f"),
+    "p99_us": ("p99 µs", ",.1f"),
+    "p50_ms": ("p50 ms", ",.2f"),
+    "p99_ms": ("p99 ms", ",.2f"),
+    "client_cpu_us": ("client µs", ",.2f"),
+    "server_cpu_us": ("server µs", ",.2f"),
+    "gpu_busy": ("GPU busy", ".0%"),
+    "sm_active": ("SM active", ".0%"),
+    "joules_per_1000": ("J/1,000", ",.3f"),
+}
+"""Title and form of each figure of a sample."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every benchmark on a device."""
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="measure on this machine's GPU, or the same on its CPU"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="with --device: fewer and shorter rounds, for a first look"
+    )
+
+
+def json_path(name: str, options: argparse.Namespace) -> Path | None:
+    """Where the record goes: where it is told to, or to the results if the run is a whole one."""
+    if options.json or options.quick:
+        given: Path | None = options.json
+        return given
+    return RESULTS / f"{name}-{options.device}.json"
+
+
+def finish(
+    name: str,
+    options: argparse.Namespace,
+    samples: Samples,
+    *,
+    baseline: str,
+    shapes: dict[str, Any],
+    distributions: Sequence[str],
+    skipped: dict[str, str],
+    judged: Sequence[goals.Goal],
+    more: Mapping[str, Any] = {},
+) -> None:
+    """Judge, print the tables, write the record and its plot.
+
+    Args:
+        name: the benchmark.
+        options: of its command line.
+        samples, baseline, shapes, distributions, skipped: as `record.record` has them.
+        judged: what the figures have to be.
+        more: what else belongs into the record.
+    """
+    result = record.record(
+        name, samples, baseline=baseline, shapes=shapes, distributions=distributions, skipped=skipped
+    )
+    result |= {"device": options.device, "gpu": record.gpu(options.device), **more}
+    result["figures"] = goals.judge(judged, samples)
+    print(table(result) + "\n\n" + goals.table(result["figures"]))
+    if path := json_path(name, options):
+        record.write(result, path)
+        device_plot.draw(name, result, path.with_suffix(".svg"))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The medians as text, a block for each shape, with the columns that it has."""
+    lines = []
+    for shape, by in result["medians"].items():
+        lines.append(f"\n{result['shapes'][shape]['title']}")
+        columns = [figure for figure in FIGURES if any(figure in figures for figures in by.values())]
+        form = "{:<28}" + "{:>12}" * (len(columns) + 2)
+        lines.append(form.format("", *(FIGURES[figure][0] for figure in columns), "× base", "faults"))
+        for contestant, figures in by.items():
+            ratio = result["ratios"].get(shape, {}).get(contestant)
+            cells = [_cell(figures.get(figure), FIGURES[figure][1]) for figure in columns]
+            lines.append(
+                form.format(contestant, *cells, _cell(ratio, ".2f"), str(sum(figures[kind] for kind in FAULTS)))
+            )
+    lines += [f"skipped {name}: {reason}" for name, reason in result["skipped"].items()]
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "—" if value is None else format(value, form)

@@ -1,0 +1,78 @@
+"""Matrices on a device: `python -m benchmarks.matrix --device cuda [--quick] [--json OUT]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from benchmarks import copies, device_goals, device_run, front_to_front, loop, oversize, products
+from benchmarks.engine_feed import feeding
+from benchmarks.record import Samples
+
+SLACK_BYTES = 1 << 20
+OVERSIZE_SIDE = {"cpu": 1024, "cuda": 16_384}
+
+
+def main() -> None:
+    """Measure, print the tables, write the record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.matrix", description=__doc__)
+    device_run.add_arguments(parser)
+    parser.add_argument("--rounds", type=int, help="times that everything is measured (default 5, or 2)")
+    parser.add_argument("--seconds", type=float, help="least length of one measurement (default 0.25, or 0.1)")
+    parser.add_argument("--json", type=Path, help="write the result record to this file")
+    options = parser.parse_args()
+    options.device = options.device or "cpu"
+    rounds = options.rounds or (2 if options.quick else 5)
+    seconds = options.seconds or (0.1 if options.quick else 0.25)
+    loop.run(_measure(options, rounds, seconds))
+
+
+async def _measure(options: argparse.Namespace, rounds: int, seconds: float) -> None:
+    import torch
+
+    device = options.device
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    samples: Samples = {}
+    shapes, skipped = front_to_front.shapes(), dict[str, str]()
+    found = products.cases(device, options.quick)
+    slab_bytes = 3 * max(case.operand_bytes for case in found) + SLACK_BYTES
+    async with feeding(device, slab_bytes) as feed:
+        for number in range(rounds):
+            _say(f"front to front, round {number + 1}")
+            await front_to_front.measure(feed, device, samples, front_to_front.TIMES // (4 if options.quick else 1))
+        for case in found:
+            _say(case.about()["title"])
+            shapes[case.name] = case.about()
+            case_products = products.Products(case, feed, device, seconds)
+            await case_products.prepare()
+            for _ in range(rounds):
+                await case_products.round(samples)
+            await case_products.free()
+            case_products.release()
+            skipped |= {f"{name}, {case.name}": reason for name, reason in case_products.skipped.items()}
+    _say("larger than the budget")
+    about, reason = await oversize.measure(device, OVERSIZE_SIDE[device], rounds, seconds, samples)
+    shapes[oversize.SHAPE] = about
+    skipped |= {oversize.SHAPE: reason} if reason else {}
+    device_run.finish(
+        "matrix",
+        options,
+        samples,
+        baseline=products.BARE,
+        shapes=shapes,
+        distributions=["numpy", "torch", "msgspec", "uvloop"],
+        skipped=skipped,
+        judged=device_goals.MATRIX_GOALS,
+        more={"copies_gb_per_s": copies.copied_alone(device, 256 << 20, seconds)},
+    )
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
