@@ -6,8 +6,9 @@ import asyncio
 import math
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -163,6 +164,89 @@ class Tensors:
         operation = self._operation("free", handle.key)
         answer = await self._client.call(operation, row, timeout_s=timeout_s, idempotent=True)
         return bool(answer["freed"])
+
+    @overload
+    async def eval(
+        self,
+        expression: str,
+        *,
+        keep: Literal[False] = False,
+        ttl_s: None = None,
+        timeout_s: float | None = None,
+        **operands: ArrayLike | Handle,
+    ) -> Array: ...
+
+    @overload
+    async def eval(
+        self,
+        expression: str,
+        *,
+        keep: Literal[True],
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+        **operands: ArrayLike | Handle,
+    ) -> Handle: ...
+
+    async def eval(
+        self,
+        expression: str,
+        *,
+        keep: bool = False,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+        **operands: ArrayLike | Handle,
+    ) -> Array | Handle:
+        """The value of an expression, `relu(x @ w + b)`, computed without leaving the device; see docs/residents.md.
+
+        Calls of the same expression and handles share a batch, and an operand that is a handle is read once for all of
+        its rows.
+
+        Args:
+            expression: names, numbers, + - * / @ ** and functions.
+            keep: leave the answer with the worker and return its handle; all operands must be handles.
+            ttl_s: of what is kept, as for `put`.
+            timeout_s: how long to wait, s.
+            operands: by the names that the expression has for them; arrays and handles, all of one dtype. Numbers are
+                better written into the expression, where they have no dtype.
+
+        Raises:
+            BadParameter: the expression cannot be read, an operand does not suit it, or handles lie apart.
+            BadColumn: an operand is not in the expression, or of a dtype that cannot be computed with.
+            NoTensor: a handle's tensor is not there any more.
+        """
+        handles = {name: value for name, value in operands.items() if isinstance(value, Handle)}
+        row = {name: value for name, value in operands.items() if not isinstance(value, Handle)}
+        parameters: dict[str, Any] = {"expression": expression}
+        if handles:
+            parameters["handles"] = {
+                name: {"key": handle.key, "t": handle.dtype, "s": handle.shape} for name, handle in handles.items()
+            }
+        keys = [handle.key for handle in handles.values()]
+        if keep:
+            keys.append(self._new_key(keys[0].partition(".")[0] if keys else None))
+            parameters["keep"] = {
+                "key": keys[-1],
+                "owner": self._owner,
+                "version": secrets.randbits(64),
+                "ttl_s": ttl_s,
+            }
+        operation = self._operation("eval", self._together(keys)) if keys else "matrix.eval"
+        answer = await self._client.call(operation, row, parameters, timeout_s=timeout_s, idempotent=True)
+        if keep:
+            return Handle(keys[-1], str(answer["t"]), tuple(answer["s"].tolist()))
+        found: Array = np.asarray(answer["y"])
+        return found
+
+    def _together(self, keys: Sequence[str]) -> str:
+        """One of the keys, all of which must be of one partition.
+
+        Raises:
+            BadParameter: they are not.
+        """
+        groups = dict.fromkeys(key.partition(".")[0] for key in keys)
+        if len({partition(group, self._partitions) for group in groups}) > 1:
+            raise BadParameter(f"tensors of the groups {', '.join(groups)} lie apart: put them in one group")
+        return keys[0]
 
     async def _put_runs(
         self,

@@ -202,7 +202,7 @@ class Origins:
             raise BadValue(
                 f"elements {start} to {start + len(values)} of {origin.field}, which has {count}: correct it"
             )
-        if self._lies_there(key, origin):
+        if self.has(key, origin):
             return True
         if len(values) < count:
             return self._write_run(key, origin, start, values)
@@ -220,7 +220,7 @@ class Origins:
         path = self._part(key, f"{origin.version:x}-{kind:x}-{origin.owner}")
         with self._locked(path, origin) as file:
             if file is None:  # another thread or engine has just published it
-                return self._lies_there(key, origin)
+                return self.has(key, origin)
             os.pwrite(file, bytes_of(values), start * values.itemsize)
             upload = msgspec.json.decode(os.pread(file, os.fstat(file).st_size, origin.nbytes), type=_Upload)
             upload.add(start, start + len(values))
@@ -306,7 +306,7 @@ class Origins:
         with self._lock:
             return self._sweep() if self._clock() >= self._sweep_at else None
 
-    def _lies_there(self, key: str, origin: Origin) -> bool:
+    def has(self, key: str, origin: Origin) -> bool:
         """Whether this very content lies there already."""
         try:
             with self.opened(key) as (found, _):
@@ -319,7 +319,7 @@ class Origins:
     def _publish(self, key: str, origin: Origin, path: Path) -> None:
         """Give a file that is whole its name; one of another owner's is there already: remove it."""
         try:
-            self._lies_there(key, origin)
+            self.has(key, origin)
         except NotOwner:
             self._unlink(path)
             raise

@@ -14,7 +14,7 @@ import msgspec
 
 from ..bus.subjects import Subjects
 from .operation import Operation
-from .ops import echo, embed, matrix, tensors
+from .ops import echo, embed, evaluate, matrix, tensors
 from .residents import Residents, ResidentsSpec
 
 ENTRY_POINTS = "aikoryu.operations"
@@ -54,7 +54,8 @@ def load(catalogue: Catalogue) -> dict[str, Operation]:
 
 def _gather(catalogue: Catalogue) -> list[Operation]:
     operations: list[Operation] = [echo.Echo(), *matrix.operations()]
-    operations += tensors.operations(Residents(catalogue.residents))
+    residents = Residents(catalogue.residents)
+    operations += [*tensors.operations(residents), *evaluate.operations(residents)]
     operations += embed.operations(
         catalogue.embed, Path(catalogue.model_directory) if catalogue.model_directory else None
     )

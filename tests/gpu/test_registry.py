@@ -12,7 +12,7 @@ import pytest
 from aikoryu.gpu.registry import Catalogue, load
 
 MATRIX = ("matmul", "add", "subtract", "multiply", "einsum", "solve", "reduce", "transpose")
-TENSORS = ("put", "get", "free")
+TENSORS = ("put", "get", "free", "eval")
 BUILT_IN = {"echo", *(f"matrix.{name}" for name in (*MATRIX, *TENSORS))}
 OPERATION = """
 from aikoryu.gpu.operation import operation

@@ -231,3 +231,75 @@ async def test_rows_beyond_a_batch_say_so() -> None:
         with pytest.raises(TooLarge):
             await bus.matrix.put(np.zeros(1 << 18, np.uint8))
     await worker.worker.stop()
+
+
+# --- eval ------------------------------------------------------------------------------------------------------------
+
+RANDOM = np.random.default_rng(9)
+W, B = RANDOM.normal(size=(4, 5)).astype(np.float32), RANDOM.normal(size=5).astype(np.float32)
+
+
+async def test_expression_of_rows_and_residents_is_one_batch(bus: Bus, other: Bus, served: Served) -> None:
+    w, b = await asyncio.gather(bus.matrix.put(W, group="net"), bus.matrix.put(B, group="net"))
+    rows = RANDOM.normal(size=(20, 4)).astype(np.float32)
+    calls = [who.matrix.eval("relu(x @ w + b)", x=x, w=w, b=b) for x in rows for who in (bus, other)]
+    found = np.array(await asyncio.gather(*calls))
+    np.testing.assert_allclose(found, np.repeat(np.maximum(rows @ W + B, 0), 2, axis=0), rtol=1e-5, atol=1e-5)
+    assert [job.rows for job in served.engine.jobs if job.operation == "matrix.eval"] == [40]
+
+
+async def test_expression_without_residents_is_anybodys() -> None:
+    memory = MemoryBus()
+    without = Served(memory, settings_of("w1", partitions="none"))
+    await without.worker.start()
+    async with session(memory.connect(), without.settings) as bus:
+        np.testing.assert_allclose(await bus.matrix.eval("2 * x + 1", x=X), 2 * X + 1)
+        with pytest.raises(NoWorker):
+            await bus.matrix.eval("2 * x", x=Handle("g.x", "f4", (3,)))
+    await without.worker.stop()
+
+
+async def test_answer_is_kept_and_used_again(bus: Bus, other: Bus) -> None:
+    w = await bus.matrix.put(W, group="net")
+    product = await bus.matrix.eval("transpose(w) @ w", w=w, keep=True)
+    assert (product.group, product.dtype, product.shape) == ("net", "f4", (5, 5))
+    np.testing.assert_allclose(await other.matrix.get(product), W.T @ W, rtol=1e-5)
+    norm = await bus.matrix.eval("norm(p)", p=product, keep=True)
+    assert norm.shape == ()
+    np.testing.assert_allclose(await bus.matrix.get(norm), np.linalg.norm(W.T @ W), rtol=1e-5)
+    assert await bus.matrix.free(product)
+    with pytest.raises(NotOwner):
+        await other.matrix.free(norm)
+
+
+async def test_answer_asked_for_again_is_kept_once(bus: Bus, served: Served) -> None:
+    """A frame that is sent again after a lost connection."""
+    w = await bus.matrix.put(W)
+    handle = {"key": w.key, "t": "f4", "s": [4, 5]}
+    keep = {"key": f"{w.group}.kept", "owner": "me", "version": 7}
+    parameters = {"expression": "w * 2", "handles": {"w": handle}, "keep": keep}
+    for _ in range(2):
+        answer = await bus.call("matrix.eval.0", {}, parameters)
+        assert (answer["t"], answer["s"].tolist()) == ("f4", [4, 5])
+        await bus.matrix.free(w)
+    assert served.engine.jobs[-2].operation == "matrix.eval"
+
+
+async def test_resident_that_is_gone_is_told(bus: Bus) -> None:
+    w = await bus.matrix.put(W)
+    await bus.matrix.free(w)
+    with pytest.raises(NoTensor):
+        await bus.matrix.eval("x @ w", x=X, w=w)
+
+
+async def test_residents_that_lie_apart_are_refused_before_anything_is_sent(bus: Bus, served: Served) -> None:
+    here, there = [await bus.matrix.put(X, group=group) for group in ("group1", "group2")]
+    before = len(served.engine.jobs)
+    with pytest.raises(BadParameter, match="put them in one group"):
+        await bus.matrix.eval("a + b", a=here, b=there)
+    assert len(served.engine.jobs) == before
+
+
+async def test_expression_that_cannot_be_read_is_told(bus: Bus) -> None:
+    with pytest.raises(BadParameter, match="cannot be read"):
+        await bus.matrix.eval("x +", x=X)
