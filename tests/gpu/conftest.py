@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -264,6 +266,13 @@ def device(request: pytest.FixtureRequest) -> Device:
         found = CudaDevice("cuda:0", threads=1)
     found.open()
     return found
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines start as on a machine without torch, which is much faster; echo does not need it."""
+    (tmp_path / "torch.py").write_text("raise ImportError('not on this machine')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
 
 @pytest.fixture

@@ -67,13 +67,6 @@ class Watched:
 
 
 @pytest.fixture
-def without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines start as on a machine without torch, which is much faster; echo does not need it."""
-    (tmp_path / "torch.py").write_text("raise ImportError('not on this machine')\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-
-
-@pytest.fixture
 async def start_engine() -> AsyncIterator[StartEngine]:
     async with AsyncExitStack() as stack:
 
