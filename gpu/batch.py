@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -40,7 +40,6 @@ class Batch:
         parameters: Any,
         alive: Pieces,
         device: Device,
-        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         self.rows = rows
         self.schema = schema
@@ -49,7 +48,6 @@ class Batch:
         self._columns = dict(columns)
         self._alive = alive
         self._device = device
-        self._on_wait = on_wait
 
     def __getitem__(self, name: str) -> Any:
         """A column on the host: (rows, ...) array in shared memory (bf16 as its bits), or a list of str or bytes."""
@@ -84,9 +82,6 @@ class Batch:
     def checkpoint(self, rows: Array | slice = slice(None)) -> bool:
         """Say between two steps whether the given rows still interest anybody.
 
-        An operation that keeps the CPU busy for long calls it before it begins, so that batches of other streams can be
-        taken meanwhile.
-
         Args:
             rows: the rows the next step is for; all by default.
 
@@ -96,7 +91,6 @@ class Batch:
         Raises:
             Abandoned: no row of the whole batch has a caller left.
         """
-        self._on_wait()
         alive = self.alive
         if bool(np.any(alive[rows])):
             return True

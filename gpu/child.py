@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 
 import msgspec
@@ -20,12 +19,14 @@ import structlog
 from ..config import configure_logging
 from .device import Device, DeviceLost, open_device
 from .engine import EngineSpec
-from .executor import Executor
-from .intake import Intake
+from .executor import Executor, Running
+from .intake import Handed, Intake
 from .job import ControlSocket, Ready
 from .registry import load
 
 REPORT_S = 1.0
+SPIN_S = 0.0005  # a batch that runs longer is looked at now and then, not all the time
+NAP_S = 0.00005
 EXIT_DEVICE_LOST = 70
 
 _PR_SET_PDEATHSIG = 1
@@ -44,32 +45,41 @@ def main(lifeline_fd: str, listener_fd: str, spec_json: str) -> None:
     executor.load()
     intake = Intake(lifeline, socket.socket(fileno=int(listener_fd)), device, executor.max_rows)
     lifeline.send(Ready(spec.device, os.getpid()))
-    threads = [threading.Thread(target=_serve, args=(intake, executor, device)) for _ in range(spec.streams - 1)]
-    for thread in threads:
-        thread.start()
-    _serve(intake, executor, device)
-    for thread in threads:
-        thread.join()
+    try:
+        _serve(intake, executor, device, spec.streams)
+    except DeviceLost as error:
+        _log.critical("device lost", device=device.name, error=str(error))
+        os._exit(EXIT_DEVICE_LOST)  # what is left of its context could hang an orderly end
 
 
-def _serve(intake: Intake, executor: Executor, device: Device) -> None:
-    """One thread and stream of the engine: take what waits, run it, answer it."""
-    reported = 0.0
-    with device.stream():
-        while taken := intake.take():
-            try:
-                ends = executor.run([handed.piece for handed in taken], intake.leave)
-            except DeviceLost as error:
-                _log.critical("device lost", device=device.name, error=str(error))
-                os._exit(EXIT_DEVICE_LOST)  # its context is of no use any more, and other threads may hang in it
-            for handed, done in zip(taken, ends, strict=True):
-                handed.front.answer(done)
-            intake.leave()
-            now = time.monotonic()
-            if now - reported > REPORT_S:
-                reported = now
-                intake.report(device.figures())
-        intake.leave()
+def _serve(intake: Intake, executor: Executor, device: Device, streams: int) -> None:
+    """Take what waits while a stream is free, and answer what has ended, until the host closes the lifeline.
+
+    One thread does it all: batches overlap on the device, where they were enqueued on different streams. While some
+    run it looks at sockets and streams in turn, because nothing waits for both.
+    """
+    running: dict[int, tuple[list[Handed], Running]] = {}
+    free = list(range(streams))
+    reported = looked = time.monotonic()
+    while not intake.ended:
+        taken = intake.take(wait=not running) if free else []
+        now = time.monotonic()
+        if taken:
+            stream = free.pop()
+            running[stream] = taken, executor.start([handed.piece for handed in taken], stream)
+            looked = now
+        for stream, (handed, batch) in list(running.items()):
+            if batch.done():
+                del running[stream]
+                free.append(stream)
+                looked = now
+                for each, done in zip(handed, batch.wait(), strict=True):
+                    each.front.answer(done)
+        if running and now - looked > SPIN_S:
+            time.sleep(NAP_S)
+        if now - reported > REPORT_S:
+            reported = now
+            intake.report(device.figures())
 
 
 if __name__ == "__main__":

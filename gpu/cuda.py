@@ -1,16 +1,16 @@
-"""A CUDA device: registered slabs, a stream a thread, one pool of memory."""
+"""A CUDA device: registered slabs, streams, one pool of memory."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..bus.columns import Array
-from .device import Device, DeviceLost, OutOfMemory
+from .device import Device, DeviceLost, Mark, OutOfMemory
 from .slab import Slab
 
 if TYPE_CHECKING:
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 class DeviceRefused(RuntimeError):
     """The device cannot run here. The operator must act; the message says how."""
+
+
+class _Streams(threading.local):
+    """A thread's streams, by number."""
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, torch.cuda.Stream] = {}
 
 
 class CudaDevice(Device):
@@ -30,7 +37,7 @@ class CudaDevice(Device):
 
     def __init__(self, name: str, threads: int) -> None:
         super().__init__(name, threads)
-        self._own = threading.local()  # `stream`: of the thread
+        self._own = _Streams()
 
     @property
     def is_cuda(self) -> bool:
@@ -53,15 +60,20 @@ class CudaDevice(Device):
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         _share_pool_with_cupy()
 
-    @contextmanager
-    def stream(self) -> Iterator[object]:
-        """A stream of the thread's own."""
+    def stream(self, number: int = 0) -> AbstractContextManager[object]:
+        """One of the thread's streams, made when it is first asked for."""
         import torch
 
-        stream = torch.cuda.Stream(self.place)
-        with torch.cuda.device(self.place), torch.cuda.stream(stream):
-            self._own.stream = stream
-            yield stream
+        streams = self._own.by_number
+        stream = streams.get(number)
+        if stream is None:
+            torch.cuda.set_device(self.place)  # for this thread
+            stream = streams[number] = torch.cuda.Stream(self.place)
+        return torch.cuda.stream(stream)
+
+    def mark(self) -> Mark:
+        """An event on the current stream."""
+        return _Event(self)
 
     def register(self, slab: Slab) -> None:
         """Page-lock the slab, which takes about 1 ms for each 1 MB the first time.
@@ -104,8 +116,10 @@ class CudaDevice(Device):
         return super().offset_in(slab, value) if isinstance(value, np.ndarray) else None
 
     def synchronize(self) -> None:
-        """Wait for this thread's stream, without holding the interpreter."""
-        self._own.stream.synchronize()
+        """Wait for the current stream, without holding the interpreter."""
+        import torch
+
+        torch.cuda.current_stream(self.place).synchronize()
 
     def explain(self, error: Exception) -> Exception:
         """Tell a full device and a broken one from errors of the operation."""
@@ -127,6 +141,29 @@ class CudaDevice(Device):
             "device_allocated_bytes": float(torch.cuda.memory_allocated(self.place)),
             "device_reserved_bytes": float(torch.cuda.memory_reserved(self.place)),
         }
+
+
+class _Event:
+    """See `device.Mark`."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        import torch
+
+        self._device = device
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def query(self) -> bool:
+        try:
+            return bool(self._event.query())
+        except RuntimeError as error:
+            raise self._device.explain(error) from error
+
+    def wait(self) -> None:
+        try:
+            self._event.synchronize()
+        except RuntimeError as error:
+            raise self._device.explain(error) from error
 
 
 def check(torch: Any, place: torch.device) -> None:

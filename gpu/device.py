@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 class DeviceLost(RuntimeError):
     """The device, or this process's context on it, cannot be used any more: the engine must be started again."""
+
+
+class Mark(Protocol):
+    """A place in a stream; both raise `DeviceLost`."""
+
+    def query(self) -> bool:
+        """Whether the device has come there."""
+
+    def wait(self) -> None:
+        """Return when it has."""
 
 
 class OutOfMemory(RuntimeError):
@@ -65,9 +75,13 @@ class Device:
         torch.set_num_threads(self.threads)
         torch.set_grad_enabled(False)
 
-    def stream(self) -> AbstractContextManager[object]:
-        """A stream for the thread that enters it: what it enqueues runs in order, beside other threads' work."""
+    def stream(self, number: int = 0) -> AbstractContextManager[object]:
+        """One of the thread's streams: what is enqueued on it runs in order, beside what is on others."""
         return nullcontext()
+
+    def mark(self) -> Mark | None:
+        """Where the current stream is now, to see or wait until the device has come there; None: it has already."""
+        return None
 
     def register(self, slab: Slab) -> None:
         """Let copies to and from the slab run without the CPU."""
@@ -79,8 +93,8 @@ class Device:
         """Host memory as one tensor on the device.
 
         Args:
-            pieces: one array or several, of any of the bus's dtypes and C-contiguous; several are joined along the first
-                axis. They must not change before `synchronize`.
+            pieces: one array or several, of any of the bus's dtypes and C-contiguous; several are joined along the
+                first axis. They must not change before the device has come here.
             dtype: the wire name; tells bf16 from u2.
 
         Returns:
@@ -127,7 +141,7 @@ class Device:
         return slab.offset_of(value.data_ptr(), value.nbytes)
 
     def synchronize(self) -> None:
-        """Wait until what this thread has enqueued is done."""
+        """Wait until what is enqueued on the current stream is done."""
 
     def explain(self, error: Exception) -> Exception:
         """An error of the device as `DeviceLost` or `OutOfMemory`; any other as it is."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,7 +18,7 @@ import structlog
 from ..bus.columns import FIXED, OFFSET, VARIABLE, Array, Column, Field, Schema, pack_strings
 from ..bus.errors import BadValue, BusError, Cancelled, OperationFailed, TooLarge
 from .batch import Abandoned, Batch
-from .device import Device, DeviceLost, OutOfMemory, suits
+from .device import Device, DeviceLost, Mark, OutOfMemory, suits
 from .job import Done, Job, Part
 from .operation import Operation
 from .slab import Slab, align
@@ -51,8 +51,43 @@ class Lane(NamedTuple):
     parameters: Any
 
 
+class Running:
+    """Batches of one lane that run as one.
+
+    Attributes:
+        pieces: the batches, as the fronts handed them over.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], started: float, mark: Mark | None, ends: list[Done]) -> None:
+        self.pieces = pieces
+        self._started = started
+        self._mark = mark
+        self._ends = ends
+
+    def done(self) -> bool:
+        """Whether it has ended.
+
+        Raises:
+            DeviceLost: nothing can run there any more.
+        """
+        return self._mark is None or self._mark.query()
+
+    def wait(self) -> list[Done]:
+        """The end of each piece, in order.
+
+        Raises:
+            DeviceLost: nothing can run there any more.
+        """
+        if self._mark is not None:
+            self._mark.wait()
+        run_us = int((time.perf_counter() - self._started) * 1e6)
+        for done in self._ends:
+            done.run_us = run_us
+        return self._ends
+
+
 class Executor:
-    """Runs batches of the given operations on one device; several threads may call `run` at once."""
+    """Runs batches of the given operations on one device."""
 
     def __init__(self, operations: Mapping[str, Operation], device: Device) -> None:
         self._operations = operations
@@ -71,42 +106,50 @@ class Executor:
         """Most rows that may run together with this batch's."""
         return self._operations[job.operation].max_rows
 
-    def run(self, pieces: Sequence[Piece], on_wait: Callable[[], None] = lambda: None) -> list[Done]:
-        """Run batches of one lane as one; whatever happens in the operation becomes part of the answers.
+    def run(self, pieces: Sequence[Piece]) -> list[Done]:
+        """Run batches of one lane, and wait for their end. See `start`."""
+        return self.start(pieces).wait()
+
+    def start(self, pieces: Sequence[Piece], stream: int = 0) -> Running:
+        """Enqueue batches of one lane as one; whatever happens in the operation becomes part of the answers.
 
         Args:
             pieces: batches of the same operation, parameters and types of columns.
-            on_wait: called when this thread has nothing more to do but wait for the device, or works for long.
-
-        Returns:
-            The end of each, in order.
+            stream: number of the device's stream.
 
         Raises:
             DeviceLost: nothing can run here any more.
         """
         started = time.perf_counter()
-        try:
-            return self._run(pieces, started, on_wait)
-        except Abandoned:
-            return _failed(pieces, started, Cancelled("every caller of the batch withdrew"))
-        except BusError as error:
-            return _failed(pieces, started, error)
-        except Exception as raised:
-            reason = self._device.explain(raised)
-            if isinstance(reason, DeviceLost):
-                raise reason from raised
-            if len(pieces) > 1:  # whoever is to blame, the others shall not pay
-                return [done for piece in pieces for done in self.run([piece], on_wait)]
-            job = pieces[0].job
-            _log.exception("operation failed", operation=job.operation, rows=job.rows)
-            if isinstance(reason, OutOfMemory):
-                return _failed(pieces, started, OperationFailed(f"{reason}: send smaller rows to {job.operation}"))
-            message = f"{job.operation} raised {type(raised).__name__}; the worker's log holds the traceback"
-            return _failed(pieces, started, OperationFailed(message))
+        with self._device.stream(stream):
+            try:
+                ends = self._run(pieces)
+                return Running(pieces, started, self._device.mark(), ends)
+            except Abandoned:
+                return Running(pieces, started, None, _failed(pieces, Cancelled("every caller of the batch withdrew")))
+            except BusError as error:
+                return Running(pieces, started, None, _failed(pieces, error))
+            except Exception as error:
+                return self._explained(pieces, started, error)
 
-    def _run(self, pieces: Sequence[Piece], started: float, on_wait: Callable[[], None]) -> list[Done]:
+    def _explained(self, pieces: Sequence[Piece], started: float, error: Exception) -> Running:
+        """What becomes of batches whose operation raised."""
+        reason = self._device.explain(error)
+        if isinstance(reason, DeviceLost):
+            raise reason from error
+        if len(pieces) > 1:  # whoever is to blame, the others shall not pay
+            return Running(pieces, started, None, [done for piece in pieces for done in self.run([piece])])
+        job = pieces[0].job
+        _log.error("operation failed", operation=job.operation, rows=job.rows, exc_info=error)
+        message = f"{job.operation} raised {type(error).__name__}; the worker's log holds the traceback"
+        if isinstance(reason, OutOfMemory):
+            message = f"{reason}: send smaller rows to {job.operation}"
+        return Running(pieces, started, None, _failed(pieces, OperationFailed(message)))
+
+    def _run(self, pieces: Sequence[Piece]) -> list[Done]:
+        """Enqueue the work; the ends it will have come to."""
         lane = self._lane(pieces[0].job)
-        batch = self._open(pieces, lane, on_wait)
+        batch = self._open(pieces, lane)
         answer = self._compute(lane.operation, batch)
         laid: list[list[Part]] = [[] for _ in pieces]
         free = [align(piece.job.free) for piece in pieces]
@@ -123,15 +166,8 @@ class Executor:
                 start += job.rows
                 part, free[number] = self._write(name, field, own, job.rows, slab, free[number])
                 laid[number].append(part)
-        on_wait()
-        self._device.synchronize()
-        run_us = _since_us(started)
-        if not batch.errors:
-            return [Done(piece.job.id, parts, [], run_us) for piece, parts in zip(pieces, laid, strict=True)]
-        return [
-            Done(piece.job.id, parts, errors, run_us)
-            for piece, parts, errors in zip(pieces, laid, _split(batch.errors, pieces), strict=True)
-        ]
+        errors = _split(batch.errors, pieces)
+        return [Done(piece.job.id, laid[number], errors[number], 0) for number, piece in enumerate(pieces)]
 
     def _lane(self, job: Job) -> Lane:
         key = (job.operation, job.parameters, tuple([(part.name, part.field) for part in job.parts]))
@@ -168,7 +204,7 @@ class Executor:
         self._device.synchronize()
         return columns
 
-    def _open(self, pieces: Sequence[Piece], lane: Lane, on_wait: Callable[[], None]) -> Batch:
+    def _open(self, pieces: Sequence[Piece], lane: Lane) -> Batch:
         """The rows' columns as arrays over the slabs, and lists of strings."""
         rows = 0
         for piece in pieces:
@@ -186,7 +222,7 @@ class Executor:
                     ]
                 )
         alive = tuple([slab.array(job.alive, _FLAG, (job.rows,)) for job, slab in pieces])
-        batch = Batch(rows, lane.schema, columns, lane.parameters, alive, self._device, on_wait)
+        batch = Batch(rows, lane.schema, columns, lane.parameters, alive, self._device)
         for row, message in rejected.items():
             batch.reject(row, BadValue.code, message)
         return batch
@@ -256,6 +292,8 @@ def _room(slab: Slab, free: int, size: int) -> int:
 
 def _split(errors: Mapping[int, tuple[str, str]], pieces: Sequence[Piece]) -> list[list[tuple[int, str, str]]]:
     """The rows refused, for each piece by its own row numbers."""
+    if not errors:
+        return [[] for _ in pieces]
     found: list[list[tuple[int, str, str]]] = []
     start = 0
     for piece in pieces:
@@ -265,10 +303,5 @@ def _split(errors: Mapping[int, tuple[str, str]], pieces: Sequence[Piece]) -> li
     return found
 
 
-def _failed(pieces: Sequence[Piece], started: float, error: BusError) -> list[Done]:
-    run_us = _since_us(started)
-    return [Done(piece.job.id, [], [], run_us, error.code, str(error)) for piece in pieces]
-
-
-def _since_us(started: float) -> int:
-    return int((time.perf_counter() - started) * 1e6)
+def _failed(pieces: Sequence[Piece], error: BusError) -> list[Done]:
+    return [Done(piece.job.id, [], [], 0, error.code, str(error)) for piece in pieces]

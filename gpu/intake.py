@@ -1,9 +1,4 @@
-"""The intake: what fronts hand over to an engine, and which of it runs next.
-
-The engine's threads take turns: the one whose turn it is waits at the sockets, takes a batch and everything else of its
-lane, and leaves its turn to the next when it has enqueued them on the device. So a batch goes from socket to device in
-one thread, and no other competes for the interpreter before it could do anything of use.
-"""
+"""The intake: what fronts hand over to an engine, and which of it runs next."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ import os
 import selectors
 import socket
 import struct
-import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -42,7 +36,6 @@ class FrontConnection:
         self.control = control
         self.slabs = slabs
         self._device = device
-        self._lock = threading.Lock()
         self._running = 0
         self._gone = False
         for slab in slabs:
@@ -50,35 +43,30 @@ class FrontConnection:
 
     def begin(self) -> None:
         """A batch of it is about to run: its slabs are in use."""
-        with self._lock:
-            self._running += 1
+        self._running += 1
 
     def answer(self, done: Done) -> None:
         """A batch of it has ended."""
-        with self._lock:
-            self._running -= 1
-            if self._gone:
-                self._release()
-            else:
-                self._send(done)
+        self._running -= 1
+        self._release()
+        self._send(done)
 
     def report(self, report: Report) -> None:
         """Tell it the engine's figures."""
-        with self._lock:
-            self._send(report)
+        self._send(report)
 
     def leave(self) -> None:
         """It is gone: let go of its slabs, once nothing runs over them."""
-        with self._lock:
-            self._gone = True
-            self._release()
+        self._gone = True
+        self._release()
 
     def _send(self, message: Done | Report) -> None:
-        with suppress(OSError):  # whoever reads its socket sees the end too
-            self.control.send(message)
+        if not self._gone:
+            with suppress(OSError):  # its end is seen where it is read
+                self.control.send(message)
 
     def _release(self) -> None:
-        if self._running == 0:
+        if self._gone and self._running == 0:
             for slab in self.slabs:
                 self._device.unregister(slab)
                 slab.close()
@@ -117,6 +105,9 @@ class Intake:
         listener: where fronts connect.
         device: learns of their slabs.
         max_rows: most rows that may run together with a batch's.
+
+    Attributes:
+        ended: the host has closed the lifeline.
     """
 
     def __init__(
@@ -128,33 +119,21 @@ class Intake:
         self._max_rows = max_rows
         self._waiting: deque[Handed] = deque()
         self._fronts: dict[socket.socket, FrontConnection] = {}
-        self._turn = threading.Lock()
-        self._own = threading.local()  # `turn`: whether it is the thread's
-        self._ended = False
+        self.ended = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._lifeline, selectors.EVENT_READ)
         self._selector.register(listener, selectors.EVENT_READ)
 
-    def take(self) -> list[Handed]:
-        """Wait for one's turn and for a batch, and take it with all others that may run together with it.
+    def take(self, wait: bool) -> list[Handed]:
+        """Take a batch, and all others that may run together with it.
 
-        The turn is the caller's until it calls `leave`.
-
-        Returns:
-            The batches; none when the engine is to end.
+        Args:
+            wait: until there is one, or the engine is to end.
         """
-        self._turn.acquire()
-        self._own.turn = True
-        self._look(wait=not self._waiting)
-        while not self._waiting and not self._ended:
+        self._look(wait=wait and not self._waiting)
+        while wait and not self._waiting and not self.ended:
             self._look(wait=True)
-        return [] if self._ended else self._next()
-
-    def leave(self) -> None:
-        """Let the next thread have its turn; nothing if it has it already."""
-        if self._own.turn:
-            self._own.turn = False
-            self._turn.release()
+        return self._next() if self._waiting and not self.ended else []
 
     def report(self, figures: dict[str, float]) -> None:
         """Tell every front the engine's figures."""
@@ -180,7 +159,7 @@ class Intake:
     def _look(self, wait: bool) -> None:
         for key, _ in self._selector.select(None if wait else 0):
             if key.fileobj is self._lifeline:
-                self._ended = True
+                self.ended = True
             elif key.fileobj is self._listener:
                 self._accept()
             else:

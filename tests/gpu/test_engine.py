@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import select
 import signal
@@ -245,6 +246,7 @@ class TestChild:
         monkeypatch.setattr(hosts, "RESTART_DELAYS_S", (0.0,))
         watched = await start_engine()
         await watched.next_event()
+        gc.collect()  # maps of slabs of other tests hold descriptors
         spawn, open_before = hosts._spawn, len(os.listdir("/proc/self/fd"))
 
         def refuse_twice(*arguments: Any) -> subprocess.Popen[bytes]:
@@ -257,7 +259,7 @@ class TestChild:
         assert await watched.next_event() == "lost"
         assert await watched.next_event() == "ready"
         assert watched.engine.host.restarts == 3
-        assert len(os.listdir("/proc/self/fd")) == open_before
+        assert len(os.listdir("/proc/self/fd")) <= open_before, "others may have been collected meanwhile"
 
     async def test_restart_is_tried_until_it_succeeds(
         self, start_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
