@@ -33,10 +33,12 @@ class Served:
     Attributes:
         address: what `Contestant.connect` needs to reach it.
         pids: process of each role; its children count with it. "service" is the one compared.
+        metrics: addresses of its Prometheus metrics, if it has any (`stages.py` reads them).
     """
 
     address: str
     pids: Mapping[str, int]
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import front_to_front, oversize, products
+from benchmarks import embed_ids, front_to_front, oversize, products
 from benchmarks.goals import Goal, Value
-from benchmarks.ours import NAME
+from benchmarks.ours import NAME, fronts_name
 
 _FRONT = front_to_front.shape(256)
 
@@ -33,4 +33,49 @@ MATRIX_GOALS = (
     ),
     _share("four times the budget ÷ memory or copies, whichever binds", oversize.SHAPE, NAME, oversize.FLOOR, 0.5, 0.8),
     Goal("four times the budget: peak ÷ budget", Value(oversize.SHAPE, NAME, "peak_of_budget"), (), 1, None, "lower"),
+)
+
+ONE, TWO, FOUR = map(fronts_name, (1, 2, 4))
+
+BUS_GOALS = (
+    Goal("awaited calls, 4 fronts: rows/s", Value("awaited", FOUR), (), 300_000, 500_000),
+    Goal("awaited calls, 2 fronts: rows/s", Value("awaited", TWO)),
+    Goal("awaited calls, 1 front: rows/s", Value("awaited", ONE)),
+    Goal("awaited calls, 4 fronts: p99, ms", Value("awaited", FOUR, "p99_ms"), (), 30, None, "lower"),
+    Goal("awaited calls, 1 front: p99, ms", Value("awaited", ONE, "p99_ms"), (), 30, None, "lower"),
+    Goal("awaited calls, 4 fronts: rows/s ÷ plain service", Value("awaited", FOUR), (Value("awaited", "nats-*"),)),
+    Goal("awaited calls, 1 front: rows/s ÷ plain service", Value("awaited", ONE), (Value("awaited", "nats-*"),)),
+    Goal("call_many, 4 fronts: rows/s", Value("many", FOUR), (), 400_000, 1_000_000),
+    Goal("call_many, 2 fronts: rows/s", Value("many", TWO)),
+    Goal("call_many, 1 front: rows/s", Value("many", ONE)),
+    Goal("one caller, 1 front: p50, ms", Value("one", ONE, "p50_ms"), (), 0.5, 0.3, "lower"),
+    Goal(
+        "one caller, 1 front: p50 ÷ nc.request",
+        Value("one", ONE, "p50_ms"),
+        (Value("one", "nats-request", "p50_ms"),),
+        None,
+        None,
+        "lower",
+    ),
+    Goal("a connection an agent: rows/s of 4 fronts ÷ 1 front", Value("agents", FOUR), (Value("agents", ONE),), 2, 3),
+    Goal(
+        "a connection an agent, 4 fronts: rows/s ÷ plain service", Value("agents", FOUR), (Value("agents", "nats-*"),)
+    ),
+)
+
+_IDS = Value(embed_ids.shape(embed_ids.LARGEST), NAME)
+_ENCODE = (Value(embed_ids.TEXT_SHAPE, "encode*"),)
+
+EMBED_GOALS = (
+    Goal("24 tokens, from ids: sentences/s", _IDS, (), 200_000),
+    Goal("24 tokens, from ids ÷ best path on all cores", _IDS, (Value(embed_ids.CPU_SHAPE, "*"),), 30),
+    Goal("24 tokens, from ids ÷ transformers fp16", _IDS, (_IDS._replace(contestant=embed_ids.BARE),)),
+    Goal("from text over NATS, 4 fronts: sentences/s", Value("texts", FOUR), (), 60_000, 100_000),
+    Goal("from text over NATS, 2 fronts: sentences/s", Value("texts", TWO)),
+    Goal("from text over NATS, 1 front: sentences/s", Value("texts", ONE)),
+    Goal("from text over NATS, awaited singly, 4 fronts: sentences/s", Value("sentences", FOUR)),
+    Goal("from text over NATS, 4 fronts ÷ encode, same GPU", Value("texts", FOUR), _ENCODE, 2, 3),
+    Goal("64 callers awaiting a sentence each, 1 front: p99, ms", Value("text64", ONE, "p99_ms"), (), 5, None, "lower"),
+    Goal("GPU busy under texts over NATS, 4 fronts", Value("texts", FOUR, "gpu_busy"), (), 0.8),
+    Goal("SMs active under texts over NATS, 4 fronts", Value("texts", FOUR, "sm_active")),
 )

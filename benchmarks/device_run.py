@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import device_plot, goals, record
+from benchmarks import device_plot, goals, record, stages
 from benchmarks.record import FAULTS, RESULTS, Samples
 
 FIGURES: Mapping[str, tuple[str, str]] = {
@@ -69,6 +69,8 @@ def finish(
         name, samples, baseline=baseline, shapes=shapes, distributions=distributions, skipped=skipped
     )
     result |= {"device": options.device, "gpu": record.gpu(options.device), **more}
+    if found := _stages(samples):
+        result["stages"] = found
     result["figures"] = goals.judge(judged, samples)
     print(table(result) + "\n\n" + goals.table(result["figures"]))
     if path := json_path(name, options):
@@ -90,8 +92,18 @@ def table(result: dict[str, Any]) -> str:
             lines.append(
                 form.format(contestant, *cells, _cell(ratio, ".2f"), str(sum(figures[kind] for kind in FAULTS)))
             )
+        lines += [stages.line(name, found) for name, found in result.get("stages", {}).get(shape, {}).items()]
     lines += [f"skipped {name}: {reason}" for name, reason in result["skipped"].items()]
     return "\n".join(lines)
+
+
+def _stages(samples: Samples) -> dict[str, dict[str, Any]]:
+    """Time by stage, by shape and contestant, where the contestant tells it."""
+    found = {
+        shape: {name: one for name, rounds in by.items() if (one := stages.medians(rounds))}
+        for shape, by in samples.items()
+    }
+    return {shape: by for shape, by in found.items() if by}
 
 
 def _cell(value: float | None, form: str) -> str:

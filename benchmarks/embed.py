@@ -1,4 +1,7 @@
-"""MiniLM sentence embeddings: `python -m benchmarks.embed --rounds 3 --seconds 15 --threads 2 --json OUT`."""
+"""MiniLM sentence embeddings: `python -m benchmarks.embed --rounds 3 --seconds 15 --threads 2 --json OUT`.
+
+With `--device cuda` another shape of it is measured, that of a GPU host: see `embed_device.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from benchmarks import goals, minilm, record
+from benchmarks import device_run, embed_device, goals, minilm, record
 from benchmarks.harness import entrants, run_rounds
 from benchmarks.ours import NAME
 from benchmarks.shapes import Shape
@@ -48,8 +51,9 @@ def embed_shapes(folder: Path) -> list[Shape]:
 def main() -> None:
     """Run the rounds, print the table, write the record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.embed", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="times that everything is measured (default 3)")
-    parser.add_argument("--seconds", type=float, default=15.0, help="length of one measurement (default 15)")
+    device_run.add_arguments(parser)
+    parser.add_argument("--rounds", type=int, help="times that everything is measured (default 3; 5 with --device)")
+    parser.add_argument("--seconds", type=float, help="length of one measurement (default 15; 2.5 with --device)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads of each contestant (default 2)")
     parser.add_argument("--json", type=Path, help="write the result record to this file")
     chosen = parser.add_mutually_exclusive_group()
@@ -57,14 +61,20 @@ def main() -> None:
     chosen.add_argument("--tune", action="store_true", help="run every batch size and wait of every peer")
     parser.add_argument("--shapes", nargs="+", metavar="NAME", help="shapes to run (default all)")
     options = parser.parse_args()
+    if options.device:
+        embed_device.run(options)
+    else:
+        _run(parser, options)
 
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     able, skipped = entrants(MODULES, () if options.tune else options.only)
     if not able:
         parser.exit(0, "".join(f"skipped {name}: {reason}\n" for name, reason in skipped.items()))
     os.environ[minilm.THREADS_VARIABLE] = str(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         shapes = [s for s in embed_shapes(Path(folder)) if not options.shapes or s.name in options.shapes]
-        samples = asyncio.run(run_rounds(able, shapes, options.rounds, options.seconds))
+        samples = asyncio.run(run_rounds(able, shapes, options.rounds or 3, options.seconds or 15.0))
     result = record.record(
         "embed",
         samples,

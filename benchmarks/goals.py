@@ -112,7 +112,7 @@ def _faulty(name: str, rounds: list[dict[str, Any]]) -> list[str]:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """The figures as text."""
-    form = "{:<67}{:>8}{:>8}{:>9}  {}"
+    form = "{:<67}{:>11}{:>12}{:>9}  {}"
     rows = [
         form.format(
             one["title"], number(one["goal"], one), number(one["aim"], one), number(one["got"]), one["verdict"] or ""
@@ -126,8 +126,10 @@ def number(value: float | None, limit_of: dict[str, Any] | None = None) -> str:
     """A ratio for people, with the sign of its limit where it is one."""
     if value is None:
         return "—"
-    sign = "" if limit_of is None else "≥ " if limit_of["better"] == "higher" else "≤ "
-    return f"{sign}{value:.2f}" if limit_of is None else f"{sign}{value:g}"
+    whole = f"{value:,.0f}" if value >= 1000 else None
+    if limit_of is None:
+        return whole or f"{value:.2f}"
+    return ("≥ " if limit_of["better"] == "higher" else "≤ ") + (whole or f"{value:g}")
 
 
 def _echo(shape: str, frames: str) -> Iterator[Goal]:

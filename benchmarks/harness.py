@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from benchmarks import processes, record
+from benchmarks import processes, record, stages
 from benchmarks.contestant import Contestant, Served, contestants
 from benchmarks.load import DRAIN_S, WARM_UP_S
 from benchmarks.record import Samples, latency_ms
@@ -61,11 +61,11 @@ async def _measure_or_report(
         sample = await measure(module, contestant, shape, seconds, seed)
     except (RuntimeError, OSError, TimeoutError, ValueError) as error:
         sample = {"mismatches": 0, "errors": 1, "unanswered": 0, "first_error": f"{type(error).__name__}: {error}"}
-    _show_progress(seed + 1, shape, contestant, sample)
+    show_progress(seed + 1, shape, contestant, sample)
     return sample
 
 
-def _show_progress(number: int, shape: Shape, contestant: Contestant, sample: dict[str, Any]) -> None:
+def show_progress(number: int, shape: Shape, contestant: Contestant, sample: dict[str, Any]) -> None:
     """One line on stderr as each sample comes in; faults by kind, since the table only has their sum."""
     notes = [f"{sample['rows_per_s']:,.0f} rows/s"] if sample.get("rows_per_s") else []
     notes += [f"{sample[kind]} {kind}" for kind in record.FAULTS if sample[kind]]
@@ -78,28 +78,46 @@ async def measure(module: str, contestant: Contestant, shape: Shape, seconds: fl
     async with contestant.serve() as served:
         if contestant.generator and (sample := await _generated(contestant, served, shape, seconds)):
             return sample
-        async with contextlib.AsyncExitStack() as stack:
-            orders = [
-                {
-                    "module": module,
-                    "contestant": contestant.name,
-                    "address": served.address,
-                    "shape": shape.as_dict(),
-                    "seconds": seconds,
-                    "seed": 1000 * seed + process,
-                }
-                for process in range(shape.processes)
-            ]
-            loads = [
-                await stack.enter_async_context(processes.python("benchmarks.load", json.dumps(order)))
-                for order in orders
-            ]
-            before = _server_cpu_s(served)
-            for load in loads:
-                assert load.stdin is not None
-                load.stdin.write(b"go\n")
-            tallies = await asyncio.gather(*(_report(load, shape.ramp_s + seconds) for load in loads))
-            return _sample(tallies, seconds, before, _server_cpu_s(served))
+        async with loading(module, contestant, served, shape, seconds, seed) as loads:
+            return await window(loads, served, shape, seconds)
+
+
+@contextlib.asynccontextmanager
+async def loading(
+    module: str, contestant: Contestant, served: Served, shape: Shape, seconds: float, seed: int
+) -> AsyncIterator[list[asyncio.subprocess.Process]]:
+    """The shape's load processes, connected and warm."""
+    async with contextlib.AsyncExitStack() as stack:
+        orders = [
+            {
+                "module": module,
+                "contestant": contestant.name,
+                "address": served.address,
+                "shape": shape.as_dict(),
+                "seconds": seconds,
+                "seed": 1000 * seed + process,
+            }
+            for process in range(shape.processes)
+        ]
+        starting = (
+            stack.enter_async_context(processes.python("benchmarks.load", json.dumps(order))) for order in orders
+        )
+        yield await asyncio.gather(*starting)
+
+
+async def window(
+    loads: Sequence[asyncio.subprocess.Process], served: Served, shape: Shape, seconds: float
+) -> dict[str, Any]:
+    """One sample of load processes that wait for the start; they wait for the next one after it."""
+    before, staged = _server_cpu_s(served), await stages.read(served.metrics)
+    for load in loads:
+        assert load.stdin is not None
+        load.stdin.write(b"go\n")
+    tallies = await asyncio.gather(*(_report(load, shape.ramp_s + seconds) for load in loads))
+    sample = _sample(tallies, seconds, before, _server_cpu_s(served))
+    if served.metrics:
+        sample["stages"] = stages.between(staged, await stages.read(served.metrics))
+    return sample
 
 
 async def _generated(contestant: Contestant, served: Served, shape: Shape, seconds: float) -> dict[str, Any] | None:

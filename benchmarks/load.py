@@ -1,4 +1,4 @@
-"""A load process: connects, warms up, says "ready", waits for "go", asks for some seconds, prints a JSON report."""
+"""A load process: connects, warms up, says "ready"; for each "go" it asks for some seconds and prints a JSON report."""
 
 from __future__ import annotations
 
@@ -134,11 +134,10 @@ async def main(order: dict[str, Any]) -> None:
         ]
         await warm_up(clients, shape, workload, WARM_UP_S)
         print("ready", flush=True)
-        if not await asyncio.to_thread(sys.stdin.readline):
-            return  # the harness is gone
-        cpu = time.process_time()
-        tally = await drive(clients, shape, workload, order["seconds"])
-        print(json.dumps({"cpu_s": time.process_time() - cpu, **vars(tally)}), flush=True)
+        while await asyncio.to_thread(sys.stdin.readline):  # it ends with the harness
+            cpu = time.process_time()
+            tally = await drive(clients, shape, workload, order["seconds"])
+            print(json.dumps({"cpu_s": time.process_time() - cpu, **vars(tally)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ class Encoder:
         self._places = (
             weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]
         )
-        self._norm = _pair(weights, "embeddings.LayerNorm")
-        self._layers = [_layer(torch, weights, f"encoder.layer.{number}") for number in range(_LAYERS)]
+        self._norm = pair_of(weights, "embeddings.LayerNorm")
+        self._layers = [layer_of(torch, weights, f"encoder.layer.{number}") for number in range(_LAYERS)]
 
     def embed(self, texts: Sequence[str], chunk: int | None = None) -> NDArray[np.float32]:
         """Embed texts.
@@ -102,18 +102,19 @@ def sentences(count: int, shortest: int, longest: int, seed: int) -> list[str]:
     return [" ".join(draw.choice(words, length - 2)) for length in lengths]
 
 
-def _pair(weights: dict[str, Any], name: str) -> tuple[Any, Any]:
+def pair_of(weights: dict[str, Any], name: str) -> tuple[Any, Any]:
+    """Weight and bias of one part."""
     return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
 
-def _layer(torch: Any, weights: dict[str, Any], name: str) -> dict[str, tuple[Any, Any]]:
+def layer_of(torch: Any, weights: dict[str, Any], name: str) -> dict[str, tuple[Any, Any]]:
     """The weights of a layer; query, key and value become one product."""
-    parts = [_pair(weights, f"{name}.attention.self.{part}") for part in ("query", "key", "value")]
+    parts = [pair_of(weights, f"{name}.attention.self.{part}") for part in ("query", "key", "value")]
     return {
         "qkv": (torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])),
-        "out": _pair(weights, f"{name}.attention.output.dense"),
-        "norm1": _pair(weights, f"{name}.attention.output.LayerNorm"),
-        "up": _pair(weights, f"{name}.intermediate.dense"),
-        "down": _pair(weights, f"{name}.output.dense"),
-        "norm2": _pair(weights, f"{name}.output.LayerNorm"),
+        "out": pair_of(weights, f"{name}.attention.output.dense"),
+        "norm1": pair_of(weights, f"{name}.attention.output.LayerNorm"),
+        "up": pair_of(weights, f"{name}.intermediate.dense"),
+        "down": pair_of(weights, f"{name}.output.dense"),
+        "norm2": pair_of(weights, f"{name}.output.LayerNorm"),
     }

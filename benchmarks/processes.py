@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -95,6 +96,30 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def free_ports(count: int) -> range:
+    """TCP ports of 127.0.0.1, one after the other, that were free a moment ago."""
+    while True:
+        ports = range(first := free_port(), first + count)
+        if ports[-1] < 1 << 16 and all(map(_is_free, ports)):
+            return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def raise_file_limit() -> int:
+    """Let this process and its children open as many files, and so connections, as the system allows; how many."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 async def wait_listening(port: int, timeout_s: float = START_S) -> None:
