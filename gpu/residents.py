@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
-from ..bus.columns import Field
+from ..bus.columns import Array, Field
 from ..bus.errors import BadParameter, Busy, TooLarge
 from .device import Device
 from .origins import Origin, Origins, mapped
@@ -142,6 +142,16 @@ class Residents:
                     self._unpin(copy)
 
     @contextmanager
+    def mapped(self, handle: Handle) -> Iterator[Array]:
+        """A tensor's origin as memory of the host.
+
+        Raises:
+            BadParameter, NoTensor: as `use`.
+        """
+        with self.checked(handle) as (origin, file):
+            yield _mapped(origin, file)
+
+    @contextmanager
     def checked(self, handle: Handle) -> Iterator[tuple[Origin, BinaryIO]]:
         """A tensor's origin and file, if it is of the handle's dtype and shape.
 
@@ -155,6 +165,23 @@ class Residents:
                     "handle of today"
                 )
             yield origin, file
+
+    @contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Keep `size` bytes of the device's budget free of tensors for the caller.
+
+        Raises:
+            TooLarge: the budget is smaller.
+            Busy: tensors of batches that run now fill it.
+        """
+        with self._lock:
+            self._make_room(size)
+            self._bytes += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._bytes -= size
 
     def keep(self, key: str, origin: Origin, tensor: Tensor) -> None:
         """Make a result of the device a resident.
@@ -224,9 +251,7 @@ class Residents:
         with copy.loading:
             if copy.tensor is None:
                 try:
-                    # By its descriptor: the name may be another file's by now.
-                    array = mapped(f"/proc/self/fd/{file.fileno()}", copy.origin.field)
-                    copy.tensor = device.tensor(array, copy.origin.dtype)
+                    copy.tensor = device.tensor(_mapped(copy.origin, file), copy.origin.dtype)
                     device.synchronize()  # other threads' streams will use it, and the mapping ends here
                 except BaseException:
                     with self._lock:
@@ -274,6 +299,11 @@ class Residents:
         copy.pins -= 1
         if not copy.pins and not copy.listed:
             self._bytes -= copy.origin.nbytes
+
+
+def _mapped(origin: Origin, file: BinaryIO) -> Array:
+    # By its descriptor: the name may be another file's by now.
+    return mapped(f"/proc/self/fd/{file.fileno()}", origin.field)
 
 
 def _memory_bytes(device: Device) -> int:

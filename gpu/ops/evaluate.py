@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +14,12 @@ from ...bus.errors import BadColumn, TooLarge
 from ..batch import Batch
 from ..device import Device
 from ..expression import MAX_LENGTH, Plan, Type, Value, infer, parse, peak_bytes
-from ..functions import ALL, INTEGER, refuse_all
+from ..functions import ALL, FUNCTIONS, INTEGER, refuse_all
 from ..operation import Operation
 from ..origins import Origin
 from ..residents import Handle, Residents
 from ..signature import Signature
+from ..tiles import multiply
 from .matrix.operation import Reject
 from .tensors import field_of
 
@@ -81,22 +82,42 @@ class Evaluate(Operation):
         parameters: EvaluateParameters = batch.parameters
         plan = _plan(batch.schema, parameters)
         if parameters.keep is not None:
-            self._keep(plan, parameters, parameters.keep)
+            self._keep(plan, batch, device)
             dtype, shape = plan.answer.field
             return {"t": [dtype] * batch.rows, "s": np.tile(np.array(shape, np.int64), (batch.rows, 1))}
         self._check_room(plan)
         with self._residents.use(parameters.handles) as tensors:
             return {"y": _evaluate(plan, tensors, batch)}
 
-    def _keep(self, plan: Plan, parameters: EvaluateParameters, keep: Keep) -> None:
+    def _keep(self, plan: Plan, batch: Batch, device: Device) -> None:
+        parameters: EvaluateParameters = batch.parameters
+        keep = parameters.keep
+        assert keep is not None, "asked for by the caller"
         ttl_s = self._residents.spec.ttl_s if keep.ttl_s is None else keep.ttl_s
         origin = Origin.make(plan.answer.field, keep.version, keep.owner, ttl_s)
         if self._residents.origins.has(keep.key, origin):
             return  # asked again, after an answer that was lost
+        factors = _factors(plan, parameters.handles)
+        if factors is not None and plan.answer.field.row_bytes + _bytes_of(factors) > self._residents.budget_bytes:
+            self._multiply(factors, keep.key, origin, batch, device)
+            return
         self._check_room(plan)
         with self._residents.use(parameters.handles) as tensors:
             values = _shared(plan, tensors)
             self._residents.keep(keep.key, origin, values[plan.program.answer.number][0])
+
+    def _multiply(self, factors: tuple[Handle, Handle], key: str, origin: Origin, batch: Batch, device: Device) -> None:
+        """Keep a product that the device has no room for, in tiles."""
+        residents = self._residents
+        budget = residents.budget_bytes // 2  # the other half is for batches that run at the same time
+        with residents.room(budget), residents.mapped(factors[0]) as a, residents.mapped(factors[1]) as b:
+            draft = residents.origins.draft(key, origin)
+            try:
+                multiply(device, a, b, draft.array, origin.dtype, budget, batch.checkpoint)
+            except BaseException:
+                residents.origins.discard(draft)
+                raise
+            residents.origins.publish(draft)
 
     def _check_room(self, plan: Plan) -> None:
         needed = peak_bytes(plan, of_rows=False)
@@ -116,6 +137,19 @@ def _plan(schema: Schema, parameters: EvaluateParameters) -> Plan:
     """
     shared = tuple((name, field_of(handle.t, handle.s)) for name, handle in parameters.handles.items())
     return _worked_out(parameters.expression, schema, shared)
+
+
+def _factors(plan: Plan, handles: Mapping[str, Handle]) -> tuple[Handle, Handle] | None:
+    """The two matrices whose product the whole expression is, if it is one."""
+    steps = plan.program.steps
+    if len(steps) != 1 or steps[0].function is not FUNCTIONS["@"]:
+        return None
+    a, b = (handles[plan.program.names[one.number]] for one in steps[0].operands if isinstance(one, Value))
+    return (a, b) if len(a.s) == len(b.s) == 2 else None
+
+
+def _bytes_of(handles: Iterable[Handle]) -> int:
+    return sum(handle.field.row_bytes for handle in set(handles))
 
 
 @lru_cache(maxsize=4096)

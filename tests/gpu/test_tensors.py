@@ -303,3 +303,33 @@ async def test_residents_that_lie_apart_are_refused_before_anything_is_sent(bus:
 async def test_expression_that_cannot_be_read_is_told(bus: Bus) -> None:
     with pytest.raises(BadParameter, match="cannot be read"):
         await bus.matrix.eval("x +", x=X)
+
+
+@pytest.fixture
+async def small() -> AsyncIterator[Bus]:
+    """An agent of a worker whose device has little room."""
+    memory = MemoryBus(8 << 20)
+    made = Served(memory, settings_of("w1", device_bytes=1 << 20))
+    await made.worker.start()
+    async with session(memory.connect(), made.settings) as bus:
+        yield bus
+    await made.worker.stop()
+
+
+async def test_product_that_the_device_has_no_room_for_is_kept(small: Bus) -> None:
+    a, b = RANDOM.normal(size=(700, 600)).astype(np.float32), RANDOM.normal(size=(600, 800)).astype(np.float32)
+    left, right = await small.matrix.put(a, group="large"), await small.matrix.put(b, group="large")
+    product = await small.matrix.eval("a @ b", a=left, b=right, keep=True)
+    np.testing.assert_allclose(await small.matrix.get(product), a @ b, rtol=1e-4, atol=1e-3)
+    square = await small.matrix.put(a[:600], group="large")
+    product = await small.matrix.eval("a @ a", a=square, keep=True)
+    np.testing.assert_allclose(await small.matrix.get(product), a[:600] @ a[:600], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("expression", ["a @ a + 1", "exp(a)", "a"])
+async def test_what_else_the_device_has_no_room_for_is_refused(small: Bus, expression: str) -> None:
+    a = await small.matrix.put(np.ones((600, 600), np.float32))
+    with pytest.raises(TooLarge, match=r"residents\.device_bytes"):
+        await small.matrix.eval(expression, a=a, keep=True)
+    with pytest.raises(TooLarge, match=r"residents\.device_bytes"):
+        await small.matrix.eval(f"sum({expression})", a=a)
