@@ -139,7 +139,7 @@ class CudaSettings(Group):
     """The engines that run on GPUs."""
 
     streams: Annotated[
-        int, Meta(ge=1, le=32, description="Batches that run at the same time on one GPU, a thread and a stream each.")
+        int, Meta(ge=1, le=32, description="Batches that run at the same time on one GPU, a stream each.")
     ] = 3
     slots: Annotated[int, Meta(ge=1, le=64, description="Batches a front hands to a GPU's engine at once.")] = 3
 
