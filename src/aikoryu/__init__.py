@@ -23,13 +23,15 @@ from .bus.errors import (
     Disconnected,
     EngineLost,
     Expired,
+    NoTensor,
+    NotOwner,
     NoWorker,
     OperationFailed,
     TooLarge,
 )
 
 if TYPE_CHECKING:
-    from .agents import Bus, connect
+    from .agents import Bus, Handle, connect
     from .bus.pending import RowsFailed
     from .config import ConfigError, Settings
     from .config import load as load_settings
@@ -50,7 +52,10 @@ __all__ = [
     "Disconnected",
     "EngineLost",
     "Expired",
+    "Handle",
+    "NoTensor",
     "NoWorker",
+    "NotOwner",
     "Operation",
     "OperationFailed",
     "RowsFailed",
@@ -64,6 +69,7 @@ __all__ = [
 _LATER = {
     "Bus": ("agents", "Bus"),
     "ConfigError": ("config", "ConfigError"),
+    "Handle": ("agents", "Handle"),
     "Operation": ("gpu.operation", "Operation"),
     "RowsFailed": ("bus.pending", "RowsFailed"),
     "Settings": ("config", "Settings"),
