@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
+
+FRESH_S = 1.0
+
+READINGS: Mapping[str, tuple[str, Callable[[Any, Any], float]]] = {
+    "gpu_busy_ratio": (
+        "Share of the driver's last sample period in which a kernel ran, 0 to 1",
+        lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
+    ),
+    "gpu_memory_used_bytes": (
+        "Memory of the GPU in use by all processes",
+        lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used,
+    ),
+    "gpu_temperature_celsius": (
+        "Temperature of the GPU",
+        lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+    ),
+    "gpu_power_watts": ("Power that the GPU draws", lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3),
+    "gpu_energy_joules": (
+        "Energy that the GPU has used since its driver was loaded",
+        lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3,
+    ),
+    "gpu_uncorrected_errors": (
+        "Memory errors since the last reset that ECC could not correct",
+        lambda nvml, gpu: nvml.nvmlDeviceGetTotalEccErrors(
+            gpu, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+        ),
+    ),
+}
+"""What can be asked of a GPU: its meaning, and how; named as its metric, which begins with `aikoryu_`."""
 
 
 class Gpu(NamedTuple):
@@ -33,19 +65,21 @@ def visible(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
             return []
         found = []
         for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            found.append((_text(nvml.nvmlDeviceGetUUID(handle)), handle))
-        chosen = select([uuid for uuid, _ in found], environ.get("CUDA_VISIBLE_DEVICES"))
-        return [
-            Gpu(
-                f"cuda:{number}",
-                found[index][0],
-                _text(nvml.nvmlDeviceGetName(found[index][1])),
-                int(nvml.nvmlDeviceGetMemoryInfo(found[index][1]).total),
-                tuple(nvml.nvmlDeviceGetCudaComputeCapability(found[index][1])),
-            )
-            for number, index in enumerate(chosen)
-        ]
+            with suppress(nvml.NVMLError):  # one that has failed cannot be asked, and CUDA leaves it out
+                found.append(_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index)))
+        chosen = select([gpu.uuid for gpu in found], environ.get("CUDA_VISIBLE_DEVICES"))
+        return [found[index]._replace(device=f"cuda:{number}") for number, index in enumerate(chosen)]
+
+
+def _gpu(nvml: Any, handle: Any) -> Gpu:
+    """What the driver says of a GPU; what torch would call it is not known yet."""
+    return Gpu(
+        "",
+        _text(nvml.nvmlDeviceGetUUID(handle)),
+        _text(nvml.nvmlDeviceGetName(handle)),
+        int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+    )
 
 
 def select(uuids: list[str], wanted: str | None) -> list[int]:
@@ -64,7 +98,7 @@ def select(uuids: list[str], wanted: str | None) -> list[int]:
     chosen: list[int] = []
     for item in wanted.split(","):
         item = item.strip()
-        if item.isdigit() and int(item) < len(uuids):
+        if item.isdecimal() and int(item) < len(uuids):
             index = int(item)
         else:
             matches = [number for number, uuid in enumerate(uuids) if item and uuid.startswith(item)]
@@ -78,57 +112,67 @@ def select(uuids: list[str], wanted: str | None) -> list[int]:
 
 
 class Health:
-    """How one GPU is, read when somebody asks."""
+    """How one GPU is; the driver is asked at most once a second, and stays open in between.
 
-    def __init__(self, uuid: str) -> None:
-        self._uuid = uuid
+    Args:
+        device: what torch calls it, `cuda:0`.
+        clock: s.
+    """
 
-    def read(self) -> dict[str, float]:
-        """Figures by name of the metric; those that the driver does not give are left out."""
-        with _session() as nvml:
-            if nvml is None:
-                return {}
-            handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
-            figures: dict[str, float] = {}
+    def __init__(self, device: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._device = device
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._read_at = -math.inf
+        self._figures: Mapping[str, float] = {}
+        self._driver: tuple[Any, Any] | None = None
+
+    def read(self) -> Mapping[str, float]:
+        """Figures by their names in `READINGS`; those that the driver does not give are left out."""
+        with self._lock:
+            now = self._clock()
+            if now - self._read_at >= FRESH_S:
+                self._read_at = now
+                self._driver = self._driver or self._open()
+                self._figures = self._ask(*self._driver) if self._driver else {}
+            return self._figures
+
+    def _open(self) -> tuple[Any, Any] | None:
+        """The library and the GPU's handle; None where there is none."""
+        uuid = next((gpu.uuid for gpu in visible() if gpu.device == self._device), None)
+        nvml = _library() if uuid else None
+        return (nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)) if nvml else None
+
+    def _ask(self, nvml: Any, gpu: Any) -> Mapping[str, float]:
+        figures = {}
+        for name, (_, reading) in READINGS.items():
             with suppress(nvml.NVMLError):
-                use = nvml.nvmlDeviceGetUtilizationRates(handle)
-                figures["gpu_busy_ratio"] = use.gpu / 100
-            with suppress(nvml.NVMLError):
-                figures["gpu_memory_used_bytes"] = float(nvml.nvmlDeviceGetMemoryInfo(handle).used)
-            with suppress(nvml.NVMLError):
-                figures["gpu_temperature_celsius"] = float(
-                    nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
-                )
-            with suppress(nvml.NVMLError):
-                figures["gpu_power_watts"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1e3
-            with suppress(nvml.NVMLError):
-                figures["gpu_energy_joules"] = nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
-            with suppress(nvml.NVMLError):
-                figures["gpu_uncorrected_errors"] = float(
-                    nvml.nvmlDeviceGetTotalEccErrors(
-                        handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-                    )
-                )
-            return figures
+                figures[name] = float(reading(nvml, gpu))
+        return figures
 
 
 @contextmanager
 def _session() -> Iterator[Any]:
     """The library, or None where it or the driver is missing."""
+    nvml = _library()
+    try:
+        yield nvml
+    finally:
+        if nvml is not None:
+            nvml.nvmlShutdown()
+
+
+def _library() -> Any:
+    """The library, opened once more; None where it or the driver is missing."""
     try:
         import pynvml
     except ImportError:
-        yield None
-        return
+        return None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        yield None
-        return
-    try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
+        return None
+    return pynvml
 
 
 def _text(value: str | bytes) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .job import Done
+from .nvml import READINGS, Health
 from .planner import Plan, Planner
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 _SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _ROWS = tuple(float(1 << n) for n in range(14))
+_REPORTED = {
+    "device_allocated_bytes": "Memory of the device that the engine's tensors use",
+    "device_reserved_bytes": "Memory of the device that the engine holds, in use or kept for the next batch",
+}
 
 
 class Telemetry:
@@ -68,6 +73,10 @@ class Telemetry:
         self.registry.register(
             _Counts("aikoryu_frames_rejected", "Frames refused, by error code", lambda: service.rejected, "code")
         )
+        self.registry.register(_Figures(lambda: engine.figures, _REPORTED))
+        if engine.name.startswith("cuda"):
+            readings = {name: text for name, (text, _) in READINGS.items()}
+            self.registry.register(_Figures(Health(engine.name).read, readings))
 
     def watch_connection(self, statistics: Callable[[], Mapping[str, int]]) -> None:
         """Read what happened to the connection whenever somebody asks: reconnects, errors, slow consumers."""
@@ -128,3 +137,15 @@ class _Counts(Collector):
         for kind, count in self._counts().items():
             family.add_metric([kind], count)
         yield family
+
+
+class _Figures(Collector):
+    """Figures kept elsewhere, by the metric's name without its prefix, read when somebody asks."""
+
+    def __init__(self, figures: Callable[[], Mapping[str, float]], texts: Mapping[str, str]) -> None:
+        self._figures = figures
+        self._texts = texts
+
+    def collect(self) -> Iterable[Metric]:
+        for name, value in self._figures().items():
+            yield GaugeMetricFamily(f"aikoryu_{name}", self._texts.get(name, "Reported by the engine"), value)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,10 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from aikoryu.gpu import telemetry as telemetries
+from aikoryu.gpu.nvml import READINGS
 from aikoryu.gpu.planner import Limits
+from aikoryu.gpu.telemetry import Telemetry
 
 StartRig = Callable[..., Awaitable[Any]]
 STAGES = ("queue", "window", "staging", "device", "reply")
@@ -114,3 +120,45 @@ async def test_batch_that_failed_is_observed_too(rig: Any, how: str) -> None:
     await caller.send("test.wrong", {"x": x(2)}, {"how": how})
     await rig.settle()
     assert samples(rig)["aikoryu_device_seconds_count", "test.wrong"] == 1
+
+
+async def test_figures_of_the_engine_are_gauges(rig: Any) -> None:
+    assert ("aikoryu_device_allocated_bytes", "") not in samples(rig)
+    rig.engine.figures = {"device_allocated_bytes": 5.0, "what_comes_later": 1.5}
+    found = samples(rig)
+    assert (found["aikoryu_device_allocated_bytes", ""], found["aikoryu_what_comes_later", ""]) == (5, 1.5)
+
+
+class TestHealth:
+    @pytest.fixture
+    def health(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
+        """What each GPU would say of itself, by device."""
+        given: dict[str, dict[str, float]] = {"cuda:1": {"gpu_power_watts": 350.5}}
+        monkeypatch.setattr(telemetries, "Health", lambda device: SimpleNamespace(read=lambda: given[device]))
+        return given
+
+    def watched(self, rig: Any, device: str) -> Any:
+        rig.engine.name = device
+        rig.telemetry = Telemetry()
+        rig.telemetry.watch(rig.planner, rig.service, rig.engine)
+        return rig
+
+    async def test_gpu_of_the_engine_is_asked(self, rig: Any, health: dict[str, dict[str, float]]) -> None:
+        watched = self.watched(rig, "cuda:1")
+        assert samples(watched)["aikoryu_gpu_power_watts", ""] == 350.5
+        health["cuda:1"] = {"gpu_power_watts": 99.0}
+        assert samples(watched)["aikoryu_gpu_power_watts", ""] == 99
+
+    async def test_cpu_has_no_gpu_to_ask(self, rig: Any, health: dict[str, dict[str, float]]) -> None:
+        assert not [name for name, _ in samples(self.watched(rig, "cpu")) if name.startswith("aikoryu_gpu")]
+
+
+async def test_every_metric_is_documented_and_no_other(rig: Any) -> None:
+    rig.telemetry.watch_connection(lambda: {"reconnects": 0})
+    rig.engine.figures = dict.fromkeys(telemetries._REPORTED, 0.0)
+    exposed = {
+        line.split()[2] for line in generate_latest(rig.telemetry.registry).decode().splitlines() if "# TYPE" in line
+    }
+    exposed = {name for name in exposed if not name.endswith("_created")} | {f"aikoryu_{name}" for name in READINGS}
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert set(re.findall(r"^\| `(aikoryu_\w+)`", text, re.M)) == exposed
