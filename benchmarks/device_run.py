@@ -88,9 +88,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append(form.format("", *(FIGURES[figure][0] for figure in columns), "× base", "faults"))
         for contestant, figures in by.items():
             ratio = result["ratios"].get(shape, {}).get(contestant)
-            cells = [_cell(figures.get(figure), FIGURES[figure][1]) for figure in columns]
+            cells = [cell(figures.get(figure), FIGURES[figure][1]) for figure in columns]
             lines.append(
-                form.format(contestant, *cells, _cell(ratio, ".2f"), str(sum(figures[kind] for kind in FAULTS)))
+                form.format(contestant, *cells, cell(ratio, ".2f"), str(sum(figures[kind] for kind in FAULTS)))
             )
         lines += [stages.line(name, found) for name, found in result.get("stages", {}).get(shape, {}).items()]
     lines += [f"skipped {name}: {reason}" for name, reason in result["skipped"].items()]
@@ -106,5 +106,6 @@ def _stages(samples: Samples) -> dict[str, dict[str, Any]]:
     return {shape: by for shape, by in found.items() if by}
 
 
-def _cell(value: float | None, form: str) -> str:
+def cell(value: float | None, form: str) -> str:
+    """A figure for people."""
     return "—" if value is None else format(value, form)

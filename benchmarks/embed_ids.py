@@ -1,4 +1,4 @@
-"""Sentences from token numbers to vectors on the host, in this process: ours, transformers on the device and the CPU."""
+"""Sentences from token numbers to vectors, in this process: ours, transformers on the device and on the CPU."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ class Ours:
                 def run(ids: Ids) -> Any:
                     lengths = torch.full((len(ids),), ids.shape[1])
                     (hidden,) = bert([(torch.from_numpy(ids), lengths)], lambda _: True)
+                    assert hidden is not None, "no row was dropped"
                     return mean(hidden, lengths)
 
                 self._run = run

@@ -25,6 +25,9 @@ from aikoryu.gpu.slab import align
 Columns = Mapping[str, "tuple[Field, NDArray[Any]] | list[str]"]
 """By name the type of a row and all rows (of bf16 the bits), or strings."""
 
+OWN = ResidentsSpec()
+"""Residents that go with the engine's process."""
+
 
 class EngineFeed:
     """The front's end of one engine.
@@ -124,7 +127,7 @@ def _put(view: memoryview, at: int, data: bytes | memoryview) -> tuple[int, int]
 
 @contextlib.asynccontextmanager
 async def feeding(
-    device: str, slab_bytes: int, *, streams: int = 3, slots: int = 3, budget_bytes: int = 0
+    device: str, slab_bytes: int, *, streams: int = 3, slots: int = 3, residents: ResidentsSpec = OWN
 ) -> AsyncIterator[EngineFeed]:
     """An engine process with the built-in operations and `bench.scale`, and its feed.
 
@@ -133,10 +136,10 @@ async def feeding(
         slab_bytes: size of each slab.
         streams: batches that run at once; one on the CPU.
         slots: batches handed over at once; there is a slab more.
-        budget_bytes: most bytes of residents on the device; 0 as the settings have it.
+        residents: where tensors are kept, and how many.
     """
     threads = max(1, len(os.sched_getaffinity(0)) - 1)
-    catalogue = Catalogue(modules=("benchmarks.operations",), residents=ResidentsSpec(device_bytes=budget_bytes))
+    catalogue = Catalogue(modules=("benchmarks.operations",), residents=residents)
     name, lanes = ("cpu", 1) if device == "cpu" else ("cuda:0", streams)
     engine = ChildEngine(EngineSpec(name, threads, lanes, catalogue, LogSettings(level="warning")), slots, slab_bytes)
     await engine.start()

@@ -14,12 +14,13 @@ from benchmarks.engine_feed import EngineFeed
 from benchmarks.operations import SCALE
 from benchmarks.ours import NAME
 from benchmarks.record import Samples
-from benchmarks.shapes import ROW_FLOATS
+from benchmarks.shapes import ROW_BYTES, ROW_FLOATS
 from benchmarks.stopwatch import latencies_s, latency_us
 
 ENGINE, BARE = "engine alone", "bare"
 ROWS = (1, 16, 64, 256, 1024, 4096)
 TIMES = 200
+SLAB_BYTES = 2 * ROW_BYTES * max(ROWS)
 
 
 def shape(rows: int) -> str:

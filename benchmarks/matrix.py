@@ -38,7 +38,7 @@ async def _measure(options: argparse.Namespace, rounds: int, seconds: float) -> 
     samples: Samples = {}
     shapes, skipped = front_to_front.shapes(), dict[str, str]()
     found = products.cases(device, options.quick)
-    slab_bytes = 3 * max(case.operand_bytes for case in found) + SLACK_BYTES
+    slab_bytes = max(front_to_front.SLAB_BYTES, 3 * max(case.operand_bytes for case in found)) + SLACK_BYTES
     async with feeding(device, slab_bytes) as feed:
         for number in range(rounds):
             _say(f"front to front, round {number + 1}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import secrets
+import shutil
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aikoryu.bus.columns import Field
+from aikoryu.gpu.residents import ResidentsSpec
 from benchmarks import record
 from benchmarks.copies import Copies
 from benchmarks.engine_feed import EngineFeed, feeding
@@ -25,6 +29,7 @@ TIMES_THE_BUDGET = 4
 RUN_BYTES = 64 << 20
 LOOK_S = 0.02
 CHECKED = 16
+COPIED_PART = 8  # the copies alone are timed with an eighth of the bytes, which is long enough
 TOLERANCE = 1e-5
 
 
@@ -48,33 +53,41 @@ async def measure(device: str, side: int, rounds: int, least_s: float, samples: 
     about = {"title": f"one product of {side:,}² f4 in a quarter of its memory", "side": side, "budget_bytes": budget}
     draw = np.random.default_rng()
     a, b = (draw.standard_normal((side, side), dtype=np.float32) for _ in range(2))
-    async with feeding(device, RUN_BYTES + (1 << 20), streams=1, slots=1, budget_bytes=budget) as feed:
-        product = _Product(feed, a, b)
-        try:
-            await product.put()
-            with watching(device, LOOK_S) as watch:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=_folder(4 * size)) as folder:
+        residents = ResidentsSpec(directory=folder, device_bytes=budget)
+        async with feeding(device, RUN_BYTES + (1 << 20), streams=1, slots=1, residents=residents) as feed:
+            product = _Product(feed, a, b)
+            try:
+                await product.put()
+                with watching(device, LOOK_S) as watch:
+                    await product.run()
+            except RuntimeError as error:
+                return about, str(error)
+            copies = Copies(device, 2 * size // COPIED_PART, size // COPIED_PART)
+            there = [torch.from_numpy(x).to(device) for x in (a, b)]
+            for _ in range(rounds):
+                start = time.perf_counter()
                 await product.run()
-        except RuntimeError as error:
-            return about, str(error)
-        copies = Copies(device, 2 * size, size)
-        there = [torch.from_numpy(x).to(device) for x in (a, b)]
-        for _ in range(rounds):
-            start = time.perf_counter()
-            await product.run()
-            seconds = time.perf_counter() - start
-            wrong = await product.wrong()
-            rates = {
-                IN_MEMORY: 1 / seconds_each(lambda: torch.mm(*there), device, least_s),
-                PINNED: 1 / copies.seconds_each(least_s),
-            }
-            rates |= {NAME: 1 / seconds, FLOOR: min(rates.values())}
-            for name, rate in rates.items():
-                figures = {"rows_per_s": round(rate, 4), "tflops": round(rate * 2 * side**3 / 1e12, 4)}
-                if name == NAME and watch.figures:
-                    figures["peak_of_budget"] = round(_grown_bytes(watch) / budget, 4)
-                sample = record.sample(wrong if name == NAME else 0, **figures)
-                samples.setdefault(SHAPE, {}).setdefault(name, []).append(sample)
+                seconds = time.perf_counter() - start
+                wrong = await product.wrong()
+                rates = {
+                    IN_MEMORY: 1 / seconds_each(lambda: torch.mm(*there), device, least_s),
+                    PINNED: 1 / (copies.seconds_each(least_s) * COPIED_PART),
+                }
+                rates |= {NAME: 1 / seconds, FLOOR: min(rates.values())}
+                for name, rate in rates.items():
+                    figures = {"rows_per_s": round(rate, 4), "tflops": round(rate * 2 * side**3 / 1e12, 4)}
+                    if name == NAME and watch.figures:
+                        figures["peak_of_budget"] = round(_grown_bytes(watch) / budget, 4)
+                    sample = record.sample(wrong if name == NAME else 0, **figures)
+                    samples.setdefault(SHAPE, {}).setdefault(name, []).append(sample)
     return about, ""
+
+
+def _folder(size: int) -> str | None:
+    """Memory for the residents' files where it holds so many bytes, as an operator would set it; None: the default."""
+    shared = Path("/dev/shm")
+    return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 2 * size else None
 
 
 def _grown_bytes(watch: Watch) -> float:

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import break_even, goals
-from benchmarks.ours import NAME
+from benchmarks import break_even, device_plot, markdown, render_device
 from benchmarks.processes import ROOT
 from benchmarks.record import FAULTS, RESULTS
 
@@ -29,12 +28,15 @@ def load(folder: Path) -> Results:
     return {name: json.loads(path.read_text()) for name in NAMES if (path := folder / f"{name}.json").exists()}
 
 
-def section(results: Results) -> str:
-    """README's section: each figure with a goal, and on what it was measured."""
-    if not results:
-        return ABSENT
+def section(results: Results, on_gpu: Results) -> str:
+    """README's section: each figure with a goal, and on what it was measured, without a GPU and with one."""
+    parts = [_section(results) if results else "" if on_gpu else ABSENT, render_device.section(on_gpu)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _section(results: Results) -> str:
     figures = [one for one in _figures(results) if one["goal"] is not None]
-    parts = [_figures_table(figures)] if figures else []
+    parts = [markdown.figures_table(figures)] if figures else []
     parts += [
         f"{_provenance(results)} Ratios are medians over rounds of the ratios within a round: every peer runs in the "
         "same rounds on the same cores. All of it, with the peers' own numbers and each operation's break-even batch, "
@@ -43,13 +45,17 @@ def section(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def page(results: Results) -> str:
+def page(results: Results, on_gpu: Results) -> str:
     """The results' own page: all figures, the break-even batches, and every contestant in every shape."""
+    return "\n\n".join([*_parts(results), *render_device.page(on_gpu)]) + "\n"
+
+
+def _parts(results: Results) -> list[str]:
     parts = ["# Results", ABSENT if not results else _provenance(results)]
     if "bus" in results or "embed" in results:
         parts.append(f"![Rates and latencies of the contestants]({PLOT})")
     if figures := list(_figures(results)):
-        parts += ["## Figures", _figures_table(figures), _LEGEND]
+        parts += ["## Figures", markdown.figures_table(figures), _LEGEND]
     if found := results.get("break_even", {}).get("break_even"):
         parts += ["## Break-even", _BREAK_EVEN, _break_even_table(found)]
     for name in ("bus", "embed"):
@@ -59,7 +65,7 @@ def page(results: Results) -> str:
         parts += ["## Memory of a worker", _memory_table(results["memory"]["seen"])]
     if results:
         parts += ["## Commands", "\n".join(f"- `{result['command']}`" for result in results.values())]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 _TITLES = {"bus": "Echo of 384 floats", "embed": "Sentence embeddings"}
@@ -79,38 +85,16 @@ def _figures(results: Results) -> Iterator[dict[str, Any]]:
         yield from result.get("figures", [])
 
 
-def _figures_table(figures: Sequence[dict[str, Any]]) -> str:
-    return _table(
-        ("figure", "goal", "aim", "measured", ""),
-        "lrrrl",
-        [
-            (
-                one["title"] + (f" ({one['against']})" if _is_news(one) else ""),
-                goals.number(one["goal"], one),
-                goals.number(one["aim"], one),
-                f"**{goals.number(one['got'])}**",
-                ", ".join([one["verdict"] or "", *one.get("faults", [])]).strip(", "),
-            )
-            for one in figures
-        ],
-    )
-
-
-def _is_news(one: dict[str, Any]) -> bool:
-    """Whether the title leaves open against whom the figure is."""
-    return one["against"] not in (None, NAME) and goals.PEERS.get(one["against"], "?") not in one["title"]
-
-
 def _break_even_table(found: Sequence[dict[str, Any]]) -> str:
     head = ("operation", "alone, µs", "bus, 1 row, µs", "bus at best, µs", "break-even batch", "best batch", "bus is")
-    return _table(head, "lrrrrrr", [(one["case"], *break_even.cells(one)) for one in found])
+    return markdown.table(head, "lrrrrrr", [(one["case"], *break_even.cells(one)) for one in found])
 
 
 def _contestants(result: dict[str, Any]) -> Iterator[str]:
     for shape, by in result["medians"].items():
         about = result["shapes"][shape]
         yield f"**{about['title']}** ({about['rows_in_flight']} rows in flight)"
-        yield _table(
+        yield markdown.table(
             ("contestant", "rows/s", "p50 ms", "p99 ms", "client µs a row", "server µs a row", "faults"),
             "lrrrrrr",
             [(name, *_cells(figures)) for name, figures in by.items()],
@@ -137,7 +121,7 @@ def _cells(figures: dict[str, Any]) -> Iterator[str]:
 
 
 def _memory_table(seen: Sequence[dict[str, Any]]) -> str:
-    return _table(
+    return markdown.table(
         ("rows", "front MiB", "engine MiB", "both MiB"),
         "rrrr",
         [(f"{look['rows']:,}", *(f"{look[name] / 2**20:.1f}" for name in ("front", "engine", "rss"))) for look in seen],
@@ -160,12 +144,6 @@ def _provenance(results: Results) -> str:
     return "Measured on " + "; ".join(f"{stamp} ({', '.join(names)})" for stamp, names in stamps.items()) + "."
 
 
-def _table(head: Sequence[str], align: str, rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; `align` has l or r a column."""
-    marks = ["---" if side == "l" else "---:" for side in align]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, marks, *rows))
-
-
 def with_section(readme: str, text: str) -> str:
     """A README with the section between its markers replaced.
 
@@ -184,8 +162,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail with the difference if there is one")
     options = parser.parse_args()
 
-    results = load(RESULTS)
-    texts = {README: with_section(README.read_text(), section(results)), RESULTS / "README.md": page(results)}
+    results, on_gpu = load(RESULTS), render_device.load(RESULTS)
+    texts = {
+        README: with_section(README.read_text(), section(results, on_gpu)),
+        RESULTS / "README.md": page(results, on_gpu),
+    }
     if options.check:
         sys.exit("".join(_difference(path, text) for path, text in texts.items()) or 0)
     for path, text in texts.items():
@@ -194,6 +175,8 @@ def main() -> None:
         from benchmarks import plot
 
         plot.draw(results, RESULTS / PLOT)
+    for name, result in on_gpu.items():
+        device_plot.draw(name, result, RESULTS / f"{name}-cuda.svg")
 
 
 def _difference(path: Path, text: str) -> str:

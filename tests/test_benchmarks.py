@@ -44,7 +44,10 @@ def test_section_without_results_says_so() -> None:
     from benchmarks import render
 
     readme = f"# A\n{render.BEGIN}\nold\n{render.END}\nB\n"
-    assert render.with_section(readme, render.section({})) == f"# A\n{render.BEGIN}\n{render.ABSENT}\n{render.END}\nB\n"
+    assert (
+        render.with_section(readme, render.section({}, {}))
+        == f"# A\n{render.BEGIN}\n{render.ABSENT}\n{render.END}\nB\n"
+    )
 
 
 @pytest.mark.parametrize("readme", ["", "<!-- figures -->", "<!-- /figures --><!-- figures -->"])
@@ -142,3 +145,96 @@ def test_bus_benchmark_runs(tmp_path: Path) -> None:
     (rate, *_) = result["figures"]
     assert (rate["against"], rate["goal"]) == ("nats-mux", 1)
     assert rate["got"] > 0
+
+
+@pytest.mark.parametrize(
+    ("value", "better", "expected"),
+    [
+        (None, None, "—"),
+        (0.456, None, "0.46"),
+        (298_000.4, None, "298,000"),
+        (0.5, "lower", "≤ 0.5"),
+        (1_000_000, "higher", "≥ 1,000,000"),
+    ],
+)
+def test_numbers_are_for_people(value: float | None, better: str | None, expected: str) -> None:
+    from benchmarks.goals import number
+
+    assert number(value, {"better": better} if better else None) == expected
+
+
+def test_stages_are_those_of_the_batches_between_two_reads() -> None:
+    from benchmarks.stages import STAGES, between, line, medians
+
+    def counts(batches: int) -> dict[str, float]:
+        spent = {"queue": 2e-6, "window": 1e-6, "staging": 2e-6, "device": 3e-6, "reply": 3e-6}
+        found = {f"{stage}_seconds_sum": spent[stage] * batches for stage in STAGES}
+        return found | {"batch_rows_count": batches, "batch_rows_sum": 8.0 * batches}
+
+    found = between(counts(5), counts(15))
+    assert found["queue"] == {"mean_us": 2.0, "share": 0.2}
+    assert found["window"] == {"mean_us": 1.0, "share": 0.1}
+    assert (found["batches"], found["rows_a_batch"]) == (10, 8.0)
+    assert between(counts(5), counts(5)) == {}
+    assert medians([{"stages": found}, {"stages": {}}]) is None
+    middle = medians([{"stages": found}, {"stages": found}])
+    assert middle is not None
+    assert "device 3 µs (30%)" in line("ours", middle)
+
+
+def test_bus_benchmark_runs_on_a_device(tmp_path: Path) -> None:
+    path = tmp_path / "bus.json"
+    only = ("--only", "aikoryu, 1 front", "nats-mux", "--shapes", "awaited", "agents")
+    done = run("benchmarks.bus", *_QUICKEST, "--seconds", "0.3", *only, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())
+    for shape in ("awaited", "agents"):
+        for name in ("aikoryu, 1 front", "nats-mux"):
+            (found,) = result["samples"][shape][name]
+            assert (found["mismatches"], found["errors"], found["unanswered"]) == (0, 0, 0), done.stderr
+            assert found["rows_per_s"] > 0
+    assert result["stages"]["awaited"]["aikoryu, 1 front"]["device"]["mean_us"] > 0
+    _renders("bus", result, path)
+
+
+def test_matrix_benchmark_runs_on_a_device(tmp_path: Path) -> None:
+    path = tmp_path / "matrix.json"
+    done = run("benchmarks.matrix", *_QUICKEST, "--seconds", "0.01", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())
+    assert not result["skipped"], result["skipped"]
+    for shape, by in result["samples"].items():
+        for name, (found,) in by.items():
+            assert (found["mismatches"], found["errors"]) == (0, 0), (shape, name)
+    by = result["medians"]["f4-64"]
+    assert by.keys() == {"aikoryu", "aikoryu with transfers", "torch.bmm", "torch on all cores", "copies alone"}
+    assert result["medians"]["oversize"]["aikoryu"]["rows_per_s"] > 0
+    _renders("matrix", result, path)
+
+
+_QUICKEST = ("--device", "cpu", "--quick", "--rounds", "1")
+
+
+def _renders(name: str, result: dict[str, Any], path: Path) -> None:
+    from benchmarks import render_device
+
+    found = {name: result}
+    assert path.with_suffix(".svg").read_text().startswith("<?xml")
+    assert "| goal | aim | measured |" in render_device.section(found)
+    assert all(about["title"] in "".join(render_device.page(found)) for about in result["shapes"].values())
+
+
+def test_embed_benchmark_measures_the_models_shape_without_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.embed_model import find_model, sentences
+
+    from aikoryu.gpu.models import store
+
+    monkeypatch.setattr(store, "PACKAGES", {})
+    monkeypatch.delenv("AIKORYU_MODELS_DIRECTORY", raising=False)
+    model, kind = find_model(tmp_path)
+    assert (model.name, kind) == ("all-MiniLM-L6-v2", "random weights")
+    from aikoryu.gpu.models.tokenizer import Tokenizer
+
+    assert {len(ids) for ids in Tokenizer(model).encode(sentences(model, 20, 24))} == {24}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,24 @@ def encoder(path: Path, device: str, half: bool) -> Any:
         device: `cpu` or `cuda`.
         half: in float16, instead of the float32 that is the library's default.
     """
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
 
     if (path / "modules.json").is_file():
         model = SentenceTransformer(str(path), device=device)
     else:
-        words = models.Transformer(str(path), max_seq_length=MAX_TOKENS)
-        parts = [words, models.Pooling(words.get_word_embedding_dimension(), pooling_mode="mean"), models.Normalize()]
-        model = SentenceTransformer(modules=parts, device=device)
+        model = SentenceTransformer(modules=_modules(path), device=device)
     return model.half() if half else model.float()
+
+
+def _modules(path: Path) -> list[Any]:
+    """Transformer, mean pooling, scaling to length one, from where the library's versions have them."""
+    try:
+        parts: Any = importlib.import_module("sentence_transformers.sentence_transformer.modules")
+    except ImportError:
+        parts = importlib.import_module("sentence_transformers.models")
+    words = parts.Transformer(str(path), max_seq_length=MAX_TOKENS)
+    dimension = json.loads((path / "config.json").read_text())["hidden_size"]
+    return [words, parts.Pooling(dimension, pooling_mode="mean"), parts.Normalize()]
 
 
 def encode(model: Any, texts: list[str], batch: int) -> Any:

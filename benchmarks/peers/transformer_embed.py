@@ -24,10 +24,11 @@ class Transformer:
         from transformers import BertModel
         from transformers.utils import logging
 
-        logging.set_verbosity_error()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self._torch = torch
         self._device = device
-        model = BertModel.from_pretrained(str(path), add_pooling_layer=False, attn_implementation="sdpa")
+        model: Any = BertModel.from_pretrained(str(path), add_pooling_layer=False, attn_implementation="sdpa")
         self.model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
 
     def place(self, ids: Ids) -> Any:
@@ -53,7 +54,7 @@ def exported(path: Path, folder: Path, tokens: int, threads: int) -> Callable[[I
         tokens: of each row.
         threads: to compute with.
     """
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-not-found]
     import torch
 
     encoder = Transformer(path, "cpu", "float32")

@@ -12,18 +12,27 @@ from .failure import Failed
 
 ROOT = Path(__file__).resolve().parents[3]
 
+BENCHMARKS = {
+    "bus": "rows echoed over it, against its peers",
+    "matrix": "products, from front to front and beside plain torch",
+    "embed": "sentences, against other ways to embed them",
+}
+_HELP = "; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items())
+
 _DESCRIPTION = """\
 Measure the bus on this machine, beside what one would use instead. What follows
 the benchmark's name goes to it.
 
   aikoryu bench bus --help
-  aikoryu bench bus --rounds 1 --seconds 2"""
+  aikoryu bench bus --rounds 1 --seconds 2
+  aikoryu bench matrix --device cuda
+  aikoryu bench embed --device cuda --quick"""
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "bench", "measure the bus on this machine", _DESCRIPTION)
-    parser.add_argument("benchmark", choices=["bus"], help="bus: rows echoed over it, against its peers")
+    parser.add_argument("benchmark", choices=list(BENCHMARKS), help=_HELP)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments for the benchmark")
     parser.set_defaults(run=run)
 
