@@ -21,13 +21,6 @@ class DeviceRefused(RuntimeError):
     """The device cannot run here. The operator must act; the message says how."""
 
 
-class _Streams(threading.local):
-    """A thread's streams, by number."""
-
-    def __init__(self) -> None:
-        self.by_number: dict[int, torch.cuda.Stream] = {}
-
-
 class CudaDevice(Device):
     """One GPU. See `device.Device`.
 
@@ -37,7 +30,7 @@ class CudaDevice(Device):
 
     def __init__(self, name: str, threads: int) -> None:
         super().__init__(name, threads)
-        self._own = _Streams()
+        self._own = _Streams(self)
 
     @property
     def is_cuda(self) -> bool:
@@ -62,18 +55,11 @@ class CudaDevice(Device):
 
     def stream(self, number: int = 0) -> AbstractContextManager[object]:
         """One of the thread's streams, made when it is first asked for."""
-        import torch
-
-        streams = self._own.by_number
-        stream = streams.get(number)
-        if stream is None:
-            torch.cuda.set_device(self.place)  # for this thread
-            stream = streams[number] = torch.cuda.Stream(self.place)
-        return torch.cuda.stream(stream)
+        return self._own.numbered(number)
 
     def mark(self) -> Mark:
-        """An event on the current stream."""
-        return _Event(self)
+        """An event on the stream entered last; the next mark on the same stream takes its place."""
+        return self._own.entered[-1].mark()
 
     def register(self, slab: Slab) -> None:
         """Page-lock the slab, which takes about 1 ms for each 1 MB the first time.
@@ -117,9 +103,7 @@ class CudaDevice(Device):
 
     def synchronize(self) -> None:
         """Wait for the current stream, without holding the interpreter."""
-        import torch
-
-        torch.cuda.current_stream(self.place).synchronize()
+        self._own.entered[-1].stream.synchronize()
 
     def explain(self, error: Exception) -> Exception:
         """Tell a full device and a broken one from errors of the operation."""
@@ -143,15 +127,31 @@ class CudaDevice(Device):
         }
 
 
-class _Event:
-    """See `device.Mark`."""
+class _Stream:
+    """A stream, current between `with` and its end, and the mark that a batch on it leaves."""
 
-    def __init__(self, device: CudaDevice) -> None:
+    def __init__(self, device: CudaDevice, own: _Streams) -> None:
         import torch
 
-        self._device = device
+        torch.cuda.set_device(device.place)  # for this thread
+        self.stream = torch.cuda.Stream(device.place)
+        self._make_current = torch.cuda.set_stream  # a third of what torch.cuda.stream costs
+        self._default = torch.cuda.default_stream(device.place)
         self._event = torch.cuda.Event()
-        self._event.record()
+        self._device = device
+        self._entered = own.entered
+
+    def __enter__(self) -> None:
+        self._entered.append(self)
+        self._make_current(self.stream)
+
+    def __exit__(self, *_: object) -> None:
+        self._entered.pop()
+        self._make_current(self._entered[-1].stream if self._entered else self._default)
+
+    def mark(self) -> _Stream:
+        self._event.record(self.stream)
+        return self
 
     def query(self) -> bool:
         try:
@@ -164,6 +164,25 @@ class _Event:
             self._event.synchronize()
         except RuntimeError as error:
             raise self._device.explain(error) from error
+
+
+class _Streams(threading.local):
+    """A thread's streams.
+
+    Attributes:
+        entered: those entered and not left, the current one last.
+    """
+
+    def __init__(self, device: CudaDevice) -> None:
+        self.entered: list[_Stream] = []
+        self._device = device
+        self._numbered: dict[int, _Stream] = {}
+
+    def numbered(self, number: int) -> _Stream:
+        stream = self._numbered.get(number)
+        if stream is None:
+            stream = self._numbered[number] = _Stream(self._device, self)
+        return stream
 
 
 def check(torch: Any, place: torch.device) -> None:

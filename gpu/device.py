@@ -80,7 +80,10 @@ class Device:
         return nullcontext()
 
     def mark(self) -> Mark | None:
-        """Where the current stream is now, to see or wait until the device has come there; None: it has already."""
+        """Where the current stream is now, to see or wait until the device has come there; None: it has already.
+
+        The next mark on the same stream takes its place.
+        """
         return None
 
     def register(self, slab: Slab) -> None:

@@ -70,7 +70,9 @@ class Running:
         Raises:
             DeviceLost: nothing can run there any more.
         """
-        return self._mark is None or self._mark.query()
+        if self._mark is not None and self._mark.query():
+            self._mark = None
+        return self._mark is None
 
     def wait(self) -> list[Done]:
         """The end of each piece, in order.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import selectors
+import select
 import socket
 import struct
 from collections import deque
@@ -118,11 +118,11 @@ class Intake:
         self._device = device
         self._max_rows = max_rows
         self._waiting: deque[Handed] = deque()
-        self._fronts: dict[socket.socket, FrontConnection] = {}
+        self._fronts: dict[int, FrontConnection] = {}  # by file descriptor
         self.ended = False
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._lifeline, selectors.EVENT_READ)
-        self._selector.register(listener, selectors.EVENT_READ)
+        self._poll = select.epoll()
+        self._poll.register(self._lifeline, select.EPOLLIN)
+        self._poll.register(listener, select.EPOLLIN)
 
     def take(self, wait: bool) -> list[Handed]:
         """Take a batch, and all others that may run together with it.
@@ -157,15 +157,16 @@ class Intake:
         return taken
 
     def _look(self, wait: bool) -> None:
-        for key, _ in self._selector.select(None if wait else 0):
-            if key.fileobj is self._lifeline:
+        for fd, _ in self._poll.poll(None if wait else 0):
+            if fd == self._lifeline.fileno():
                 self.ended = True
-            elif key.fileobj is self._listener:
+            elif fd == self._listener.fileno():
                 self._accept()
             else:
-                self._read(self._fronts[key.fileobj])  # type: ignore[index] # it is a socket
+                self._read(fd)
 
-    def _read(self, front: FrontConnection) -> None:
+    def _read(self, fd: int) -> None:
+        front = self._fronts[fd]
         try:
             for message in front.control.receive():
                 if isinstance(message, Job):
@@ -173,11 +174,10 @@ class Intake:
         except (EOFError, OSError, msgspec.DecodeError) as error:
             if isinstance(error, msgspec.DecodeError):
                 _log.error("front speaks another language, its connection is closed", error=str(error))
-            sock = front.control.sock
-            self._selector.unregister(sock)
-            del self._fronts[sock]
+            self._poll.unregister(fd)
+            del self._fronts[fd]
             self._waiting = deque(handed for handed in self._waiting if handed.front is not front)
-            sock.close()
+            front.control.sock.close()
             front.leave()
 
     def _accept(self) -> None:
@@ -194,8 +194,8 @@ class Intake:
             _log.warning("front not accepted", error=str(error))
             sock.close()
             return
-        self._fronts[sock] = front
-        self._selector.register(sock, selectors.EVENT_READ)
+        self._fronts[sock.fileno()] = front
+        self._poll.register(sock, select.EPOLLIN)
 
 
 def _check_peer(sock: socket.socket) -> None:
