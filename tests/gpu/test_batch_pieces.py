@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 
 from aikoryu.bus.columns import FIXED, OFFSET, VARIABLE, Array, Field, pack_strings
 from aikoryu.gpu.batch import Batch
-from aikoryu.gpu.device import Device, DeviceLost, OutOfMemory
-from aikoryu.gpu.executor import Executor, Piece
+from aikoryu.gpu.device import Device, DeviceLost, Mark, OutOfMemory
+from aikoryu.gpu.executor import Executor, Piece, Running
 from aikoryu.gpu.job import Done, Job, Part
 from aikoryu.gpu.operation import Operation
 from aikoryu.gpu.signature import Signature
@@ -283,32 +283,78 @@ def test_device_that_is_lost_ends_everything(hand: Hand, count: int) -> None:
     assert device.ran == [count], "it is not tried again"
 
 
-def test_threads_run_at_once(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aikoryu.gpu.executor.MAX_LANES", 2)  # lanes are forgotten all the time
-    meet = threading.Barrier(3)
+class Late(Device):
+    """A device whose copies happen when the test lets a stream go on.
 
-    def operation(batch: Batch) -> Mapping[str, Any]:
-        if batch["x"][0, 0] == 0:
-            meet.wait(30)
-        for row in np.flatnonzero(batch["x"][:, 0] < 0).tolist():
-            batch.reject(row, "bad_value", str(batch["x"][row, 0]))
-        return {"y": batch["x"] * 2}
+    Attributes:
+        lost: what it raises instead.
+    """
 
-    given = Given(operation, "i8[n]", "i8[n]")
-    executor = Executor({given.name: given}, Small())
+    def __init__(self) -> None:
+        super().__init__("cpu", 1)
+        self.lost: DeviceLost | None = None
+        self._current = -1
+        self._enqueued: dict[int, list[Callable[[], None]]] = defaultdict(list)
 
-    def serve(thread: int) -> None:
-        for turn in range(20):
-            x = np.full((4, 1 + thread + turn % 3), turn * 10 + thread)
-            x[2] *= -1
-            x[0] = 0 if turn == 0 else x[0]
-            fronts = [hand(x[:3], "i8"), hand(x[3:], "i8")]
-            first, second = executor.run([front.piece for front in fronts])
-            np.testing.assert_array_equal(fronts[0].answer(first), x[:3] * 2)
-            np.testing.assert_array_equal(fronts[1].answer(second), x[3:] * 2)
-            assert first.errors == ([(2, "bad_value", str(x[2, 0]))] if x[2, 0] else [])
-            assert second.errors == []
+    @contextmanager
+    def stream(self, number: int = 0) -> Iterator[object]:
+        self._current, before = number, self._current
+        yield None
+        self._current = before
 
-    with ThreadPoolExecutor(3) as pool:
-        for served in [pool.submit(serve, thread) for thread in range(3)]:
-            served.result(30)
+    def fetch(self, value: Any, into: Array) -> None:
+        assert self._current >= 0, "on a stream"
+        fetch = super().fetch
+        self._enqueued[self._current].append(lambda: fetch(value, into))
+
+    def mark(self) -> Mark:
+        return LateMark(self, self._current)
+
+    def go_on(self, number: int) -> None:
+        for copy in self._enqueued.pop(number, []):
+            copy()
+
+    def waits(self, number: int) -> bool:
+        if self.lost is not None:
+            raise self.lost
+        return bool(self._enqueued[number])
+
+
+class LateMark:
+    """The end of what is enqueued on a stream."""
+
+    def __init__(self, device: Late, number: int) -> None:
+        self._device = device
+        self._number = number
+
+    def query(self) -> bool:
+        return not self._device.waits(self._number)
+
+    def wait(self) -> None:
+        assert self.query()
+
+
+class TestStreams:
+    def started(self, device: Late, front: Front, stream: int) -> Running:
+        operation = Given(refuse_negative, "i8", "i8")
+        return Executor({operation.name: operation}, device).start([front.piece], stream)
+
+    def test_batches_end_when_their_streams_do(self, hand: Hand) -> None:
+        device = Late()
+        fronts = [hand(i8(1, 2), "i8"), hand(i8(3), "i8")]
+        running = [self.started(device, front, number) for number, front in enumerate(fronts)]
+        assert [each.done() for each in running] == [False, False]
+        device.go_on(1)
+        assert [each.done() for each in running] == [False, True]
+        (done,) = running[1].wait()
+        assert fronts[1].answer(done).tolist() == [6]
+        device.go_on(0)
+        (done,) = running[0].wait()
+        assert fronts[0].answer(done).tolist() == [2, 4]
+
+    def test_device_that_is_lost_meanwhile_is_told(self, hand: Hand) -> None:
+        device = Late()
+        running = self.started(device, hand(i8(1), "i8"), 0)
+        device.lost = DeviceLost("fell off the bus")
+        with pytest.raises(DeviceLost, match="fell off"):
+            running.done()

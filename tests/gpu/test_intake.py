@@ -7,10 +7,9 @@ import os
 import secrets
 import socket
 import struct
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -67,12 +66,28 @@ class Front:
         return found
 
 
+class Listener(socket.socket):
+    """Closes at its end what it has accepted, as the end of an engine's process does."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.AF_UNIX)
+        self._accepted = ExitStack()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        sock, peer = super().accept()
+        return self._accepted.enter_context(sock), peer
+
+    def close(self) -> None:
+        self._accepted.close()
+        super().close()
+
+
 class Rig:
     """An intake, and the fronts that the test connects to it."""
 
     def __init__(self, stack: ExitStack, max_rows: int) -> None:
         self.address = f"\0aikoryu-test-{secrets.token_hex(8)}"
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener = stack.enter_context(Listener())
         listener.bind(self.address)
         listener.listen()
         self.host, theirs = socket.socketpair()
@@ -81,13 +96,6 @@ class Rig:
         self.device = Registering()
         self.intake = Intake(ControlSocket(theirs), listener, self.device, lambda job: max_rows)
         self._stack = stack
-        stack.callback(self._close)
-
-    def _close(self) -> None:
-        """What an engine leaves to the end of its process."""
-        self.intake._selector.close()
-        for sock in self.intake._fronts:
-            sock.close()
 
     def connect(self) -> Front:
         front = Front(self.address)
@@ -105,9 +113,7 @@ class Rig:
         return front
 
     def take(self) -> list[Handed]:
-        taken = self.intake.take()
-        self.intake.leave()
-        return taken
+        return self.intake.take(wait=True)
 
     def numbers(self) -> list[int]:
         return [handed.job.id for handed in self.take()]
@@ -167,38 +173,22 @@ class TestTogether:
             front.hand_over(number, rows=rows)
         assert [rig.numbers(), rig.numbers(), rig.numbers()] == [[1, 2, 4], [3], [5]]
 
-    def test_every_batch_is_taken_once_by_one_of_several_threads(self, rig: Rig) -> None:
-        fronts = [rig.front() for _ in range(3)]
-        taken: list[tuple[str, int]] = []
-
-        def serve() -> None:
-            while batches := rig.intake.take():
-                rig.intake.leave()
-                for handed in batches:
-                    taken.append((handed.job.operation, handed.job.id))
-                answer(batches)
-            rig.intake.leave()
-
-        threads = [threading.Thread(target=serve) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for number in range(100):
-            for name, front in enumerate(fronts):
-                front.hand_over(number, operation=f"of-{name}")
-        heard = [[done.id for done in front.hear(100) if isinstance(done, Done)] for front in fronts]
-        rig.host.close()
-        for thread in threads:
-            thread.join(WAIT_S)
-        assert Counter(taken) == Counter((f"of-{name}", number) for name in range(3) for number in range(100))
-        assert [sorted(numbers) for numbers in heard] == [list(range(100))] * 3
+    def test_who_need_not_wait_is_told_of_nothing(self, rig: Rig) -> None:
+        front = rig.front()
+        assert rig.intake.take(wait=False) == []
+        front.hand_over(1)
+        assert [handed.job.id for handed in rig.intake.take(wait=False)] == [1]
+        assert rig.intake.take(wait=False) == []
 
 
 class TestEnd:
     def test_nothing_is_taken_when_the_host_has_gone(self, rig: Rig) -> None:
         front = rig.front()
         front.hand_over(1)
+        assert not rig.intake.ended
         rig.host.close()
         assert rig.take() == []
+        assert rig.intake.ended
 
     def test_front_that_leaves_withdraws_what_waits(self, rig: Rig) -> None:
         staying, leaving = rig.front(), rig.front()
