@@ -6,7 +6,6 @@ PYTHONPATH=src:. python3 -m benchmarks.overlap docs/overlap.svg
 from __future__ import annotations
 
 import sys
-import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +13,14 @@ import numpy as np
 
 from aikoryu.bus.columns import Field
 from aikoryu.gpu.device import Device, open_device
-from aikoryu.gpu.executor import Executor, Piece
+from aikoryu.gpu.executor import Executor, Piece, Running
 from aikoryu.gpu.job import Job, Part
 from aikoryu.gpu.registry import Catalogue, load
 from aikoryu.gpu.slab import Slab, align
 
 ROWS, SIDE = 2048, 64  # 32 MiB in a batch of pairs, 32 MiB out
 STREAMS = 3
-BATCHES = 12  # a stream, the first of which warm up
+BATCHES = 18
 SHOWN_US = 9000.0
 COLOURS = {"copy in": "#4c78a8", "kernel": "#f58518", "copy out": "#54a24b"}
 
@@ -42,7 +41,7 @@ class Bar(NamedTuple):
 
 
 def main(path: Path) -> None:
-    """Run batches of products on every stream at once, profile them, and draw what overlapped."""
+    """Run batches of products on all streams, profile them, and draw what overlapped."""
     device = open_device("cuda:0", threads=1)
     executor = Executor(load(Catalogue()), device)
     executor.load()
@@ -56,42 +55,44 @@ def _profile(executor: Executor, device: Device) -> list[Bar]:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    started = threading.Barrier(STREAMS + 1)
-    warm = threading.Barrier(STREAMS + 1)
-
-    def serve() -> None:
-        slab = Slab.create(128 << 20)
+    slabs = [Slab.create(128 << 20) for _ in range(STREAMS)]
+    for slab in slabs:
         device.register(slab)
-        with device.stream():
-            for number in range(BATCHES):
-                if number == BATCHES // 2:
-                    warm.wait()
-                    started.wait()
-                executor.run([Piece(_job(number, slab), slab)])
-
-    threads = [threading.Thread(target=serve) for _ in range(STREAMS)]
-    for thread in threads:
-        thread.start()
-    warm.wait()
+        _fill(slab)
+    _run(executor, slabs)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        started.wait()
-        for thread in threads:
-            thread.join()
+        _run(executor, slabs)
         torch.cuda.synchronize()
     bars = [_bar(event) for event in profiled.profiler.kineto_results.events() if event.device_type().name == "CUDA"]
     first = min(bar.start_us for bar in bars)
     return [bar._replace(start_us=bar.start_us - first) for bar in bars if bar.start_us - first < SHOWN_US]
 
 
-def _job(number: int, slab: Slab) -> Job:
-    rng = np.random.default_rng()
+def _run(executor: Executor, slabs: list[Slab]) -> None:
+    """Keep every stream supplied, as the engine does."""
+    running: list[Running | None] = [None] * STREAMS
+    for number in range(BATCHES):
+        stream = number % STREAMS
+        before = running[stream]
+        if before is not None:
+            before.wait()
+        running[stream] = executor.start([Piece(_job(number), slabs[stream])], stream)
+    for last in running:
+        if last is not None:
+            last.wait()
+
+
+def _fill(slab: Slab) -> None:
+    """Rows of all batches of a slab: alive, their matrices random."""
+    slab.view[:ROWS] = b"\1" * ROWS
+    shape = (2 * ROWS, SIDE, SIDE)
+    slab.array(align(ROWS), np.dtype("<f4"), shape)[...] = np.random.default_rng().random(shape, np.float32)
+
+
+def _job(number: int) -> Job:
     field = Field("f4", (SIDE, SIDE))
     size = ROWS * field.row_bytes
-    slab.view[:ROWS] = b"\1" * ROWS
     parts = [Part(name, field, align(ROWS) + index * size, size) for index, name in enumerate("ab")]
-    if number == 0:
-        for part in parts:
-            slab.array(part.data, np.dtype("<f4"), (ROWS, SIDE, SIDE))[...] = rng.random((ROWS, SIDE, SIDE), np.float32)
     return Job(number, 0, "matrix.matmul", ROWS, parts, b"\x80", 0, align(ROWS) + 2 * size)
 
 
