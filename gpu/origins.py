@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import time
-from typing import BinaryIO
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -82,6 +82,9 @@ class Origin(msgspec.Struct, frozen=True):
         return self.field.row_bytes
 
 
+_origins = msgspec.json.Decoder(Origin)
+
+
 class Draft:
     """A tensor that its maker fills, invisible until it is published.
 
@@ -91,11 +94,18 @@ class Draft:
         array: the file itself, writable, of the tensor's shape.
     """
 
-    def __init__(self, key: str, origin: Origin, path: Path) -> None:
+    def __init__(self, key: str, origin: Origin, path: str) -> None:
         self.key = key
         self.origin = origin
         self.path = path
         self.array: Array = mapped(path, origin.field, shared=True)
+
+
+class Seen(NamedTuple):
+    """What tells a file from any that takes its place."""
+
+    inode: int
+    changed_ns: int
 
 
 class _Upload(msgspec.Struct):
@@ -124,34 +134,45 @@ class Origins:
         self.budget_bytes = budget_bytes or shutil.disk_usage(directory).free // 2
         self.used_bytes = 0
         self.count = 0
-        self._directory = directory
+        self._directory = str(directory)
         self._clock = clock
         self._lock = threading.Lock()
         self._sweep_at = float("-inf")
 
     @contextmanager
-    def opened(self, key: str) -> Iterator[tuple[Origin, BinaryIO]]:
-        """A tensor's origin and its file, at the array's first byte; its time to live begins anew.
+    def opened(self, key: str) -> Iterator[tuple[Origin, int]]:
+        """A tensor's origin and the descriptor of its file; its time to live begins anew.
 
         Raises:
             BadValue: that is no key.
             NoTensor: nothing lies there.
         """
+        path = self._path(key)
         try:
-            file = self._path(key).open("rb")
+            file = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             raise missing(key) from None
-        with file:
-            found = os.fstat(file.fileno())
+        try:
+            found = os.fstat(file)
             now = self._clock()
             if found.st_mtime <= now:
-                self._unlink(self._path(key))
+                self._unlink(path)
                 raise missing(key)
-            footer = os.pread(file.fileno(), FOOTER_BYTES, found.st_size - FOOTER_BYTES)
-            origin = msgspec.json.decode(footer, type=Origin)
-            if found.st_mtime < now + 0.9 * origin.ttl_s:  # not for each of many uses in a row
-                os.utime(file.fileno(), (now, now + origin.ttl_s))
+            origin = _origins.decode(os.pread(file, FOOTER_BYTES, found.st_size - FOOTER_BYTES))
+            if _is_due(found.st_mtime, now, origin.ttl_s):
+                os.utime(file, (now, now + origin.ttl_s))
             yield origin, file
+        finally:
+            os.close(file)
+
+    def unchanged(self, key: str, seen: Seen, ttl_s: float) -> bool:
+        """Whether the file seen is there still, and may be used without being opened: so it is most of the time."""
+        try:
+            found = os.stat(self._path(key))
+        except FileNotFoundError:
+            return False
+        # A file that expires soon is opened, which lets its time begin anew.
+        return seen == (found.st_ino, found.st_ctime_ns) and not _is_due(found.st_mtime, self._clock(), ttl_s)
 
     def read(self, key: str, field: Field, start: int) -> tuple[Array, int]:
         """Elements of a tensor.
@@ -177,8 +198,11 @@ class Origins:
                     f"elements {start} to {start + count} as {field.dtype} of a tensor {origin.field} of {whole} "
                     "elements: take dtype and shape from its handle"
                 )
-            file.seek(start * dtype.itemsize)
-            return np.fromfile(file, dtype, count).reshape(field.shape), origin.version
+            values = np.empty(field.shape, dtype)
+            room, at = bytes_of(values), 0
+            while at < len(room):
+                at += os.preadv(file, [room[at:]], start * dtype.itemsize + at)
+            return values, origin.version
 
     def write(self, key: str, origin: Origin, start: int, values: Array) -> bool:
         """Put elements of a tensor; it is there when all have come, and takes the place of the one before.
@@ -207,10 +231,9 @@ class Origins:
         if len(values) < count:
             return self._write_run(key, origin, start, values)
         path = self._part(key, origin.serial)
-        with self._claimed(path, origin.nbytes + FOOTER_BYTES), path.open("xb") as file:
-            file.write(bytes_of(values))
-            file.flush()
-            _write_behind(file.fileno(), origin, origin)
+        with self._claimed(path, origin.nbytes + FOOTER_BYTES), _new(path) as file:
+            os.pwrite(file, bytes_of(values), 0)
+            _write_behind(file, origin, origin)
         self._publish(key, origin, path)
         return True
 
@@ -233,7 +256,7 @@ class Origins:
             return False
 
     @contextmanager
-    def _locked(self, path: Path, origin: Origin) -> Iterator[int | None]:
+    def _locked(self, path: str, origin: Origin) -> Iterator[int | None]:
         """An upload's file, begun if it is new, for this caller alone; None if it is no upload any more."""
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -259,9 +282,9 @@ class Origins:
         """
         path = self._part(key, origin.serial)
         size = origin.nbytes + FOOTER_BYTES
-        with self._claimed(path, size), path.open("xb") as file:
+        with self._claimed(path, size), _new(path) as file:
             # Taken now: a page that cannot be had when the mapping is written would end the process.
-            os.posix_fallocate(file.fileno(), 0, size)
+            os.posix_fallocate(file, 0, size)
         return Draft(key, origin, path)
 
     def publish(self, draft: Draft) -> None:
@@ -270,8 +293,11 @@ class Origins:
         Raises:
             NotOwner: another's tensor came to lie there meanwhile; the draft is gone.
         """
-        with draft.path.open("r+b") as file:
-            _write_behind(file.fileno(), draft.origin, draft.origin)
+        file = os.open(draft.path, os.O_WRONLY)
+        try:
+            _write_behind(file, draft.origin, draft.origin)
+        finally:
+            os.close(file)
         self._publish(draft.key, draft.origin, draft.path)
 
     def discard(self, draft: Draft) -> None:
@@ -316,7 +342,7 @@ class Origins:
         except NoTensor:
             return False
 
-    def _publish(self, key: str, origin: Origin, path: Path) -> None:
+    def _publish(self, key: str, origin: Origin, path: str) -> None:
         """Give a file that is whole its name; one of another owner's is there already: remove it."""
         try:
             self.has(key, origin)
@@ -327,20 +353,19 @@ class Origins:
         os.utime(path, (now, now + origin.ttl_s))
         with self._lock:
             self._forget(self._path(key))
-            path.replace(self._path(key))
+            os.replace(path, self._path(key))
             self.count += 1
 
-    def _path(self, key: str) -> Path:
+    def _path(self, key: str) -> str:
         if _KEY.fullmatch(key) is None:
             raise BadValue(f"key {key[:140]!r}: write <group>.<name>, each of 1 to 64 letters, digits, '_' and '-'")
-        return self._directory / key
+        return f"{self._directory}/{key}"
 
-    def _part(self, key: str, what: str) -> Path:
-        path = self._path(key)
-        return path.with_name(f"{path.name}.{what}{_PART}")
+    def _part(self, key: str, what: str) -> str:
+        return f"{self._path(key)}.{what}{_PART}"
 
     @contextmanager
-    def _claimed(self, path: Path, size: int) -> Iterator[None]:
+    def _claimed(self, path: str, size: int) -> Iterator[None]:
         """Room for a file that is written inside; if that fails, room and file are given back."""
         taken = 0
         try:
@@ -351,7 +376,7 @@ class Origins:
         except BaseException as error:
             with self._lock:
                 self.used_bytes -= taken
-            path.unlink(missing_ok=True)
+            _remove(path)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise Busy("the disk that keeps tensors is full: free some, or ask the operator for room") from None
             raise
@@ -373,16 +398,16 @@ class Origins:
             )
         self.used_bytes += charge
 
-    def _unlink(self, path: Path) -> None:
+    def _unlink(self, path: str) -> None:
         with self._lock:
             self._forget(path)
-            path.unlink(missing_ok=True)
+            _remove(path)
 
-    def _forget(self, path: Path) -> None:
+    def _forget(self, path: str) -> None:
         """Count a file out that is about to go."""
         with suppress(FileNotFoundError):
-            self.used_bytes -= _charge(path.stat().st_size)
-            self.count -= path.suffix != _PART
+            self.used_bytes -= _charge(os.stat(path).st_size)
+            self.count -= not path.endswith(_PART)
 
     def _sweep(self) -> set[str]:
         """Look at every file: drop what has expired, and count the rest."""
@@ -403,7 +428,7 @@ class Origins:
         return keys
 
 
-def mapped(path: Path | str, field: Field, *, shared: bool = False) -> Array:
+def mapped(path: str, field: Field, *, shared: bool = False) -> Array:
     """The elements at a file's beginning, as memory: of its own if written to, unless `shared`.
 
     Unlike NumPy's and Python's mappings it keeps no file descriptor, of which a process has few.
@@ -412,7 +437,7 @@ def mapped(path: Path | str, field: Field, *, shared: bool = False) -> Array:
 
     if field.row_bytes == 0:
         return np.empty(field.shape, FIXED[field.dtype])
-    memory = torch.from_file(str(path), shared=shared, size=field.row_bytes, dtype=torch.uint8)
+    memory = torch.from_file(path, shared=shared, size=field.row_bytes, dtype=torch.uint8)
     array: Array = memory.numpy().view(FIXED[field.dtype]).reshape(field.shape)
     return array
 
@@ -434,12 +459,32 @@ def _write_behind(file: int, origin: Origin, what: Origin | _Upload) -> None:
     os.truncate(file, origin.nbytes + len(text))
 
 
-def _is_at(file: int, path: Path) -> bool:
+@contextmanager
+def _new(path: str) -> Iterator[int]:
+    """The descriptor of a new file."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _is_at(file: int, path: str) -> bool:
     """Whether an open file still has this name."""
     try:
-        return os.path.samestat(os.fstat(file), path.stat())
+        return os.path.samestat(os.fstat(file), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def _is_due(expires: float, now: float, ttl_s: float) -> bool:
+    """Whether a use lets the time to live begin anew; not each of many uses in a row does."""
+    return expires < now + 0.9 * ttl_s
 
 
 def _charge(size: int) -> int:

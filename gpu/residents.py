@@ -17,14 +17,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..bus.columns import Array, Field
 from ..bus.errors import BadParameter, Busy, TooLarge
 from .device import Device
-from .origins import Origin, Origins, mapped
+from .origins import Origin, Origins, Seen, mapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,9 +61,19 @@ class Handle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(eq=False)
 class Copy:
-    """A tensor on the device, or about to be."""
+    """A tensor on the device, or about to be.
+
+    Attributes:
+        origin: its origin.
+        seen: the file that was loaded.
+        pins: batches that use it.
+        listed: it is what its key leads to.
+        tensor: none until it is loaded.
+        loading: held while it is.
+    """
 
     origin: Origin
+    seen: Seen
     pins: int = 0
     listed: bool = True
     tensor: Tensor | None = None
@@ -131,8 +141,13 @@ class Residents:
         try:
             found = {}
             for name, handle in handles.items():
+                copy = self._there(handle)
+                if copy is not None:
+                    pinned.append(copy)
+                    found[name] = self._shared(copy.tensor)
+                    continue
                 with self.checked(handle) as (origin, file):
-                    copy = self._pin(handle.key, origin)
+                    copy = self._pin(handle.key, origin, file)
                     pinned.append(copy)
                     found[name] = self._loaded(handle.key, copy, file)
             yield found
@@ -152,8 +167,8 @@ class Residents:
             yield _mapped(origin, file)
 
     @contextmanager
-    def checked(self, handle: Handle) -> Iterator[tuple[Origin, BinaryIO]]:
-        """A tensor's origin and file, if it is of the handle's dtype and shape.
+    def checked(self, handle: Handle) -> Iterator[tuple[Origin, int]]:
+        """A tensor's origin and its file's descriptor, if it is of the handle's dtype and shape.
 
         Raises:
             BadParameter, NoTensor: as `use`.
@@ -199,7 +214,9 @@ class Residents:
             raise
         self._origins.publish(draft)
         if tensor.is_cuda:
-            self._adopt(key, Copy(origin, tensor=tensor.clone()))
+            with self._origins.opened(key) as (there, file):
+                if there.serial == origin.serial:
+                    self._adopt(key, Copy(origin, _seen(file), tensor=tensor.clone()))
 
     def free(self, key: str, owner: str) -> bool:
         """Drop a tensor everywhere; whether it was there.
@@ -227,7 +244,23 @@ class Residents:
                 "evictions": self._evictions,
             }
 
-    def _pin(self, key: str, origin: Origin) -> Copy:
+    def _there(self, handle: Handle) -> Copy | None:
+        """A copy that is loaded, with one pin more, if its origin is as it was."""
+        with self._lock:
+            copy = self._copies.get(handle.key)
+        if copy is None or copy.tensor is None or copy.origin.field != handle.field:
+            return None
+        if not self.origins.unchanged(handle.key, copy.seen, copy.origin.ttl_s):
+            return None
+        with self._lock:
+            if not copy.listed:
+                return None
+            self._hits += 1
+            self._copies.move_to_end(handle.key)
+            copy.pins += 1
+            return copy
+
+    def _pin(self, key: str, origin: Origin, file: int) -> Copy:
         """The copy of an origin, with one pin more; it may have to be loaded yet."""
         with self._lock:
             copy = self._copies.get(key)
@@ -236,16 +269,17 @@ class Residents:
                 copy = None
             if copy is None:
                 self._make_room(origin.nbytes)
-                copy = self._copies[key] = Copy(origin)
+                copy = self._copies[key] = Copy(origin, _seen(file))
                 self._bytes += origin.nbytes
                 self._loads += 1
             else:
+                copy.seen = _seen(file)  # used again, it lives longer
                 self._hits += 1
             self._copies.move_to_end(key)
             copy.pins += 1
             return copy
 
-    def _loaded(self, key: str, copy: Copy, file: BinaryIO) -> Tensor:
+    def _loaded(self, key: str, copy: Copy, file: int) -> Tensor:
         device = self._device
         assert device is not None, "opened before the first batch"
         with copy.loading:
@@ -258,7 +292,13 @@ class Residents:
                         if self._copies.get(key) is copy:
                             self._drop(key)
                     raise
-        tensor = copy.tensor
+        return self._shared(copy.tensor)
+
+    def _shared(self, tensor: Tensor | None) -> Tensor:
+        """A copy for use on this thread's stream."""
+        device = self._device
+        assert device is not None, "opened before the first batch"
+        assert tensor is not None, "loaded before"
         if device.is_cuda:
             import torch
 
@@ -301,9 +341,14 @@ class Residents:
             self._bytes -= copy.origin.nbytes
 
 
-def _mapped(origin: Origin, file: BinaryIO) -> Array:
+def _mapped(origin: Origin, file: int) -> Array:
     # By its descriptor: the name may be another file's by now.
-    return mapped(f"/proc/self/fd/{file.fileno()}", origin.field)
+    return mapped(f"/proc/self/fd/{file}", origin.field)
+
+
+def _seen(file: int) -> Seen:
+    found = os.fstat(file)
+    return Seen(found.st_ino, found.st_ctime_ns)
 
 
 def _memory_bytes(device: Device) -> int:

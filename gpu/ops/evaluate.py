@@ -62,11 +62,11 @@ class Evaluate(Operation):
     endings = ("", ".*")
 
     def __init__(self, residents: Residents) -> None:
-        self._residents = residents
+        self.residents = residents
 
     def load(self, device: Device) -> None:
         """Find what the engine before has left."""
-        self._residents.open(device)
+        self.residents.open(device)
 
     def outputs(self, schema: Schema, parameters: EvaluateParameters) -> Schema:
         """One column `y`; of what is kept its dtype `t` and shape `s`."""
@@ -86,29 +86,29 @@ class Evaluate(Operation):
             dtype, shape = plan.answer.field
             return {"t": [dtype] * batch.rows, "s": np.tile(np.array(shape, np.int64), (batch.rows, 1))}
         self._check_room(plan)
-        with self._residents.use(parameters.handles) as tensors:
+        with self.residents.use(parameters.handles) as tensors:
             return {"y": _evaluate(plan, tensors, batch)}
 
     def _keep(self, plan: Plan, batch: Batch, device: Device) -> None:
         parameters: EvaluateParameters = batch.parameters
         keep = parameters.keep
         assert keep is not None, "asked for by the caller"
-        ttl_s = self._residents.spec.ttl_s if keep.ttl_s is None else keep.ttl_s
+        ttl_s = self.residents.spec.ttl_s if keep.ttl_s is None else keep.ttl_s
         origin = Origin.make(plan.answer.field, keep.version, keep.owner, ttl_s)
-        if self._residents.origins.has(keep.key, origin):
+        if self.residents.origins.has(keep.key, origin):
             return  # asked again, after an answer that was lost
         factors = _factors(plan, parameters.handles)
-        if factors is not None and plan.answer.field.row_bytes + _bytes_of(factors) > self._residents.budget_bytes:
+        if factors is not None and plan.answer.field.row_bytes + _bytes_of(factors) > self.residents.budget_bytes:
             self._multiply(factors, keep.key, origin, batch, device)
             return
         self._check_room(plan)
-        with self._residents.use(parameters.handles) as tensors:
+        with self.residents.use(parameters.handles) as tensors:
             values = _shared(plan, tensors)
-            self._residents.keep(keep.key, origin, values[plan.program.answer.number][0])
+            self.residents.keep(keep.key, origin, values[plan.program.answer.number][0])
 
     def _multiply(self, factors: tuple[Handle, Handle], key: str, origin: Origin, batch: Batch, device: Device) -> None:
         """Keep a product that the device has no room for, in tiles."""
-        residents = self._residents
+        residents = self.residents
         budget = residents.budget_bytes // 2  # the other half is for batches that run at the same time
         with residents.room(budget), residents.mapped(factors[0]) as a, residents.mapped(factors[1]) as b:
             draft = residents.origins.draft(key, origin)
@@ -121,10 +121,10 @@ class Evaluate(Operation):
 
     def _check_room(self, plan: Plan) -> None:
         needed = peak_bytes(plan, of_rows=False)
-        if needed > self._residents.budget_bytes:
+        if needed > self.residents.budget_bytes:
             raise TooLarge(
                 f"what all rows share takes {needed} bytes on the way, the device keeps "
-                f"{self._residents.budget_bytes}: use smaller tensors, or raise residents.device_bytes"
+                f"{self.residents.budget_bytes}: use smaller tensors, or raise residents.device_bytes"
             )
 
 

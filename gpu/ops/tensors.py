@@ -26,16 +26,20 @@ MAX_ELEMENTS = 1 << 40
 
 
 class _Resident(Operation):
-    """An operation on the residents of its engine."""
+    """An operation on the residents of its engine.
+
+    Attributes:
+        residents: which all operations of one catalogue share.
+    """
 
     endings = (".*",)
 
     def __init__(self, residents: Residents) -> None:
-        self._residents = residents
+        self.residents = residents
 
     def load(self, device: Device) -> None:
         """Find what the engine before has left."""
-        self._residents.open(device)
+        self.residents.open(device)
 
 
 class Put(_Resident):
@@ -74,7 +78,7 @@ class Put(_Resident):
         ((_, field),) = [column for column in batch.schema if column[0] == "x"]
         parameters: Put.Parameters = batch.parameters
         whole = Field(field.dtype, field.shape if parameters.shape is None else parameters.shape)
-        ttl_s = self._residents.spec.ttl_s if parameters.ttl_s is None else parameters.ttl_s
+        ttl_s = self.residents.spec.ttl_s if parameters.ttl_s is None else parameters.ttl_s
         complete = np.zeros(batch.rows, np.bool_)
         elements, versions, starts = batch["x"], batch["version"].tolist(), batch["start"].tolist()
         for row, (key, owner) in enumerate(zip(batch["key"], batch["owner"], strict=True)):
@@ -82,7 +86,7 @@ class Put(_Resident):
                 continue
             try:
                 origin = Origin.make(whole, versions[row], owner, ttl_s)
-                complete[row] = self._residents.origins.write(key, origin, starts[row], elements[row].reshape(-1))
+                complete[row] = self.residents.origins.write(key, origin, starts[row], elements[row].reshape(-1))
             except BusError as error:
                 batch.reject(row, error.code, str(error))
         return {"complete": complete}
@@ -121,7 +125,7 @@ class Get(_Resident):
             if row in batch.errors or not batch.checkpoint(slice(row, row + 1)):
                 continue
             try:
-                found[row], versions[row] = self._residents.origins.read(key, field, starts[row])
+                found[row], versions[row] = self.residents.origins.read(key, field, starts[row])
             except BusError as error:
                 batch.reject(row, error.code, str(error))
         return {"x": found, "version": versions}
@@ -141,7 +145,7 @@ class Free(_Resident):
             if row in batch.errors:
                 continue
             try:
-                freed[row] = self._residents.free(key, owner)
+                freed[row] = self.residents.free(key, owner)
             except BusError as error:
                 batch.reject(row, error.code, str(error))
         return {"freed": freed}

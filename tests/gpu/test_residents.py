@@ -531,7 +531,7 @@ def test_without_a_directory_one_is_made_and_goes(device: Counting, clock: Clock
     residents = Residents(ResidentsSpec(), clock)
     residents.open(device)
     residents.open(device)
-    path = residents.origins._directory
+    path = Path(residents.origins._directory)
     keep(residents, "g.x", X)
     assert path.is_dir()
     del residents

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace as replace_settings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ pytest.importorskip("torch", reason="needs the extra `worker`")
 from aikoryu.agents import Bus, Handle, session
 from aikoryu.agents.tensors import GET_RUNS, RUN_BYTES
 from aikoryu.bus.columns import FIXED
-from aikoryu.bus.errors import BadParameter, BadValue, BusError, NoTensor, NotOwner, NoWorker, TooLarge
+from aikoryu.bus.errors import BadParameter, BadValue, BusError, EngineLost, NoTensor, NotOwner, NoWorker, TooLarge
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.config import BatchSettings, ModelSettings, ResidentSettings, Settings, WorkerSettings
+from aikoryu.gpu.host import ChildEngine
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.ops.tensors import check_shape
 from aikoryu.gpu.registry import load
@@ -161,6 +165,31 @@ async def test_fresh_engine_has_the_tensors(tmp_path: Path) -> None:
             handle = handle or await bus.matrix.put(X)
             np.testing.assert_array_equal(await bus.matrix.get(handle), X)
         await worker.stop()
+
+
+async def test_engine_that_is_killed_loses_no_tensor(tmp_path: Path) -> None:
+    memory = MemoryBus()
+    settings = settings_of("w1", directory=str(tmp_path))
+    settings = replace_settings(settings, worker=WorkerSettings(name="w1", device="cpu"))
+    worker = Worker(memory.connect("_WORKER"), settings)
+    await worker.start()
+    async with session(memory.connect(), settings) as bus:
+        handle = await bus.matrix.put(X)
+        engine = worker._engine
+        assert isinstance(engine, ChildEngine)
+        os.kill(engine.host.pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    found = await bus.matrix.eval("2 * x", x=handle)
+                    break
+                except EngineLost:
+                    await asyncio.sleep(0)
+        np.testing.assert_array_equal(found, 2 * X)
+        np.testing.assert_array_equal(await bus.matrix.get(handle), X)
+    assert list(tmp_path.iterdir())
+    await worker.stop()
+    assert list(tmp_path.glob("*/*")) == []
 
 
 async def test_workers_keep_different_partitions() -> None:
