@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from ..bus.errors import ServerFailed
 from ..bus.server import find_server
 from ..config import ConfigError, Settings
 from ..gpu.models.store import BadModel, ModelMissing, find
+from ..gpu.nvml import visible
 from .arguments import Commands, add_command, add_settings, settings_of
 from .table import table
 
@@ -119,8 +121,18 @@ def _models(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"model {name}", "missing", f"{error}; or do without: --set models.embed=")
 
 
-def _gpu(settings: Settings) -> Iterator[Finding]:
-    """The GPUs, and CuPy, which only they need."""
+def _devices(settings: Settings) -> Iterator[Finding]:
+    """The GPUs, and whether those are among them that the settings ask for."""
+    found = list(_gpus())
+    yield from found
+    usable = {finding.what for finding in found if finding.state == "ok"}
+    for device in settings.worker.device.split(","):
+        if device.startswith("cuda") and f"GPU {device}" not in usable:
+            yield Finding("worker.device", "missing", f"{device} cannot be used: see GPU, or --set worker.device=auto")
+
+
+def _gpus() -> Iterator[Finding]:
+    """The GPUs, whether this torch can use them, and CuPy, which only they need."""
     try:
         import pynvml
     except ImportError:
@@ -132,18 +144,77 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
         yield Finding("GPU", "absent", "no NVIDIA driver: CPU only")
         return
     try:
-        driver, cuda = pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlSystemGetCudaDriverVersion() // 1000
-        devices = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        for device in devices:
-            memory_gib = pynvml.nvmlDeviceGetMemoryInfo(device).total / 2**30
-            yield Finding("GPU", "ok", f"{pynvml.nvmlDeviceGetName(device)}, {memory_gib:.0f} GiB, driver {driver}")
+        driver, cuda = pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlSystemGetCudaDriverVersion()
     finally:
         pynvml.nvmlShutdown()
-    if not devices:
-        yield Finding("GPU", "absent", f"driver {driver} has no device: CPU only")
+    gpus = visible()
+    if not gpus:
+        why = "CUDA_VISIBLE_DEVICES shows none" if "CUDA_VISIBLE_DEVICES" in os.environ else "no device"
+        yield Finding("GPU", "absent", f"driver {driver}, {why}: CPU only")
         return
-    cupy = next((name for name in ("cupy-cuda12x", "cupy-cuda13x") if _version(name)), f"cupy-cuda{cuda}x")
-    yield _package(cupy, "cupy", "absent", f"pip install 'aikoryu[cuda{cuda}]'")
+    told = _torch_on([gpu.device for gpu in gpus])
+    for gpu in gpus:
+        found = (
+            f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, compute capability {'.'.join(map(str, gpu.capability))}"
+        )
+        problem = _driver_problem(driver, cuda, told.cuda) or told.problems.get(gpu.device, "")
+        state = "absent" if problem else "ok"
+        yield Finding(f"GPU {gpu.device}", state, f"{found}, driver {driver}{problem and ': not used, ' + problem}")
+    major = cuda // 1000
+    cupy = next((name for name in ("cupy-cuda12x", "cupy-cuda13x") if _version(name)), f"cupy-cuda{major}x")
+    yield _package(cupy, "cupy", "absent", f"pip install 'aikoryu[cuda{major}]'")
+
+
+class Told(NamedTuple):
+    """What torch says of the GPUs.
+
+    Attributes:
+        cuda: the CUDA version it is built for; empty without.
+        problems: why it cannot use a GPU and what to do, by device; those that it can use are left out.
+    """
+
+    cuda: str
+    problems: dict[str, str]
+
+
+# In a process of its own: torch takes seconds to load, and holds memory of each GPU that it looks at.
+_ASK_TORCH = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+from aikoryu.gpu.cuda import DeviceRefused, check
+problems = {}
+for device in sys.argv[1:]:
+    try:
+        check(torch, torch.device(device))
+    except DeviceRefused as error:
+        problems[device] = str(error)
+print(json.dumps([torch.version.cuda or "", problems]))
+"""
+
+
+def _torch_on(devices: list[str]) -> Told:
+    """Ask torch whether it can use these GPUs."""
+    if find_spec("torch") is None:
+        return Told("", dict.fromkeys(devices, "no torch: pip install 'aikoryu[worker]'"))
+    command = [sys.executable, "-c", _ASK_TORCH, *devices]
+    environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as `nvml.visible` counts
+    told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if told.returncode != 0:
+        last = (told.stderr.strip().splitlines() or [f"exit code {told.returncode}"])[-1]
+        return Told("", dict.fromkeys(devices, f"torch cannot be loaded: {last}"))
+    return Told(*json.loads(told.stdout))
+
+
+def _driver_problem(driver: str, driver_cuda: int, torch_cuda: str) -> str:
+    """Whether the driver is too old for a torch built for this version of CUDA; within a major version none is."""
+    if not torch_cuda or driver_cuda // 1000 >= int(torch_cuda.partition(".")[0]):
+        return ""
+    knows = f"{driver_cuda // 1000}.{driver_cuda % 1000 // 10}"
+    return (
+        f"driver {driver} knows CUDA up to {knows}, this torch is built for {torch_cuda}: update the driver, or "
+        f"install a torch built for CUDA {driver_cuda // 1000}"
+    )
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
@@ -166,7 +237,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _nats_server,
     _worker_packages,
     _models,
-    _gpu,
+    _devices,
     _ports,
 )
 
