@@ -21,9 +21,10 @@ from .batch import Abandoned, Batch
 from .device import Device, DeviceLost, Mark, OutOfMemory, suits
 from .job import Done, Job, Part
 from .operation import Operation
-from .slab import Slab, align
+from .slab import ALIGN, Slab, align
 
 MAX_LANES = 4096  # remembered
+MOST_UTF8_BYTES = 4  # of a character
 _FLAG = np.dtype("?")
 
 _log = structlog.get_logger(__name__)
@@ -165,9 +166,11 @@ class Executor:
             start = 0
             for number, (job, slab) in enumerate(pieces):
                 own = value if job.rows == rows else value[start : start + job.rows]
-                start += job.rows
+                if field.dtype in VARIABLE:
+                    own = _trimmed(name, own, slab.size_bytes - free[number], batch, start)
                 part, free[number] = self._write(name, field, own, job.rows, slab, free[number])
                 laid[number].append(part)
+                start += job.rows
         errors = _split(batch.errors, pieces)
         return [Done(piece.job.id, laid[number], errors[number], 0) for number, piece in enumerate(pieces)]
 
@@ -276,6 +279,23 @@ def _packed(name: str, rows: Any) -> Column:
         return pack_strings(rows)
     except BusError as error:
         raise ValueError(f"column {name!r} of the answer: {error}") from None  # the operation's fault, not the caller's
+
+
+def _trimmed(name: str, rows: Sequence[Any], room: int, batch: Batch, start: int) -> Sequence[Any]:
+    """Rows of variable width that fit into `room` bytes: the largest are refused until they do."""
+    room -= (len(rows) + 1) * OFFSET.itemsize + 2 * ALIGN
+    if sum(map(len, rows)) * MOST_UTF8_BYTES <= room:
+        return rows
+    sizes = [len(row.encode()) if isinstance(row, str) else len(row) for row in rows]
+    over = sum(sizes) - room
+    kept = list(rows)
+    for row in sorted(range(len(rows)), key=sizes.__getitem__, reverse=True):
+        if over <= 0:
+            break
+        over -= sizes[row]
+        kept[row] = type(kept[row])()
+        batch.reject(start + row, TooLarge.code, f"column {name!r} of the answer is {sizes[row]} bytes: ask for less")
+    return kept
 
 
 def _place(slab: Slab, free: int, array: Array) -> tuple[int, int]:

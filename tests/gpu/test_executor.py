@@ -156,6 +156,19 @@ def test_answer_larger_than_the_slab_is_too_large(slab: Slab) -> None:
     assert done.failed == "too_large"
 
 
+@pytest.mark.parametrize("long", ["é" * 40_000, "x" * 70_000])
+def test_text_too_large_for_the_slab_fails_its_row_alone(slab: Slab, long: str) -> None:
+    answer = ["short", long, "também"]
+    done = run(slab, Given(lambda b: {"y": answer}, IO[0], {"y": "utf8"}), x=X)
+    ((row, code, message),) = done.errors
+    assert (done.failed, row, code) == ("", 1, "too_large")
+    assert str(len(long.encode())) in message
+    (part,) = done.parts
+    ends = slab.array(part.offsets, OFFSET, (4,)).tolist()
+    data = bytes(slab.view[part.data : part.data + part.data_bytes])
+    assert [data[a:b].decode() for a, b in itertools.pairwise(ends)] == ["short", "", "também"]
+
+
 def test_operation_that_raises_fails_the_batch_without_its_words(slab: Slab) -> None:
     def operation(batch: Batch) -> Mapping[str, Any]:
         raise LookupError("a secret")
