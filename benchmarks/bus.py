@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bus", description=__doc__)
     device_run.add_arguments(parser)
     parser.add_argument("--rounds", type=int, help="times that everything is measured (default 3; 5 with --device)")
-    parser.add_argument("--seconds", type=float, help="length of one measurement (default 4; 1.5 with --device)")
+    parser.add_argument("--seconds", type=float, help="length of one measurement (default 4; 1.25 with --device)")
     parser.add_argument("--json", type=Path, help="write the result record to this file")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="contestants to run (default all)")
     parser.add_argument("--shapes", nargs="+", metavar="NAME", help="shapes to run (default all)")

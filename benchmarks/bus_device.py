@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     device, quick = options.device, options.quick
     os.environ[DEVICE_VARIABLE] = device
     rounds = options.rounds or (2 if quick else 5)
-    seconds = options.seconds or (0.75 if quick else 1.5)
+    seconds = options.seconds or (0.75 if quick else 1.25)
     cores = len(os.sched_getaffinity(0))
     processes = max(2, min(8, cores // 2))
     agents = min(1024 if quick else 4096, 64 * cores * 4, raise_file_limit() - FILES_BESIDE)

@@ -59,5 +59,5 @@ class Copies:
 
 def copied_alone(device: str, size: int, least_s: float) -> dict[str, Any]:
     """GB/s of one direction at a time and of both at once, with so many bytes each way."""
-    ways = {"in": (size, 0), "out": (0, size), "both": (size, size)}
+    ways = {"in": (size, 1), "out": (1, size), "both": (size, size)}
     return {name: round(Copies(device, *sizes).gigabytes_per_s(least_s), 2) for name, sizes in ways.items()}

@@ -92,9 +92,23 @@ def table(result: dict[str, Any]) -> str:
             lines.append(
                 form.format(contestant, *cells, cell(ratio, ".2f"), str(sum(figures[kind] for kind in FAULTS)))
             )
+        lines += [f"  cores busy at {name}: {found}" for name, figures in by.items() if (found := cores(figures))]
         lines += [stages.line(name, found) for name, found in result.get("stages", {}).get(shape, {}).items()]
     lines += [f"skipped {name}: {reason}" for name, reason in result["skipped"].items()]
     return "\n".join(lines)
+
+
+def cores(figures: Mapping[str, float]) -> str:
+    """How many cores each kind of process kept busy, which tells what binds; empty where it was not seen."""
+    if not {"rows_per_s", "server_cpu_us", "engine_cpu_us", "client_cpu_us", "nats_cpu_us"} <= figures.keys():
+        return ""
+    us = {
+        "clients": figures["client_cpu_us"],
+        "NATS": figures["nats_cpu_us"],
+        "fronts": figures["server_cpu_us"] - figures["engine_cpu_us"],
+        "engine": figures["engine_cpu_us"],
+    }
+    return ", ".join(f"{role} {each * figures['rows_per_s'] / 1e6:.1f}" for role, each in us.items())
 
 
 def _stages(samples: Samples) -> dict[str, dict[str, Any]]:

@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.embed", description=__doc__)
     device_run.add_arguments(parser)
     parser.add_argument("--rounds", type=int, help="times that everything is measured (default 3; 5 with --device)")
-    parser.add_argument("--seconds", type=float, help="length of one measurement (default 15; 2.5 with --device)")
+    parser.add_argument("--seconds", type=float, help="length of one measurement (default 15; 2 with --device)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads of each contestant (default 2)")
     parser.add_argument("--json", type=Path, help="write the result record to this file")
     chosen = parser.add_mutually_exclusive_group()

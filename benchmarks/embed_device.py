@@ -15,7 +15,7 @@ import numpy as np
 from aikoryu.gpu.models.store import Model
 from aikoryu.gpu.models.tokenizer import Tokenizer
 from benchmarks import device_goals, device_run, embed_ids
-from benchmarks.embed_model import find_model, sentences
+from benchmarks.embed_model import TRAINED, find_model, sentences
 from benchmarks.harness import entrants
 from benchmarks.ours_echo_device import DEVICE_VARIABLE
 from benchmarks.ours_embed_device import DIRECTORY_VARIABLE
@@ -38,14 +38,14 @@ def shapes(processes: int, pool: Path, cuda: bool) -> list[Shape]:
     rows, callers, alone = (TEXTS_A_CALL, 4, 256) if cuda else (32, 1, 16)
     many = f"{processes} processes × {callers} call_many({rows} texts)"
     return [
-        Shape("texts", many, processes, callers=callers, rows_per_call=rows, workload=texts, ramp_s=1.0),
+        Shape("texts", many, processes, callers=callers, rows_per_call=rows, workload=texts, ramp_s=0.5),
         Shape(
             "sentences",
             f"{processes} processes × {alone} awaited texts",
             processes,
             callers=alone,
             workload=texts,
-            ramp_s=1.0,
+            ramp_s=0.5,
         ),
         Shape("text64", "64 callers awaiting a text each", callers=64, workload=texts),
     ]
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
         folder = Path(name)
         model, kind = find_model(folder)
         os.environ[DEVICE_VARIABLE] = device
-        os.environ[DIRECTORY_VARIABLE] = str(model.path.parent) if model.path.name == model.name else ""
+        os.environ[DIRECTORY_VARIABLE] = "" if kind == TRAINED else str(folder)
         pool = folder / "texts.json"
         skipped = _in_process(model, options, rounds, samples, described, folder, pool)
         gc.collect()
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
         able, missing = entrants(MODULES)
         if quick:
             able = [(module, one) for module, one in able if one.name != device_goals.TWO]
-        seconds = options.seconds or (1.0 if quick else 2.5)
+        seconds = options.seconds or (1.0 if quick else 2.0)
         over_nats, failed = asyncio.run(run_standing(able, chosen, rounds, seconds, device))
     samples |= over_nats
     described |= {

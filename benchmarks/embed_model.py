@@ -12,6 +12,7 @@ from aikoryu.gpu.models.store import Model, ModelMissing, find
 from benchmarks.processes import ROOT
 
 MODEL = "all-MiniLM-L6-v2"
+TRAINED, RANDOM = "trained", "random weights"
 _SPECIAL = 2  # tokens around a text
 
 
@@ -22,11 +23,11 @@ def find_model(folder: Path) -> tuple[Model, str]:
         folder: where the latter is written.
 
     Returns:
-        The model, and which it is: "trained" or "random weights".
+        The model, and which it is: `TRAINED` or `RANDOM`.
     """
     configured = load().models.directory
     try:
-        return find(MODEL, Path(configured) if configured else None), "trained"
+        return find(MODEL, Path(configured) if configured else None), TRAINED
     except ModelMissing:
         spec = importlib.util.spec_from_file_location("random_minilm", ROOT / "tests" / "gpu" / "random_minilm.py")
         assert spec is not None, "a path that ends in .py has a loader"
@@ -34,7 +35,7 @@ def find_model(folder: Path) -> tuple[Model, str]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.write(folder / MODEL)
-        return find(MODEL, folder), "random weights"
+        return find(MODEL, folder), RANDOM
 
 
 def sentences(model: Model, count: int, tokens: int) -> list[str]:

@@ -13,6 +13,7 @@ from benchmarks.record import Samples
 
 SLACK_BYTES = 1 << 20
 OVERSIZE_SIDE = {"cpu": 1024, "cuda": 16_384}
+QUICK_SIDE = {"cpu": 512, "cuda": 8192}
 
 
 def main() -> None:
@@ -54,7 +55,8 @@ async def _measure(options: argparse.Namespace, rounds: int, seconds: float) -> 
             case_products.release()
             skipped |= {f"{name}, {case.name}": reason for name, reason in case_products.skipped.items()}
     _say("larger than the budget")
-    about, reason = await oversize.measure(device, OVERSIZE_SIDE[device], rounds, seconds, samples)
+    side = (QUICK_SIDE if options.quick else OVERSIZE_SIDE)[device]
+    about, reason = await oversize.measure(device, side, rounds, seconds, samples)
     shapes[oversize.SHAPE] = about
     skipped |= {oversize.SHAPE: reason} if reason else {}
     device_run.finish(

@@ -14,7 +14,7 @@ DEVICE_VARIABLE = "BENCH_DEVICE"
 SHAPES = {
     1: frozenset({"awaited", "many", "one", "agents"}),
     2: frozenset({"awaited", "many"}),
-    4: frozenset({"awaited", "many", "one", "agents"}),
+    4: frozenset({"awaited", "many", "agents"}),
 }
 
 

@@ -14,7 +14,7 @@ from benchmarks.ours_embed import MODEL, EmbedClient
 DIRECTORY_VARIABLE = "BENCH_MODELS_DIRECTORY"
 SHAPES = {
     1: frozenset({"texts", "sentences", "text64"}),
-    2: frozenset({"texts", "sentences"}),
+    2: frozenset({"texts"}),
     4: frozenset({"texts", "sentences", "text64"}),
 }
 

@@ -28,6 +28,7 @@ MEDIANS = (
     "client_cpu_us",
     "server_cpu_us",
     "nats_cpu_us",
+    "engine_cpu_us",
     "alone_ms",
     "after_hang_up_ratio",
     "p50_us",

@@ -44,8 +44,10 @@ def page(results: Results) -> Iterator[str]:
         for shape, by in result["medians"].items():
             yield f"**{result['shapes'][shape]['title']}**"
             yield _contestants(by)
-            if found := result.get("stages", {}).get(shape):
-                yield _stages(found)
+            if busy := [f"{one} {found}" for one, figures in by.items() if (found := device_run.cores(figures))]:
+                yield "Cores busy: " + "; ".join(busy) + "."
+            if staged := result.get("stages", {}).get(shape):
+                yield _stages(staged)
         if result["skipped"]:
             yield "Not run: " + "; ".join(f"{one} ({why})" for one, why in result["skipped"].items()) + "."
         yield f"`{result['command']}`"
