@@ -1,19 +1,16 @@
 """Origins: the tensors that agents put, as files that outlive the engine process.
 
-A file is the array's bytes in C order, then `FOOTER_BYTES` of JSON (an `Origin`), so that it can be mapped as it is;
-its modification time is when it expires. The directory is the only truth: every engine process of a worker may use it
-at the same time, and a fresh one finds what its predecessor had. A file appears whole, by its renaming.
+The directory is the only truth: every engine process of a worker may use it at the same time, and a fresh one finds
+what its predecessor had. A file (`origin.py`) appears whole, by its renaming.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import math
 import os
 import re
-import secrets
 import shutil
 import threading
 import zlib
@@ -21,104 +18,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import time
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from ..bus.columns import FIXED, Array, Field, bytes_of
-from ..bus.errors import BadParameter, BadValue, Busy, NoTensor, NotOwner, TooLarge
+from ..bus.errors import BadValue, Busy, NoTensor, NotOwner, TooLarge
+from .origin import FOOTER_BYTES, Draft, Origin, Seen, Upload, digest, read_behind, write_behind
 
-FOOTER_BYTES = 1024
 BLOCK_BYTES = 4096  # what a file takes at least, and a multiple of
 UPLOAD_S = 120.0  # an array of which no further part has come for so long is given up
+DRAFT_S = 86400.0  # a result that has been computed for so long is nobody's any more
 SWEEP_S = 10.0
-MAX_TTL_S = 30 * 86400.0
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,64}")
-_PART = ".part"
-
-
-class Origin(msgspec.Struct, frozen=True):
-    """What is known of a tensor besides its numbers.
-
-    Attributes:
-        dtype, shape: of the whole array; the wire name.
-        version: the putter's number of this content: putting it once more changes nothing.
-        owner: digest of the token without which nobody may replace or free it.
-        ttl_s: how long it is kept after its last use, s.
-        serial: tells this file from every other.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    version: int
-    owner: str
-    ttl_s: float
-    serial: str
-
-    @classmethod
-    def make(cls, field: Field, version: int, owner: str, ttl_s: float) -> Origin:
-        """The origin of an array about to be put by whoever holds the token `owner`.
-
-        Raises:
-            BadParameter: the time to live is none.
-            BadValue: the token is empty.
-        """
-        if not 0 < ttl_s <= MAX_TTL_S:
-            raise BadParameter(f"ttl_s is {ttl_s}: use more than 0 and at most {MAX_TTL_S:g} s")
-        if not owner:
-            raise BadValue("the owner's token is empty: make one of random letters")
-        return cls(field.dtype, field.shape, version, digest(owner), ttl_s, secrets.token_hex(8))
-
-    @property
-    def field(self) -> Field:
-        """Dtype and shape."""
-        return Field(self.dtype, self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the array."""
-        return self.field.row_bytes
-
-
-_origins = msgspec.json.Decoder(Origin)
-
-
-class Draft:
-    """A tensor that its maker fills, invisible until it is published.
-
-    Attributes:
-        key, origin: what it will be.
-        path: its file.
-        array: the file itself, writable, of the tensor's shape.
-    """
-
-    def __init__(self, key: str, origin: Origin, path: str) -> None:
-        self.key = key
-        self.origin = origin
-        self.path = path
-        self.array: Array = mapped(path, origin.field, shared=True)
-
-
-class Seen(NamedTuple):
-    """What tells a file from any that takes its place."""
-
-    inode: int
-    changed_ns: int
-
-
-class _Upload(msgspec.Struct):
-    """What stands behind the elements of an array of which not all have come: the runs of elements that have."""
-
-    origin: Origin
-    runs: list[tuple[int, int]]
-
-    def add(self, start: int, end: int) -> None:
-        """Runs may overlap, repeat, and come in any order."""
-        apart = [run for run in self.runs if run[1] < start or run[0] > end]
-        met = [run for run in self.runs if run not in apart]
-        self.runs = [*apart, (min([start, *(run[0] for run in met)]), max([end, *(run[1] for run in met)]))]
+_UNDONE = {"part": UPLOAD_S, "draft": DRAFT_S}  # files that are no tensors yet, by what follows the last ~
 
 
 class Origins:
@@ -158,7 +72,7 @@ class Origins:
             if found.st_mtime <= now:
                 self._unlink(path)
                 raise missing(key)
-            origin = _origins.decode(os.pread(file, FOOTER_BYTES, found.st_size - FOOTER_BYTES))
+            origin = read_behind(file, found.st_size)
             if _is_due(found.st_mtime, now, origin.ttl_s):
                 os.utime(file, (now, now + origin.ttl_s))
             yield origin, file
@@ -230,28 +144,28 @@ class Origins:
             return True
         if len(values) < count:
             return self._write_run(key, origin, start, values)
-        path = self._part(key, origin.serial)
+        path = self._undone(key, f"{origin.serial}~part")
         with self._claimed(path, origin.nbytes + FOOTER_BYTES), _new(path) as file:
             os.pwrite(file, bytes_of(values), 0)
-            _write_behind(file, origin, origin)
+            write_behind(file, origin, origin)
         self._publish(key, origin, path)
         return True
 
     def _write_run(self, key: str, origin: Origin, start: int, values: Array) -> bool:
         """Add elements to a file that all engines know by its name; the one that makes it whole publishes it."""
         kind = zlib.crc32(str(origin.field).encode())
-        path = self._part(key, f"{origin.version:x}-{kind:x}-{origin.owner}")
+        path = self._undone(key, f"{origin.version:x}-{kind:x}-{origin.owner}~part")
         with self._locked(path, origin) as file:
             if file is None:  # another thread or engine has just published it
                 return self.has(key, origin)
             os.pwrite(file, bytes_of(values), start * values.itemsize)
-            upload = msgspec.json.decode(os.pread(file, os.fstat(file).st_size, origin.nbytes), type=_Upload)
+            upload = msgspec.json.decode(os.pread(file, os.fstat(file).st_size, origin.nbytes), type=Upload)
             upload.add(start, start + len(values))
             if upload.runs == [(0, math.prod(origin.shape))]:
-                _write_behind(file, origin, origin)
+                write_behind(file, origin, origin)
                 self._publish(key, origin, path)
                 return True
-            _write_behind(file, origin, upload)
+            write_behind(file, origin, upload)
             os.utime(file, (self._clock(), self._clock()))
             return False
 
@@ -268,7 +182,7 @@ class Origins:
                 size = origin.nbytes + FOOTER_BYTES
                 with self._claimed(path, size):
                     os.posix_fallocate(file, 0, size)
-                    _write_behind(file, origin, _Upload(origin, []))
+                    write_behind(file, origin, Upload(origin, []))
             yield file
         finally:
             os.close(file)
@@ -280,7 +194,7 @@ class Origins:
             BadValue: that is no key.
             TooLarge, Busy: it does not fit the budget, or not now.
         """
-        path = self._part(key, origin.serial)
+        path = self._undone(key, f"{origin.serial}~draft")
         size = origin.nbytes + FOOTER_BYTES
         with self._claimed(path, size), _new(path) as file:
             # Taken now: a page that cannot be had when the mapping is written would end the process.
@@ -295,7 +209,7 @@ class Origins:
         """
         file = os.open(draft.path, os.O_WRONLY)
         try:
-            _write_behind(file, draft.origin, draft.origin)
+            write_behind(file, draft.origin, draft.origin)
         finally:
             os.close(file)
         self._publish(draft.key, draft.origin, draft.path)
@@ -361,8 +275,8 @@ class Origins:
             raise BadValue(f"key {key[:140]!r}: write <group>.<name>, each of 1 to 64 letters, digits, '_' and '-'")
         return f"{self._directory}/{key}"
 
-    def _part(self, key: str, what: str) -> str:
-        return f"{self._path(key)}.{what}{_PART}"
+    def _undone(self, key: str, what: str) -> str:
+        return f"{self._path(key)}.{what}"
 
     @contextmanager
     def _claimed(self, path: str, size: int) -> Iterator[None]:
@@ -407,7 +321,7 @@ class Origins:
         """Count a file out that is about to go."""
         with suppress(FileNotFoundError):
             self.used_bytes -= _charge(os.stat(path).st_size)
-            self.count -= not path.endswith(_PART)
+            self.count -= path.rpartition("~")[2] not in _UNDONE
 
     def _sweep(self) -> set[str]:
         """Look at every file: drop what has expired, and count the rest."""
@@ -416,47 +330,21 @@ class Origins:
         for entry in os.scandir(self._directory):
             with suppress(FileNotFoundError):  # another process drops files, too
                 found = entry.stat()
-                part = entry.name.endswith(_PART)
-                if found.st_mtime + (UPLOAD_S if part else 0.0) <= now:
+                kind = entry.name.rpartition("~")[2]
+                if found.st_mtime + _UNDONE.get(kind, 0.0) <= now:
                     os.unlink(entry.path)
                     continue
                 used += _charge(found.st_size)
-                if not part:
+                if kind not in _UNDONE:
                     keys.add(entry.name)
         self.used_bytes, self.count = used, len(keys)
         self._sweep_at = now + SWEEP_S
         return keys
 
 
-def mapped(path: str, field: Field, *, shared: bool = False) -> Array:
-    """The elements at a file's beginning, as memory: of its own if written to, unless `shared`.
-
-    Unlike NumPy's and Python's mappings it keeps no file descriptor, of which a process has few.
-    """
-    import torch
-
-    if field.row_bytes == 0:
-        return np.empty(field.shape, FIXED[field.dtype])
-    memory = torch.from_file(path, shared=shared, size=field.row_bytes, dtype=torch.uint8)
-    array: Array = memory.numpy().view(FIXED[field.dtype]).reshape(field.shape)
-    return array
-
-
 def missing(key: str) -> NoTensor:
     """The error for a key under which nothing lies."""
     return NoTensor(f"no tensor {key!r} is here: it has expired, was freed, or went with its worker: put it again")
-
-
-def digest(owner: str) -> str:
-    """What is kept of an owner's token."""
-    return hashlib.sha256(owner.encode()).hexdigest()[:32]
-
-
-def _write_behind(file: int, origin: Origin, what: Origin | _Upload) -> None:
-    """Write what is known of a tensor, or of what has come of it, behind its elements."""
-    text = msgspec.json.encode(what).ljust(FOOTER_BYTES)
-    os.pwrite(file, text, origin.nbytes)
-    os.truncate(file, origin.nbytes + len(text))
 
 
 @contextmanager

@@ -24,7 +24,8 @@ import msgspec
 from ..bus.columns import Array, Field
 from ..bus.errors import BadParameter, Busy, TooLarge
 from .device import Device
-from .origins import Origin, Origins, Seen, mapped
+from .origin import Origin, Seen, mapped, seen
+from .origins import Origins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -216,7 +217,7 @@ class Residents:
         if tensor.is_cuda:
             with self._origins.opened(key) as (there, file):
                 if there.serial == origin.serial:
-                    self._adopt(key, Copy(origin, _seen(file), tensor=tensor.clone()))
+                    self._adopt(key, Copy(origin, seen(file), tensor=tensor.clone()))
 
     def free(self, key: str, owner: str) -> bool:
         """Drop a tensor everywhere; whether it was there.
@@ -269,11 +270,11 @@ class Residents:
                 copy = None
             if copy is None:
                 self._make_room(origin.nbytes)
-                copy = self._copies[key] = Copy(origin, _seen(file))
+                copy = self._copies[key] = Copy(origin, seen(file))
                 self._bytes += origin.nbytes
                 self._loads += 1
             else:
-                copy.seen = _seen(file)  # used again, it lives longer
+                copy.seen = seen(file)  # used again, it lives longer
                 self._hits += 1
             self._copies.move_to_end(key)
             copy.pins += 1
@@ -344,11 +345,6 @@ class Residents:
 def _mapped(origin: Origin, file: int) -> Array:
     # By its descriptor: the name may be another file's by now.
     return mapped(f"/proc/self/fd/{file}", origin.field)
-
-
-def _seen(file: int) -> Seen:
-    found = os.fstat(file)
-    return Seen(found.st_ino, found.st_ctime_ns)
 
 
 def _memory_bytes(device: Device) -> int:

@@ -16,7 +16,7 @@ from ..device import Device
 from ..expression import MAX_LENGTH, Plan, Type, Value, infer, parse, peak_bytes
 from ..functions import ALL, FUNCTIONS, INTEGER, refuse_all
 from ..operation import Operation
-from ..origins import Origin
+from ..origin import Origin
 from ..residents import Handle, Residents
 from ..signature import Signature
 from ..tiles import multiply

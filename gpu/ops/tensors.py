@@ -17,7 +17,7 @@ from ...bus.errors import BadParameter, BusError
 from ..batch import Batch
 from ..device import Device
 from ..operation import Operation
-from ..origins import Origin
+from ..origin import Origin
 from ..residents import Residents
 from ..signature import Signature
 

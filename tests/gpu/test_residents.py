@@ -20,7 +20,8 @@ from aikoryu.bus.columns import FIXED, Array, Field  # noqa: E402 - only where t
 from aikoryu.bus.errors import BadParameter, BadValue, Busy, NoTensor, NotOwner, TooLarge  # noqa: E402
 from aikoryu.gpu.device import Device  # noqa: E402
 from aikoryu.gpu.directory import WorkerDirectory  # noqa: E402
-from aikoryu.gpu.origins import BLOCK_BYTES, SWEEP_S, UPLOAD_S, Origin, Origins  # noqa: E402
+from aikoryu.gpu.origin import Origin  # noqa: E402
+from aikoryu.gpu.origins import BLOCK_BYTES, DRAFT_S, SWEEP_S, UPLOAD_S, Origins  # noqa: E402
 from aikoryu.gpu.residents import Handle, Residents, ResidentsSpec  # noqa: E402
 
 MIB = 1 << 20
@@ -245,6 +246,15 @@ def test_tidy_drops_what_nobody_asks_for(store: Origins, clock: Clock, tmp_path:
     assert store.tidy() is None
 
 
+@pytest.mark.parametrize("key", ["g.part", "g.draft", "part.part"])
+def test_key_may_be_called_as_what_is_undone(store: Origins, clock: Clock, key: str) -> None:
+    put(store, key, X)
+    assert store.tidy() == {key}
+    assert store.count == 1
+    clock.now += 101
+    assert store.tidy() == set()
+
+
 def test_fresh_engine_finds_everything(store: Origins, clock: Clock, tmp_path: Path) -> None:
     put(store, "g.x", X)
     store.write("g.y", origin(X), 0, X.reshape(-1)[:6])
@@ -301,6 +311,20 @@ def test_draft_is_invisible_until_it_is_published(store: Origins, tmp_path: Path
     np.testing.assert_array_equal(get(store, "g.x", X), X)
     store.discard(store.draft("g.y", origin(X)))
     assert (files(tmp_path), store.used_bytes) == (["g.x"], BLOCK_BYTES)
+
+
+def test_draft_may_take_long(store: Origins, clock: Clock, tmp_path: Path) -> None:
+    draft = store.draft("g.x", origin(X))
+    os.utime(draft.path, (clock.now, clock.now))
+    clock.now += 10 * UPLOAD_S
+    store.tidy()
+    store.publish(draft)
+    assert get(store, "g.x", X).shape == X.shape
+    left = store.draft("g.y", origin(X))
+    os.utime(left.path, (clock.now, clock.now))
+    clock.now += DRAFT_S + 1
+    store.tidy()
+    assert (files(tmp_path), store.used_bytes) == ([], 0)
 
 
 def test_many_threads_put_one_array_together(store: Origins, tmp_path: Path) -> None:
