@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from ..config import configure_logging
-from .device import Device, DeviceLost, open_device
+from .device import DeviceLost, open_device
 from .engine import EngineSpec
 from .executor import Executor, Running
 from .intake import Handed, Intake
@@ -46,13 +46,13 @@ def main(lifeline_fd: str, listener_fd: str, spec_json: str) -> None:
     intake = Intake(lifeline, socket.socket(fileno=int(listener_fd)), device, executor.max_rows)
     lifeline.send(Ready(spec.device, os.getpid()))
     try:
-        _serve(intake, executor, device, spec.streams)
+        _serve(intake, executor, spec.streams)
     except DeviceLost as error:
         _log.critical("device lost", device=device.name, error=str(error))
         os._exit(EXIT_DEVICE_LOST)  # what is left of its context could hang an orderly end
 
 
-def _serve(intake: Intake, executor: Executor, device: Device, streams: int) -> None:
+def _serve(intake: Intake, executor: Executor, streams: int) -> None:
     """Take what waits while a stream is free, and answer what has ended, until the host closes the lifeline.
 
     One thread does it all: batches overlap on the device, where they were enqueued on different streams. While some
@@ -79,7 +79,7 @@ def _serve(intake: Intake, executor: Executor, device: Device, streams: int) -> 
             time.sleep(NAP_S)
         if now - reported > REPORT_S:
             reported = now
-            intake.report(device.figures())
+            intake.report(executor.figures())
 
 
 if __name__ == "__main__":

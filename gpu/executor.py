@@ -109,6 +109,13 @@ class Executor:
         """Most rows that may run together with this batch's."""
         return self._operations[job.operation].max_rows
 
+    def figures(self) -> dict[str, float]:
+        """Of the device and the operations, by name of the metric."""
+        figures = self._device.figures()
+        for operation in self._operations.values():
+            figures |= operation.figures()
+        return figures
+
     def run(self, pieces: Sequence[Piece]) -> list[Done]:
         """Run batches of one lane, and wait for their end. See `start`."""
         return self.start(pieces).wait()
@@ -195,6 +202,8 @@ class Executor:
                 raise
         # Outside of the handler: the error's traceback holds what was allocated.
         _log.warning("out of memory, batch halved", operation=operation.name, rows=batch.rows)
+        for each in self._operations.values():
+            each.relieve()
         half = batch.rows // 2
         answers: list[Mapping[str, Any]] = []
         for start, stop in ((0, half), (half, batch.rows)):

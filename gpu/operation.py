@@ -84,6 +84,13 @@ class Operation:
         """
         raise NotImplementedError
 
+    def relieve(self) -> None:
+        """Give back memory of the device that can be had again: it has none for a batch."""
+
+    def figures(self) -> dict[str, float]:
+        """What the engine's metrics shall tell of it, by name."""
+        return {}
+
     def decode_parameters(self, value: Any) -> Any:
         """Validate a request's parameters.
 

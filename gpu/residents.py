@@ -230,6 +230,13 @@ class Residents:
             self._drop(key)
         return freed
 
+    def relieve(self) -> None:
+        """Drop the copies on the device that no batch uses."""
+        with self._lock:
+            for key in [key for key, copy in self._copies.items() if not copy.pins]:
+                self._drop(key)
+                self._evictions += 1
+
     def statistics(self) -> dict[str, int]:
         """Figures for whoever watches: bytes and counts."""
         with self._lock:

@@ -22,6 +22,15 @@ _ROWS = tuple(float(1 << n) for n in range(14))
 _REPORTED = {
     "device_allocated_bytes": "Memory of the device that the engine's tensors use",
     "device_reserved_bytes": "Memory of the device that the engine holds, in use or kept for the next batch",
+    "residents_device_bytes": "Resident tensors on the device",
+    "residents_device_budget_bytes": "How much of the device resident tensors may take",
+    "residents_device_count": "Resident tensors that are on the device",
+    "residents_host_bytes": "Origins of resident tensors on the host",
+    "residents_host_budget_bytes": "How much of the host origins may take",
+    "residents_count": "Resident tensors in all",
+    "residents_hits": "Uses of a resident tensor that was on the device",
+    "residents_loads": "Uses of a resident tensor that was copied to the device",
+    "residents_evictions": "Resident tensors dropped from the device for others",
 }
 
 

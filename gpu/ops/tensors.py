@@ -41,6 +41,10 @@ class _Resident(Operation):
         """Find what the engine before has left."""
         self.residents.open(device)
 
+    def relieve(self) -> None:
+        """Drop the copies that no batch uses."""
+        self.residents.relieve()
+
 
 class Put(_Resident):
     """Puts a tensor, or a run of its elements; it is there (`complete`) once all of them have come.
@@ -66,6 +70,10 @@ class Put(_Resident):
     parameters = Parameters
     pure = False
     help = "Puts a tensor, or a run of its elements, under `key`."
+
+    def figures(self) -> dict[str, float]:
+        """Of all residents, told once."""
+        return {f"residents_{name}": float(value) for name, value in self.residents.statistics().items()}
 
     def outputs(self, schema: Schema, parameters: Parameters) -> Schema:
         """As the signature says, if the shape is one."""

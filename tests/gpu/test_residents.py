@@ -599,3 +599,18 @@ def test_directory_that_others_may_enter_is_refused(tmp_path: Path) -> None:
 def test_directory_without_a_base_says_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"set residents\.directory"):
         WorkerDirectory(str(tmp_path / "nowhere")).open()
+
+
+def test_relief_drops_the_copies_that_nobody_uses(tmp_path: Path) -> None:
+    residents = Residents(ResidentsSpec(str(tmp_path), MIB))
+    residents.open(Device("cpu", 1))
+    for key in ("g.used", "g.idle"):
+        put(residents.origins, key, X)
+    handles = {key: Handle(key, "f4", X.shape) for key in ("g.used", "g.idle")}
+    with residents.use({"idle": handles["g.idle"]}):
+        pass
+    with residents.use({"used": handles["g.used"]}) as found:
+        residents.relieve()
+        figures = residents.statistics()
+        assert (figures["device_count"], figures["device_bytes"], figures["evictions"]) == (1, X.nbytes, 1)
+        np.testing.assert_array_equal(found["used"].numpy(), X)
