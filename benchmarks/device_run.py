@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import contextlib
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="with --device: fewer and shorter rounds, for a first look"
     )
+
+
+@contextlib.contextmanager
+def guarded(what: str, skipped: dict[str, str]) -> Iterator[None]:
+    """Go on without a part that fails, its traceback on stderr, its reason in the record: time on a GPU is scarce."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        skipped[what] = f"{type(error).__name__}: {error}"[:500]
 
 
 def json_path(name: str, options: argparse.Namespace) -> Path | None:

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from aikoryu.gpu.models.store import Model
-from aikoryu.gpu.models.tokenizer import Tokenizer
-from benchmarks import device_goals, device_run, embed_ids
-from benchmarks.embed_model import TRAINED, find_model, sentences
+from benchmarks import device_goals, device_run, embed_alone, embed_ids
+from benchmarks.embed_model import TRAINED, find_model
 from benchmarks.harness import entrants
 from benchmarks.ours_echo_device import DEVICE_VARIABLE
 from benchmarks.ours_embed_device import DIRECTORY_VARIABLE
 from benchmarks.peers import transformer_embed
-from benchmarks.processes import raise_file_limit
+from benchmarks.processes import ROOT, raise_file_limit
 from benchmarks.record import Samples
 from benchmarks.shapes import Shape
 from benchmarks.standing import run_standing
-from benchmarks.workloads import save_texts
 
 MODULES = ("benchmarks.ours_embed_device",)
-TOKENS = 24
+ALONE_LIMIT_S = 150.0
 BASELINE = embed_ids.BARE
 TEXTS_A_CALL = 256
 
@@ -56,19 +53,19 @@ def run(options: argparse.Namespace) -> None:
     device, quick = options.device, options.quick
     rounds = options.rounds or (2 if quick else 5)
     raise_file_limit()
-    samples: Samples = {}
-    described: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, kind = find_model(folder)
+        _, kind = find_model(folder)
         os.environ[DEVICE_VARIABLE] = device
-        os.environ[DIRECTORY_VARIABLE] = "" if kind == TRAINED else str(folder)
-        pool = folder / "texts.json"
-        skipped = _in_process(model, options, rounds, samples, described, folder, pool)
-        gc.collect()
-        _empty_cache(device)
+        os.environ[DIRECTORY_VARIABLE] = "" if kind == TRAINED else name
+        # This process starts many others, and so stays without torch and its threads.
+        alone = _alone({"device": device, "quick": quick, "rounds": rounds, "folder": name}, skipped)
+        samples: Samples = alone["samples"]
+        described: dict[str, Any] = alone["shapes"]
+        skipped |= alone["skipped"]
         cores = len(os.sched_getaffinity(0))
-        chosen = shapes(max(2, min(8, cores // 2)), pool, device != "cpu")
+        chosen = shapes(max(2, min(8, cores // 2)), folder / embed_alone.POOL, device != "cpu")
         chosen = [shape for shape in chosen if not options.shapes or shape.name in options.shapes]
         able, missing = entrants(MODULES)
         if quick:
@@ -77,7 +74,8 @@ def run(options: argparse.Namespace) -> None:
         over_nats, failed = asyncio.run(run_standing(able, chosen, rounds, seconds, device))
     samples |= over_nats
     described |= {
-        s.name: s.as_dict() | {"rows_in_flight": s.rows_in_flight, "workload": f"{TOKENS} tokens"} for s in chosen
+        s.name: s.as_dict() | {"rows_in_flight": s.rows_in_flight, "workload": f"{embed_alone.TOKENS} tokens"}
+        for s in chosen
     }
     device_run.finish(
         "embed",
@@ -99,38 +97,15 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-def _in_process(
-    model: Model,
-    options: argparse.Namespace,
-    rounds: int,
-    samples: Samples,
-    described: dict[str, Any],
-    folder: Path,
-    pool: Path,
-) -> dict[str, str]:
-    """What runs in this process, and the texts for those that do not; what was skipped, with the reason."""
-    import torch
-
-    device, quick = options.device, options.quick
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    least_s = 0.1 if quick else 0.3
-    cuda = device != "cpu"
-    skipped = embed_ids.measure(model, device, TOKENS, rounds, least_s, samples, described)
-    cpu_s = 1.5 if cuda and not quick else 0.3
-    skipped |= embed_ids.measure_cpu(model, TOKENS, cpu_s, samples, described, folder)
-    texts = sentences(model, 4096 if cuda else 64, TOKENS)
-    skipped |= embed_ids.measure_encode(model, device, texts, rounds, samples, described)
-    expected = transformer_embed.Transformer(model.path, device, "float32")
-    ids = np.array(Tokenizer(model).encode(texts), np.int64)
-    steps = range(0, len(ids), 256)
-    vectors = [expected.embed(expected.place(ids[start : start + 256])).cpu().numpy() for start in steps]
-    save_texts(pool, texts, np.concatenate(vectors))
-    return skipped
-
-
-def _empty_cache(device: str) -> None:
-    if device != "cpu":
-        import torch
-
-        torch.cuda.empty_cache()
+def _alone(order: dict[str, Any], skipped: dict[str, str]) -> dict[str, Any]:
+    """What one process does without the bus, as a process of its own; nothing if it fails."""
+    with device_run.guarded("without the bus", skipped):
+        subprocess.run(
+            (sys.executable, "-m", "benchmarks.embed_alone", json.dumps(order)),
+            cwd=ROOT,
+            check=True,
+            timeout=ALONE_LIMIT_S,
+        )
+        found: dict[str, Any] = json.loads(Path(order["folder"], embed_alone.FOUND).read_text())
+        return found
+    return {"samples": {}, "shapes": {}, "skipped": {}}

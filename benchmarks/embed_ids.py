@@ -130,13 +130,13 @@ def measure(
         shapes[shape(rows)] = {"title": f"{rows:,} sentences of {tokens} tokens a batch, from token ids", "rows": rows}
         sets = [random_ids(rows, tokens) for _ in range(6)]
         wrong = wrong_vectors(ours.embed(sets[0]).cpu().numpy(), bare.embed(bare.place(sets[0])).cpu().numpy())
-        by = samples.setdefault(shape(rows), {NAME: [], BARE: []})
+        by = samples.setdefault(shape(rows), {})
         place = bare.place(sets[1])
         for _ in range(rounds):
             rate = ours.rate(sets, least_s)
-            by[NAME].append(record.sample(wrong, rows_per_s=round(rate, 1)))
+            by.setdefault(NAME, []).append(record.sample(wrong, rows_per_s=round(rate, 1)))
             rate = rows / seconds_each(lambda place=place: bare.embed(place), device, least_s)  # type: ignore[misc]
-            by[BARE].append(record.sample(rows_per_s=round(rate, 1)))
+            by.setdefault(BARE, []).append(record.sample(rows_per_s=round(rate, 1)))
         _say(f"{rows} sentences a batch")
     return {}
 

@@ -44,6 +44,7 @@ class EngineFeed:
         self._waiting: dict[int, asyncio.Future[Done]] = {}
         self._last = 0
         engine.on_done = self._on_done
+        engine.on_lost = self._on_lost
 
     def lay(
         self, slab: int, operation: str, columns: Columns, parameters: Mapping[str, Any] = {}, rows: int = 1
@@ -71,7 +72,7 @@ class EngineFeed:
         """Hand a job over and wait for its end.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: it failed, or the engine died.
         """
         self._last += 1
         job.id = self._last
@@ -115,7 +116,15 @@ class EngineFeed:
         return self._engine.figures
 
     def _on_done(self, done: Done) -> None:
-        self._waiting.pop(done.id).set_result(done)
+        waiting = self._waiting.pop(done.id)
+        if not waiting.done():  # nobody waits any more where time has run out
+            waiting.set_result(done)
+
+    def _on_lost(self) -> None:
+        lost, self._waiting = self._waiting, {}
+        for waiting in lost.values():
+            if not waiting.done():
+                waiting.set_exception(RuntimeError("the engine died"))
 
 
 def _put(view: memoryview, at: int, data: bytes | memoryview) -> tuple[int, int]:

@@ -93,7 +93,10 @@ class _Counters:
             asked.sample1, asked.sample2 = self._first, last
             asked.metrics[0].metricId = nvml.NVML_GPM_METRIC_SM_UTIL
             nvml.nvmlGpmMetricsGet(asked)
-            return {"sm_active": round(float(asked.metrics[0].value) / 100, 4)}
+            for sample in (self._first, last):
+                nvml.nvmlGpmSampleFree(sample)
+            if asked.metrics[0].nvmlReturn == nvml.NVML_SUCCESS:
+                return {"sm_active": round(float(asked.metrics[0].value) / 100, 4)}
         return {}
 
     def _take(self) -> Any:

@@ -60,9 +60,14 @@ async def _measure_or_report(
     try:
         sample = await measure(module, contestant, shape, seconds, seed)
     except (RuntimeError, OSError, TimeoutError, ValueError) as error:
-        sample = {"mismatches": 0, "errors": 1, "unanswered": 0, "first_error": f"{type(error).__name__}: {error}"}
+        sample = failed(error)
     show_progress(seed + 1, shape, contestant, sample)
     return sample
+
+
+def failed(error: Exception) -> dict[str, Any]:
+    """The sample of a measurement that came to nothing."""
+    return {"mismatches": 0, "errors": 1, "unanswered": 0, "first_error": f"{type(error).__name__}: {error}"}
 
 
 def show_progress(number: int, shape: Shape, contestant: Contestant, sample: dict[str, Any]) -> None:

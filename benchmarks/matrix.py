@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from benchmarks.engine_feed import feeding
 from benchmarks.record import Samples
 
 SLACK_BYTES = 1 << 20
+LIMIT_S = 60.0  # of one part; what takes longer hangs, and is left out
 OVERSIZE_SIDE = {"cpu": 1024, "cuda": 16_384}
 QUICK_SIDE = {"cpu": 512, "cuda": 8192}
 
@@ -38,27 +40,30 @@ async def _measure(options: argparse.Namespace, rounds: int, seconds: float) -> 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     samples: Samples = {}
     shapes, skipped = front_to_front.shapes(), dict[str, str]()
-    found = products.cases(device, options.quick)
-    slab_bytes = max(front_to_front.SLAB_BYTES, 3 * max(case.operand_bytes for case in found)) + SLACK_BYTES
-    async with feeding(device, slab_bytes) as feed:
-        for number in range(rounds):
-            _say(f"front to front, round {number + 1}")
-            await front_to_front.measure(feed, device, samples, front_to_front.TIMES // (4 if options.quick else 1))
-        for case in found:
-            _say(case.about()["title"])
-            shapes[case.name] = case.about()
-            case_products = products.Products(case, feed, device, seconds)
-            await case_products.prepare()
-            for _ in range(rounds):
-                await case_products.round(samples)
-            await case_products.free()
-            case_products.release()
-            skipped |= {f"{name}, {case.name}": reason for name, reason in case_products.skipped.items()}
+    cases = products.cases(device, options.quick)
+    slab_bytes = max(front_to_front.SLAB_BYTES, 3 * max(case.operand_bytes for case in cases)) + SLACK_BYTES
+    with device_run.guarded("engine", skipped):
+        async with feeding(device, slab_bytes) as feed:
+            for number in range(rounds):
+                _say(f"front to front, round {number + 1}")
+                times = front_to_front.TIMES // (4 if options.quick else 1)
+                with device_run.guarded("front to front", skipped):
+                    async with asyncio.timeout(LIMIT_S):
+                        await front_to_front.measure(feed, device, samples, times)
+            for case in cases:
+                _say(case.about()["title"])
+                shapes[case.name] = case.about()
+                with device_run.guarded(case.name, skipped):
+                    async with asyncio.timeout(LIMIT_S):
+                        await _case(products.Products(case, feed, device, seconds), rounds, samples, skipped)
     _say("larger than the budget")
     side = (QUICK_SIDE if options.quick else OVERSIZE_SIDE)[device]
-    about, reason = await oversize.measure(device, side, rounds, seconds, samples)
-    shapes[oversize.SHAPE] = about
-    skipped |= {oversize.SHAPE: reason} if reason else {}
+    shapes[oversize.SHAPE] = oversize.about(side)
+    with device_run.guarded(oversize.SHAPE, skipped):
+        async with asyncio.timeout(LIMIT_S):
+            await oversize.measure(device, side, rounds, seconds, samples)
+    found = copies.copied_alone(device, 256 << 20, seconds)
+    print("copies alone, GB/s: " + ", ".join(f"{way} {rate}" for way, rate in found.items()))
     device_run.finish(
         "matrix",
         options,
@@ -68,8 +73,18 @@ async def _measure(options: argparse.Namespace, rounds: int, seconds: float) -> 
         distributions=["numpy", "torch", "msgspec", "uvloop"],
         skipped=skipped,
         judged=device_goals.MATRIX_GOALS,
-        more={"copies_gb_per_s": copies.copied_alone(device, 256 << 20, seconds)},
+        more={"copies_gb_per_s": found},
     )
+
+
+async def _case(case: products.Products, rounds: int, samples: Samples, skipped: dict[str, str]) -> None:
+    """Prepare a case, measure its rounds, leave nothing of it."""
+    await case.prepare()
+    skipped |= {f"{name}, {case.case.name}": reason for name, reason in case.skipped.items()}
+    for _ in range(rounds):
+        await case.round(samples)
+    await case.free()
+    case.release()
 
 
 def _say(what: str) -> None:

@@ -33,8 +33,14 @@ COPIED_PART = 8  # the copies alone are timed with an eighth of the bytes, which
 TOLERANCE = 1e-5
 
 
-async def measure(device: str, side: int, rounds: int, least_s: float, samples: Samples) -> tuple[dict[str, Any], str]:
-    """Multiply two matrices of which operands and product together are four times the budget, and keep the product.
+def about(side: int) -> dict[str, Any]:
+    """What the shape is; operands and product together are four times the budget."""
+    title = f"one product of {side:,}² f4 in a quarter of its memory"
+    return {"title": title, "side": side, "budget_bytes": 3 * 4 * side * side // TIMES_THE_BUDGET}
+
+
+async def measure(device: str, side: int, rounds: int, least_s: float, samples: Samples) -> None:
+    """Multiply two matrices and keep the product.
 
     Args:
         device: `cpu` or `cuda`.
@@ -43,26 +49,21 @@ async def measure(device: str, side: int, rounds: int, least_s: float, samples: 
         least_s: how long a baseline is repeated, s.
         samples: where the rounds are added.
 
-    Returns:
-        What the shape is, and why it did not run: empty if it did.
+    Raises:
+        RuntimeError: it did not run.
     """
     import torch
 
-    size = 4 * side * side
-    budget = 3 * size // TIMES_THE_BUDGET
-    about = {"title": f"one product of {side:,}² f4 in a quarter of its memory", "side": side, "budget_bytes": budget}
+    size, budget = 4 * side * side, about(side)["budget_bytes"]
     draw = np.random.default_rng()
     a, b = (draw.standard_normal((side, side), dtype=np.float32) for _ in range(2))
     with tempfile.TemporaryDirectory(prefix="bench-", dir=_folder(4 * size)) as folder:
         residents = ResidentsSpec(directory=folder, device_bytes=budget)
         async with feeding(device, RUN_BYTES + (1 << 20), streams=1, slots=1, residents=residents) as feed:
             product = _Product(feed, a, b)
-            try:
-                await product.put()
-                with watching(device, LOOK_S) as watch:
-                    await product.run()
-            except RuntimeError as error:
-                return about, str(error)
+            await product.put()
+            with watching(device, LOOK_S) as watch:
+                await product.run()
             copies = Copies(device, 2 * size // COPIED_PART, size // COPIED_PART)
             there = [torch.from_numpy(x).to(device) for x in (a, b)]
             for _ in range(rounds):
@@ -81,7 +82,6 @@ async def measure(device: str, side: int, rounds: int, least_s: float, samples: 
                         figures["peak_of_budget"] = round(_grown_bytes(watch) / budget, 4)
                     sample = record.sample(wrong if name == NAME else 0, **figures)
                     samples.setdefault(SHAPE, {}).setdefault(name, []).append(sample)
-    return about, ""
 
 
 def _folder(size: int) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.contestant import Contestant, Served
 from benchmarks.gpu_watch import watching
-from benchmarks.harness import loading, show_progress, window
+from benchmarks.harness import failed, loading, show_progress, window
 from benchmarks.record import Samples
 from benchmarks.shapes import Shape
 
@@ -71,11 +71,14 @@ async def _rounds_of(
             for _, contestant in [*runners[shift:], *runners[:shift]]:
                 name = contestant.name
                 with watching(device) as watch:
-                    sample = await window(loads[name], served[name], shape, seconds)
+                    try:
+                        sample = await window(loads[name], served[name], shape, seconds)
+                    except (RuntimeError, OSError, TimeoutError) as error:
+                        sample = failed(error)
                 sample |= {
                     key: watch.figures[key] for key in ("gpu_busy", "sm_active", "gpu_watts") if key in watch.figures
                 }
-                if sample["rows_per_s"] and "gpu_joules" in watch.figures:
+                if sample.get("rows_per_s") and "gpu_joules" in watch.figures:
                     rows = sample["rows_per_s"] * (seconds + shape.ramp_s)
                     sample["joules_per_1000"] = round(watch.figures["gpu_joules"] / rows * 1000, 4)
                 found[name].append(sample)
