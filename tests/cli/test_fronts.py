@@ -81,7 +81,7 @@ def test_second_interrupt_ends_all_at_once(start: Start, up: str, tmp_path: Path
     worker.interrupt()
     worker.hear("Stopping")
     worker.interrupt()
-    eventually(lambda: len(worker.processes()) == 2, "the fronts end")
+    eventually(lambda: len(worker.processes()) <= 2, "the fronts end")
     (tmp_path / "go").touch()
     assert worker.end() == 130
     assert worker.processes() == []
