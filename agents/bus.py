@@ -13,6 +13,7 @@ from ..bus.options import ConnectOptions
 from ..bus.subjects import Subjects
 from ..bus.transport import Transport
 from ..config import Settings, load
+from .jobs import Jobs
 from .matrix import Matrix
 from .models import Models
 
@@ -26,14 +27,20 @@ class Bus:
         call: any operation, one row; see `bus.client.Client.call`.
         call_many: any operation, many rows at once; see `Client.call_many`.
         stream: any operation, chunk after chunk; see `Client.stream`.
+        submit: any operation, one row, durably; see `agents.jobs.Jobs.submit`.
+        job: a job that was submitted before, to be awaited; see `Jobs.job`.
+        result: the answer of a job that is done; see `Jobs.result`.
     """
 
-    def __init__(self, client: Client, transport: Transport, partitions: int) -> None:
+    def __init__(self, client: Client, transport: Transport, partitions: int, jobs: Jobs) -> None:
         self.matrix = Matrix(client, partitions)
         self.models = Models(client)
         self.call = client.call
         self.call_many = client.call_many
         self.stream = client.stream
+        self.submit = jobs.submit
+        self.job = jobs.job
+        self.result = jobs.result
         self._transport = transport
 
     async def workers(self, wait_s: float = 0.3) -> list[dict[str, object]]:
@@ -70,10 +77,12 @@ async def session(transport: Transport, settings: Settings) -> AsyncIterator[Bus
     """A bus over a connection that is there already, such as one in memory; it stays open."""
     subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
     client = Client(transport, subjects, timeout_s=settings.bus.timeout_s, frame_bytes=settings.bus.frame_bytes)
+    jobs = Jobs(transport, subjects, settings.bus.timeout_s)
     await client.start()
     try:
-        yield Bus(client, transport, settings.bus.partitions)
+        yield Bus(client, transport, settings.bus.partitions, jobs)
     finally:
+        await jobs.close()
         await client.close()
 
 

@@ -3,6 +3,7 @@
 <prefix>.v1.<namespace>.<system>.<operation>[.<partition>]    operations; the queue group is the system's name
 <prefix>.v1.<namespace>.agent.<name>.<handler>                agents' handlers
 <prefix>.v1.<namespace>.topic.<as the user names it>          topics
+<prefix>.v1.<namespace>.job|result|dead.<id>…                 durable work; see `jobs`
 <prefix>.v1.<namespace>.ctl                                   to every worker: cancelled rows
 <prefix>.v1.<namespace>.ctl.<worker>                          to one worker: the chunks of its streams
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 _TOKENS = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
-_RESERVED = ("agent", "topic", "ctl")
+_RESERVED = ("agent", "topic", "ctl", "job", "result", "dead")
 
 
 @dataclass(frozen=True)

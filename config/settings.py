@@ -204,6 +204,36 @@ class ResidentSettings(Group):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings(Group):
+    """Durable work: jobs that outlive workers and servers."""
+
+    in_flight: Annotated[
+        int, Meta(ge=0, le=65536, description="Most jobs of one operation a worker has at once; 0 = it takes none.")
+    ] = 1024
+    max_deliver: Annotated[
+        int, Meta(ge=1, le=1000, description="Times a job may fail before it becomes a dead letter.")
+    ] = 5
+    retry_s: Annotated[
+        float, Meta(ge=0, le=60, description="Rest before a failed job is tried again; it doubles each time, in s.")
+    ] = 1.0
+    ack_wait_s: Annotated[
+        float, Meta(ge=0.5, le=3600, description="When the jobs of a worker that fell silent go to others, in s.")
+    ] = 30.0
+    max_bytes: Annotated[
+        int, Meta(ge=MIB, le=TIB, description="Most bytes of jobs waiting; beyond it submitters get busy.")
+    ] = 1024 * MIB
+    results_bytes: Annotated[
+        int, Meta(ge=MIB, le=TIB, description="Most bytes of results kept; beyond it the oldest go.")
+    ] = 1024 * MIB
+    results_ttl_s: Annotated[
+        float, Meta(ge=60, le=365 * 86400, description="How long a result is kept, in s.")
+    ] = 86400.0
+    replicas: Annotated[
+        int, Meta(ge=1, le=5, description="Servers of a cluster that each keep jobs and results; 3 outlives one.")
+    ] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings(Group):
     """Which models a worker serves."""
 
@@ -236,6 +266,7 @@ class Settings:
     cuda: CudaSettings = field(default_factory=CudaSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     residents: ResidentSettings = field(default_factory=ResidentSettings)
+    jobs: JobSettings = field(default_factory=JobSettings)
     models: ModelSettings = field(default_factory=ModelSettings)
     log: LogSettings = field(default_factory=LogSettings)
 

@@ -16,6 +16,8 @@ from prometheus_client import start_http_server
 
 from ..bus.connection import NatsConnection
 from ..bus.discovery import Discovery
+from ..bus.job_worker import JobWorker
+from ..bus.loopback import Loopback
 from ..bus.service import Service
 from ..bus.subjects import Subjects, endings
 from ..bus.transport import Transport
@@ -61,7 +63,9 @@ class Worker:
         self._directory = None if engine else WorkerDirectory(settings.residents.directory)
         self._engine = engine or own_engine(settings, transport.max_payload, self._directory)
         subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
-        self._service = Service(transport, subjects, self.id, reply_prefixes=settings.bus.reply_prefixes)
+        loopback = Loopback(transport)
+        self._service = Service(loopback, subjects, self.id, reply_prefixes=settings.bus.reply_prefixes)
+        self._jobs = JobWorker(transport, loopback, subjects, settings.jobs, self._service.may_answer)
         self._front = Front(self._service, self._engine, self.operations, limits_of(settings), self.telemetry)
         if isinstance(transport, NatsConnection):
             self.telemetry.watch_connection(lambda: transport.statistics()._asdict())
@@ -89,6 +93,9 @@ class Worker:
                 if served:
                     await self._service.serve(name, self._front.accept, _metadata(operation), served)
             await self._discovery.start()
+            undo.push_async_callback(self._jobs.stop)
+            if self._settings.jobs.in_flight:
+                await self._jobs.start([name for name, each in sorted(self.operations.items()) if "" in each.endings])
             await self._transport.flush()
             if self._settings.worker.metrics_port:
                 self._metrics = start_http_server(
@@ -104,9 +111,11 @@ class Worker:
             False if some were still unanswered when `worker.drain_s` had passed.
         """
         try:
+            self._jobs.pause()
             await self._discovery.stop()
             drained = await self._service.drain(self._settings.worker.drain_s)
         finally:  # also when whoever waits for the drain gives up
+            await self._jobs.stop()
             self._front.stop()
             await self._engine.stop()
             if self._directory is not None:

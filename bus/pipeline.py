@@ -1,0 +1,218 @@
+"""Many requests to JetStream at once: publishes whose acknowledgement comes later, messages read back by the hundred.
+
+`jetstream.JetStream` waits for each answer, which suits a lease or a stream's making. Jobs come by the thousand a
+second: here what is asked in one loop tick leaves together, and an answer costs a look into a table.
+
+Source: NATS ADR-31, direct gets of several subjects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Self
+
+import msgspec
+
+from .errors import BusError
+from .jetstream import API, NoAnswer, Refused, Stored, Unavailable
+from .outgoing import Failed, Headers, Outgoing
+from .transport import Message, Subscription, Transport, no_responders
+
+ANSWER_S = 5.0  # for the last answer to come
+SWEEP_S = 0.5
+LOOK_SUBJECTS = 256  # of one look for the last messages; the server takes 1,024
+
+_ERROR_STORE = 10077  # the stream is full, or the subject's share of it
+_ERROR_ROOM = 10047  # the server's disk is
+_PER_SUBJECT = "per subject"
+
+Answered = Callable[[Message], bool]
+"""Takes an answer; true if none follows."""
+
+
+class Full(Refused):
+    """The stream has no room; nothing was stored."""
+
+
+class Occupied(Refused):
+    """The subject has its message already; nothing was stored."""
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Acknowledgement(msgspec.Struct):
+    error: _Error | None = None
+
+
+class _Asked:
+    __slots__ = ("answered", "deadline", "failed")
+
+    def __init__(self, answered: Answered, failed: Failed, deadline: float) -> None:
+        self.answered = answered
+        self.failed = failed
+        self.deadline = deadline
+
+
+_acknowledgements = msgspec.json.Decoder(_Acknowledgement)
+
+
+class Pipeline:
+    """Asks over one connection; a context manager, which subscribes its inbox.
+
+    Args:
+        transport: the connection; it stays open when this ends.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._inbox = f"{transport.inbox_prefix}.pl-{secrets.token_hex(6)}"
+        self._loop = asyncio.get_running_loop()
+        self._outgoing = Outgoing(transport)
+        self._asked: dict[int, _Asked] = {}
+        self._number = 0
+        self._subscription: Subscription | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        self._subscription = await self._transport.subscribe(f"{self._inbox}.*", self._on_answer)
+        self._transport.on_reconnect.append(self._on_reconnect)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._outgoing.drain()
+        self._transport.on_reconnect.remove(self._on_reconnect)
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+        self._fail_all("this side stopped listening")
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    def tell(self, subject: str, payload: bytes, reply: str = "") -> None:
+        """Publish at the end of this loop tick, for no answer here; waits for a lost connection."""
+        self._outgoing.send(subject, payload, reply)
+
+    def ask(self, subject: str, payload: bytes, answered: Answered, failed: Failed, headers: Headers = None) -> None:
+        """Publish at the end of this loop tick.
+
+        Args:
+            subject: where to.
+            payload: the message.
+            answered: takes each answer.
+            failed: called instead of the last answer: `NoAnswer` if it did not come within `ANSWER_S` or the connection
+                was lost, so that it may have been done; else an error that means that nothing was sent.
+            headers: of the message.
+        """
+        self._number = number = self._number + 1
+        self._asked[number] = _Asked(answered, failed, self._loop.time() + ANSWER_S)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+        def unsent(error: BusError) -> None:
+            if self._asked.pop(number, None) is not None:
+                failed(error)
+
+        self._outgoing.send(subject, payload, f"{self._inbox}.{number}", unsent, headers)
+
+    def publish(
+        self, subject: str, payload: bytes, done: Callable[[BusError | None], None], headers: Headers = None
+    ) -> None:
+        """Put a message into the stream of its subject.
+
+        Args:
+            subject: of a stream.
+            payload: the message.
+            done: called with None when the server has it, also if it had it before under the same `Nats-Msg-Id`; else
+                with the error: `Full`, `Occupied`, `Refused`, `Unavailable`, or as `ask`.
+            headers: of the message.
+        """
+
+        def answered(message: Message) -> bool:
+            done(_why_not_stored(message))
+            return True
+
+        self.ask(subject, payload, answered, done, headers)
+
+    def last_of(
+        self,
+        stream: str,
+        subjects: Iterable[str],
+        found: Callable[[Stored], None],
+        done: Callable[[BusError | None], None],
+    ) -> None:
+        """Read the last messages of up to `LOOK_SUBJECTS` subjects, in one request.
+
+        Args:
+            stream: allows direct gets.
+            subjects: which.
+            found: called with each message there is.
+            done: called when that was all, or with the error: `Unavailable`, `Refused`, or as `ask`.
+        """
+
+        def answered(message: Message) -> bool:
+            status = status_of(message)
+            if not status:
+                headers = message.headers or {}
+                sequence = int(headers.get("Nats-Sequence", 0))
+                found(Stored(headers.get("Nats-Subject", ""), sequence, message.data, headers))
+                return False
+            if status in ("204", "404"):  # these were all; none was found
+                done(None)
+            elif no_responders(message):
+                done(Unavailable(f"no JetStream stream {stream}: make the stream, or wait until its server is up"))
+            else:
+                done(Refused(f"stream {stream}: {(message.headers or {}).get('Description', status)}", 0))
+            return True
+
+        body = msgspec.json.encode({"multi_last": list(subjects)})
+        self.ask(f"{API}.DIRECT.GET.{stream}", body, answered, done)
+
+    async def drain(self) -> None:
+        """Return when all that was handed over has been given to the connection."""
+        await self._outgoing.drain()
+
+    def _on_answer(self, message: Message) -> None:
+        number = message.subject.rpartition(".")[2]
+        asked = self._asked.get(int(number)) if number.isdecimal() and len(number) < 20 else None
+        if asked is not None and asked.answered(message):
+            self._asked.pop(int(number), None)
+
+    def _on_reconnect(self) -> None:
+        self._fail_all("the connection was lost")
+
+    def _fail_all(self, why: str) -> None:
+        asked, self._asked = self._asked, {}
+        for each in asked.values():
+            each.failed(NoAnswer(f"{why} before JetStream answered: find out"))
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for number in [number for number, asked in self._asked.items() if asked.deadline <= now]:
+            self._asked.pop(number).failed(NoAnswer(f"JetStream did not answer within {ANSWER_S:g} s: find out"))
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._asked else None
+
+
+def status_of(message: Message) -> str:
+    """The inline status of a message, `404`; empty for an ordinary one."""
+    return message.headers.get("Status", "") if message.headers else ""
+
+
+def _why_not_stored(message: Message) -> BusError | None:
+    if no_responders(message):
+        return Unavailable("no JetStream stream takes the message: make the stream, or wait until its server is up")
+    if b'"error"' not in message.data:
+        return None
+    error = _acknowledgements.decode(message.data).error or _Error()
+    text = f"JetStream refused the message: {error.description}"
+    if error.err_code == _ERROR_STORE and _PER_SUBJECT in error.description:
+        return Occupied(text, error.err_code)
+    if error.err_code in (_ERROR_STORE, _ERROR_ROOM):
+        return Full(text, error.err_code)
+    if error.code == 503:
+        return Unavailable(f"{text}; try again later")
+    return Refused(text, error.err_code)
