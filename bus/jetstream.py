@@ -20,10 +20,13 @@ from .transport import Message, Subscription, Transport, no_responders
 
 API = "$JS.API"
 TIMEOUT_S = 5.0
+SCAN_MESSAGES = 256
+SCAN_BYTES = 4 * 2**20
 
 # Error codes of the server, `err_code` of its answers.
 STREAM_NAME_IN_USE = 10058
 NO_MESSAGE = 10037
+STREAM_FULL = 10077
 WRONG_LAST_SEQUENCE = (10071, 10164)
 
 EXPECTED_LAST = "Nats-Expected-Last-Subject-Sequence"
@@ -159,6 +162,27 @@ class JetStream:
         """
         return await self._get(stream, {"seq": sequence, "next_by_subj": subject})
 
+    async def scan(self, stream: str, subject: str, sequence: int) -> AsyncGenerator[Stored, None]:
+        """Messages of a subject from `sequence` on, up to 256 at once; close the iterator (`aclosing`).
+
+        Any replica may answer, so the latest may be missing, and so may one whose delivery failed.
+
+        Raises:
+            Refused, Unavailable, Disconnected, Closed, NoAnswer: what came before is right, what follows is not known.
+        """
+        query = {"seq": sequence, "next_by_subj": subject, "batch": SCAN_MESSAGES, "max_bytes": SCAN_BYTES}
+        address = f"{API}.DIRECT.GET.{stream}"
+        async with aclosing(self.replies(address, json.dumps(query).encode())) as replies:
+            async for message in replies:
+                headers = message.headers or {}
+                if no_responders(message):
+                    raise Unavailable(f"the stream {stream} lets nobody read directly: make it, or wait for its server")
+                if (status := headers.get("Status")) in ("204", "404"):
+                    return
+                if status is not None:
+                    raise Refused(f"JetStream refused {address}: {headers.get('Description')}", int(status))
+                yield Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), message.data, headers)
+
     async def replies(
         self, subject: str, payload: bytes, headers: dict[str, str] | None = None, *, timeout_s: float | None = None
     ) -> AsyncGenerator[Message, None]:
@@ -199,9 +223,10 @@ class JetStream:
         answer: dict[str, Any] = json.loads(message.data)
         if error := answer.get("error"):
             text = f"JetStream refused {subject}: {error.get('description', 'no reason given')}"
-            if error.get("code") == 503:
+            err_code = int(error.get("err_code", 0))
+            if error.get("code") == 503 and err_code != STREAM_FULL:
                 raise Unavailable(f"{text}; try again later")
-            raise Refused(text, int(error.get("err_code", 0)))
+            raise Refused(text, err_code)
         return answer
 
     async def _get(self, stream: str, query: dict[str, Any]) -> Stored | None:
