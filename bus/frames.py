@@ -73,12 +73,13 @@ class RowError(msgspec.Struct, omit_defaults=True):
 
 
 class By(msgspec.Struct, omit_defaults=True):
-    """Who answered: engine, rows of its batch, µs queued and µs run."""
+    """Who answered: engine, rows of its batch, µs queued and µs run; and why it was not the usual engine."""
 
     engine: str
     batch: int
     queue_us: int
     run_us: int
+    reason: str = ""
 
 
 class Reply(msgspec.Struct, omit_defaults=True, kw_only=True):

@@ -3,6 +3,7 @@
 from .logging import configure as configure_logging
 from .settings import (
     BatchSettings,
+    BreakerSettings,
     BusSettings,
     CpuSettings,
     CudaSettings,
@@ -23,6 +24,7 @@ from .version import VERSION
 __all__ = [
     "VERSION",
     "BatchSettings",
+    "BreakerSettings",
     "BusSettings",
     "ConfigError",
     "CpuSettings",

@@ -120,6 +120,9 @@ class BatchSettings(Group):
         int, Meta(ge=1024, le=TIB, description="Most bytes waiting; beyond it callers get busy.")
     ] = 256 * MIB
     lanes: Annotated[int, Meta(ge=1, le=65536, description="Most lanes at once; beyond it callers get busy.")] = 1024
+    limit_s: Annotated[
+        float, Meta(gt=0, le=86400, description="Longest a batch may run; an engine that takes longer is ended, in s.")
+    ] = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +148,17 @@ class CudaSettings(Group):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerSettings(Group):
+    """When an operation that fails on a GPU goes to the CPU at once, and for how long."""
+
+    failures: Annotated[int, Meta(ge=1, le=1000, description="Failures within the window that open the breaker.")] = 3
+    window_s: Annotated[float, Meta(gt=0, le=86400, description="Length of the window, in s.")] = 10.0
+    cool_s: Annotated[
+        float, Meta(gt=0, le=86400, description="How long it stays open before the GPU is tried again, in s.")
+    ] = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings(Group):
     """One worker."""
 
@@ -156,6 +170,10 @@ class WorkerSettings(Group):
             description="Where batches run; auto = every GPU there is, else the CPU.",
         ),
     ] = "auto"
+    spare: Annotated[
+        Literal["cpu", "none"],
+        Meta(description="The engine that runs what a GPU cannot; it keeps the same models loaded."),
+    ] = "cpu"
     fronts: Annotated[
         int, Meta(ge=1, le=256, description="Processes that speak to the bus; they share the engines.")
     ] = 1
@@ -264,6 +282,7 @@ class Settings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     cpu: CpuSettings = field(default_factory=CpuSettings)
     cuda: CudaSettings = field(default_factory=CudaSettings)
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     residents: ResidentSettings = field(default_factory=ResidentSettings)
     jobs: JobSettings = field(default_factory=JobSettings)

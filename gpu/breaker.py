@@ -34,6 +34,9 @@ class BreakerLimits:
     cool_s: float = 5.0
 
 
+DEFAULT = BreakerLimits()
+
+
 @dataclass(slots=True)
 class Breaker:
     """The breaker of one operation on one engine.

@@ -1,7 +1,7 @@
 """The engine process: `python -m aikoryu.gpu.child LIFELINE LISTENER SPEC`.
 
 LIFELINE and LISTENER are sockets inherited from the host, SPEC is an `EngineSpec` in JSON. It ends when the host closes
-the lifeline or dies, and ignores interrupts: fronts drain first.
+the lifeline or dies, and ignores signals to end: fronts drain first.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _log = structlog.get_logger(__name__)
 def main(lifeline_fd: str, listener_fd: str, spec_json: str) -> None:
     """Serve batches until the host closes the lifeline."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     spec = msgspec.json.decode(spec_json, type=EngineSpec)
     configure_logging(spec.log)

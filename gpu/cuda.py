@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
@@ -115,7 +116,7 @@ class CudaDevice(Device):
             with suppress(RuntimeError):
                 torch.cuda.empty_cache()
             return OutOfMemory(f"{self.name} has no room for the batch")
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+        if isinstance(error, torch.AcceleratorError):
             return DeviceLost(str(error).partition("\n")[0])
         return error
 
@@ -141,11 +142,15 @@ class _Stream:
         self._default = torch.cuda.default_stream(device.place)
         self._event = torch.cuda.Event()
         self._device = device
+        cupy = sys.modules.get("cupy")  # there since `open` where it is installed
+        self._cupy = cupy.cuda.ExternalStream(self.stream.cuda_stream) if cupy is not None else None
         self._entered = own.entered
 
     def __enter__(self) -> None:
         self._entered.append(self)
         self._make_current(self.stream)
+        if self._cupy is not None:
+            self._cupy.use()
 
     def __exit__(self, *_: object) -> None:
         self._entered.pop()

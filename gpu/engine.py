@@ -75,6 +75,9 @@ class Engine(Protocol):
     def submit(self, job: Job) -> None:
         """Hand over a batch that lies in a slab."""
 
+    def kill(self) -> None:
+        """End the engine's process at once; its loss is reported as always."""
+
     async def stop(self) -> None:
         """Let go of the engine; batches handed over are not waited for."""
 
@@ -133,9 +136,13 @@ class EngineLink:
             # Half a message may have left: nothing can follow it. What the engine has answered is read before its end.
             with suppress(OSError):
                 self._control.sock.shutdown(socket.SHUT_RDWR)
-            if self._pid:
-                with suppress(ProcessLookupError):
-                    os.kill(self._pid, signal.SIGKILL)
+            self.kill()
+
+    def kill(self) -> None:
+        """End the engine's process at once; its loss is reported as always."""
+        if self._pid:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
 
     async def stop(self) -> None:
         """Close the connection and give the slabs back."""

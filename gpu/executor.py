@@ -107,7 +107,8 @@ class Executor:
 
     def max_rows(self, job: Job) -> int:
         """Most rows that may run together with this batch's."""
-        return self._operations[job.operation].max_rows
+        operation = self._operations.get(job.operation)
+        return operation.max_rows if operation is not None else 0
 
     def figures(self) -> dict[str, float]:
         """Of the device and the operations, by name of the metric."""
@@ -132,32 +133,37 @@ class Executor:
         """
         started = time.perf_counter()
         with self._device.stream(stream):
-            try:
-                ends = self._run(pieces)
-                return Running(pieces, started, self._device.mark(), ends)
-            except Abandoned:
-                return Running(pieces, started, None, _failed(pieces, Cancelled("every caller of the batch withdrew")))
-            except BusError as error:
-                return Running(pieces, started, None, _failed(pieces, error))
-            except Exception as error:
-                return self._explained(pieces, started, error)
+            ends = self._ends(pieces)
+            # Also where the operation raised: what it has enqueued may still write into the slabs.
+            return Running(pieces, started, self._device.mark(), ends)
 
-    def _explained(self, pieces: Sequence[Piece], started: float, error: Exception) -> Running:
-        """What becomes of batches whose operation raised."""
-        reason = self._device.explain(error)
-        if isinstance(reason, DeviceLost):
-            raise reason from error
-        if len(pieces) > 1:  # whoever is to blame, the others shall not pay
-            return Running(pieces, started, None, [done for piece in pieces for done in self.run([piece])])
-        job = pieces[0].job
+    def _ends(self, pieces: Sequence[Piece]) -> list[Done]:
+        """Enqueue the work; the ends it will have come to."""
+        operation = self._operations.get(pieces[0].job.operation)
+        try:
+            return self._run(pieces)
+        except Abandoned:
+            return _failed(pieces, Cancelled("every caller of the batch withdrew"))
+        except Exception as error:
+            reason = self._device.explain(error)
+            if isinstance(reason, DeviceLost):
+                raise reason from error
+            if len(pieces) > 1 and operation is not None and operation.pure:
+                # Whoever is to blame, the others shall not pay.
+                self._device.synchronize()
+                return [done for piece in pieces for done in self._ends([piece])]
+            return _failed(pieces, self._told(pieces[0].job, error, reason))
+
+    def _told(self, job: Job, error: Exception, reason: Exception) -> BusError:
+        """What callers are told of an error; what is no business of theirs stays in the log."""
+        if isinstance(error, BusError):
+            return error
         _log.error("operation failed", operation=job.operation, rows=job.rows, exc_info=error)
-        message = f"{job.operation} raised {type(error).__name__}; the worker's log holds the traceback"
         if isinstance(reason, OutOfMemory):
-            message = f"{reason}: send smaller rows to {job.operation}"
-        return Running(pieces, started, None, _failed(pieces, OperationFailed(message)))
+            return OperationFailed(f"{reason}: send smaller rows to {job.operation}")
+        return OperationFailed(f"{job.operation} raised {type(error).__name__}; the worker's log holds the traceback")
 
     def _run(self, pieces: Sequence[Piece]) -> list[Done]:
-        """Enqueue the work; the ends it will have come to."""
         lane = self._lane(pieces[0].job)
         batch = self._open(pieces, lane)
         answer = self._compute(lane.operation, batch)

@@ -9,20 +9,19 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from itertools import cycle
-from typing import Any
 
 import msgspec
 import structlog
 
 from ..config import Settings
 from .directory import WorkerDirectory
+from .engines import catalogue_of, devices_of, engine_spec, spare_of
 from .host import RESTART_DELAYS_S, EngineHost
 from .operation import Operation
 from .registry import load
-from .worker import catalogue_of, devices_of, engine_spec
+from .tasks import together
 
 FRONT_TIMEOUT_S = 60.0  # connecting to the bus, and registering slabs
 STOP_SLACK_S = 10.0  # beyond `worker.drain_s`, for a front to end
@@ -36,13 +35,11 @@ class FrontSpec(msgspec.Struct, frozen=True):
 
     Attributes:
         settings: all groups.
-        address: of its engine.
-        device: its engine's.
+        engines: address and device of its engine, and of the spare behind it.
     """
 
     settings: Settings
-    address: str
-    device: str
+    engines: tuple[tuple[str, str], ...]
 
 
 class Fleet:
@@ -60,9 +57,13 @@ class Fleet:
         self.id = f"of {len(fronts)} fronts on {', '.join(devices)}"
         self._drain_s = settings.worker.drain_s
         self._directory = WorkerDirectory(settings.residents.directory)
-        self._hosts = [EngineHost(engine_spec(settings, device, self._directory)) for device in devices]
-        served = zip(fronts, cycle(self._hosts), cycle(devices), strict=False)
-        self._specs = [FrontSpec(front, host.address, device) for front, host, device in served]
+        spares = spare_of(settings)
+        self._hosts = [EngineHost(engine_spec(settings, device, self._directory)) for device in [*devices, *spares]]
+        addresses = [(host.address, device) for host, device in zip(self._hosts, [*devices, *spares], strict=True)]
+        standby = addresses[len(devices) :]
+        self._specs = [
+            FrontSpec(front, (address, *standby)) for front, address in zip(fronts, cycle(addresses[: len(devices)]))
+        ]
         self._processes: dict[int, Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -74,8 +75,8 @@ class Fleet:
         """
         try:
             self._directory.open()
-            await _all(host.start() for host in self._hosts)
-            await _all(self._launch(number) for number in range(len(self._specs)))
+            await together(host.start() for host in self._hosts)
+            await together(self._launch(number) for number in range(len(self._specs)))
         except BaseException:
             await self.stop()
             raise
@@ -176,13 +177,3 @@ def _front(settings: Settings, number: int) -> Settings:
     name = f"{worker.name}-{number}" if worker.name else ""
     port = worker.metrics_port + number if worker.metrics_port else 0
     return replace(settings, worker=replace(worker, name=name, metrics_port=port))
-
-
-async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run side by side; the first that fails ends the others and is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for each in work:
-                group.create_task(each)
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None

@@ -1,13 +1,15 @@
-"""The front: takes frames in, lays batches out for the engine, and answers from what it gives back.
+"""The front: takes frames in, lays batches out for an engine, and answers from what it gives back.
 
 It never imports CUDA, and creates no object a row: the unit is a run of rows of one frame. What may run is the
-planner's to decide; this module only acts on it.
+planner's to decide, and where the fallback's; this module only acts on it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 
 import structlog
@@ -16,10 +18,13 @@ from ..bus.errors import BusError, Busy, Cancelled, EngineLost, Expired, Operati
 from ..bus.frames import By, row_error
 from ..bus.service import Held, Service
 from .admission import Admission, LaneSpec
+from .breaker import DEFAULT as DEFAULT_BREAKER
+from .breaker import BreakerLimits
 from .engine import Engine
+from .fallback import Fallback
 from .job import Done
 from .operation import Operation
-from .planner import Limits, Plan, Planner, Span, Ticket
+from .planner import Limits, Place, Plan, Planner, Span, Ticket
 from .staging import Answers, stage
 from .telemetry import Telemetry
 
@@ -29,6 +34,7 @@ DOWN_S = 2.0  # the engine has been gone for so long: refuse frames, so that cal
 DOWN_LOOK_S = 0.1
 BACKLOG_BYTES = 64 << 20  # of answers that the connection has not taken: start nothing that would add to them
 BACKLOG_S = 0.005
+FIRST_ROWS = 64  # of a lane's first batch on the spare: its pace there is not known, and may be a hundredth
 NEVER = float("inf")
 
 _log = structlog.get_logger(__name__)
@@ -36,7 +42,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Running:
-    """A batch the engine has.
+    """A batch an engine has.
 
     Attributes:
         plan: its rows.
@@ -51,37 +57,75 @@ class Running:
     started: float
 
 
+class Station:
+    """An engine as the front uses it.
+
+    Attributes:
+        engine: where batches run.
+        place: what the planner knows of it.
+        free: numbers of the slabs that hold nothing.
+        running: what it has, by the batch's number.
+    """
+
+    def __init__(self, engine: Engine, first_rows: int) -> None:
+        self.engine = engine
+        self.place = Place(engine.name, first_rows=first_rows)
+        self.free = list(range(len(engine.slabs)))
+        self.running: dict[int, Running] = {}
+
+
 class Front:
-    """Serves operations of one engine over one service.
+    """Serves operations over one service.
+
+    Args:
+        service: where frames come from.
+        engines: the device, and on a GPU the spare behind it.
+        operations: by name.
+        limits: of batches and queues.
+        telemetry: where measurements go.
+        breaker: when an operation is kept from the device; where there is a spare.
 
     Attributes:
         planner: decides what runs; its counters are the queue's statistics.
+        fallback: decides where.
         telemetry: where measurements go.
     """
 
     def __init__(
-        self, service: Service, engine: Engine, operations: dict[str, Operation], limits: Limits, telemetry: Telemetry
+        self,
+        service: Service,
+        engines: Sequence[Engine],
+        operations: dict[str, Operation],
+        limits: Limits,
+        telemetry: Telemetry,
+        breaker: BreakerLimits = DEFAULT_BREAKER,
     ) -> None:
-        self.planner = Planner(limits, slots=0)
+        self._stations = [
+            Station(engine, FIRST_ROWS if number else limits.max_rows) for number, engine in enumerate(engines)
+        ]
+        places = [station.place for station in self._stations]
+        self.planner = Planner(limits, *places)
+        self.fallback = Fallback(places[0], places[1] if places[1:] else None, breaker)
         self.telemetry = telemetry
         self._service = service
-        self._engine = engine
         self._admission = Admission(operations, limits.max_bytes)
-        self._free = list(range(len(engine.slabs)))
-        self._running: dict[int, Running] = {}
+        self._limit_s = limits.limit_s
         self._loop = asyncio.get_running_loop()
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._prober: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
         self._batches = 0
         self._down_since = NEVER
         self._stopped = False
         self._asked: dict[int, float] = {}
-        engine.on_done = self._on_done
-        engine.on_lost = self._on_lost
-        engine.on_ready = self._on_ready
+        for station in self._stations:
+            station.engine.on_done = partial(self._on_done, station)
+            station.engine.on_lost = partial(self._on_lost, station)
+            station.engine.on_ready = partial(self._on_ready, station)
         service.on_cancel = self._on_cancel
-        telemetry.watch(self.planner, service, engine)
+        telemetry.watch(self.planner, service, engines[0])
+        telemetry.watch_fallback(self.fallback)
 
     def accept(self, held: Held) -> None:
         """Queue a frame's rows.
@@ -91,7 +135,7 @@ class Front:
             Busy: the queue, or the number of lanes, is at its limit.
         """
         if monotonic() - self._down_since > DOWN_S:
-            raise Busy(f"the {self._engine.name} engine is down and being started again", retry_after_s=1.0)
+            raise Busy(f"the {self.fallback.device.name} engine is down and being started again", retry_after_s=1.0)
         spec = self._admission.admit(held.endpoint.name, held.request)
         lane = self.planner.lane(spec.key, spec.operation.max_rows)
         request = held.request
@@ -100,13 +144,14 @@ class Front:
         ticket = Ticket(held, lane, request.n, row_bytes, request.prio, held.arrived, held.deadline)
         self.planner.offer(ticket, held.arrived)
         lane.spec = spec
+        lane.move(self.fallback.home(spec.operation.name))
         held.ticket = ticket
         self._pump_soon()
 
     def stop(self) -> None:
         """Let go of timers; after the drain."""
         self._stopped = True
-        for timer in (self._timer, self._prober):
+        for timer in (self._timer, self._prober, self._watchdog):
             if timer is not None:
                 timer.cancel()
 
@@ -146,44 +191,76 @@ class Front:
         self._timer = self._loop.call_later(delay_s, self._pump)
 
     def _start(self, plan: Plan, now: float) -> None:
-        slab = self._free.pop()
         spec: LaneSpec = plan.lane.spec
+        name = spec.operation.name
+        if self.fallback.tries(plan, name, now):
+            self.planner.redirect(plan, self.fallback.device)
+        elif plan.place is self.fallback.spare and not plan.reason:
+            plan.reason = self.fallback.reason(name)
+        station = self._station_of(plan)
+        slab = station.free.pop()
         self._batches += 1
         try:
-            job = stage(self._batches, plan, spec, self._engine.slabs[slab], slab)
+            job = stage(self._batches, plan, spec, station.engine.slabs[slab], slab)
         except Exception:
-            _log.exception("batch not staged", operation=spec.operation.name, rows=plan.rows)
-            self._free.append(slab)
+            _log.exception("batch not staged", operation=name, rows=plan.rows)
+            station.free.append(slab)
             self.planner.finished(plan, 0.0, whole=False)
             self._fail(plan, OperationFailed("the worker could not lay the batch out; its log holds the reason"))
             self._pump_soon()
             return
-        self._running[job.id] = Running(plan, spec, slab, now)
-        self._engine.submit(job)
-        self.telemetry.on_start(spec.operation.name, plan, now, monotonic())
+        station.running[job.id] = Running(plan, spec, slab, now)
+        station.engine.submit(job)
+        if self._watchdog is None:
+            self._watchdog = self._loop.call_later(self._limit_s, self._watch_limits)
+        self.telemetry.on_start(name, plan, now, monotonic())
 
-    def _on_done(self, done: Done) -> None:
-        running = self._running.pop(done.id, None)
+    def _station_of(self, plan: Plan) -> Station:
+        return next(station for station in self._stations if station.place is plan.place)
+
+    def _on_done(self, station: Station, done: Done) -> None:
+        running = station.running.pop(done.id, None)
         if running is None:
             return  # of an engine that was given up: its rows have been answered
-        self.planner.finished(running.plan, done.run_us / 1e6, whole=not done.failed)
+        plan, operation = running.plan, running.spec.operation
+        self.planner.finished(plan, done.run_us / 1e6, whole=not done.failed)
+        again = self.fallback.failed(plan, operation) if done.failed == OperationFailed.code else None
+        if again is not None:
+            self.telemetry.on_again(done.failed, plan.rows)
+            self.planner.run_again(plan, again, done.failed)
+        elif not done.failed:
+            self._ended(plan, operation.name)
         self._pump()  # the next batch first: the engine works while this one is answered
         before = monotonic()
-        if done.failed:
-            self._fail(running.plan, from_wire(done.failed, done.message))
-        else:
-            self._answer(running, done)
-        self._free.append(running.slab)
-        self.telemetry.on_done(running.spec.operation.name, running.plan, done, monotonic() - before)
+        if not done.failed:
+            self._answer(station, running, done)
+        elif again is None:
+            self._fail(plan, from_wire(done.failed, done.message))
+        station.free.append(running.slab)
+        self.telemetry.on_done(operation.name, plan, done, monotonic() - before)
 
-    def _answer(self, running: Running, done: Done) -> None:
+    def _ended(self, plan: Plan, operation: str) -> None:
+        """A batch ended well: perhaps the device is trusted again, or not any more."""
+        before = self.fallback.home(operation)
+        self.fallback.ended(plan, operation, monotonic())
+        if self.fallback.home(operation) is not before:
+            self._move_lanes()
+
+    def _move_lanes(self) -> None:
+        """Let every lane's rows go where its operation belongs now."""
+        for lane in self.planner.lanes.values():
+            if lane.spec is not None:
+                lane.move(self.fallback.home(lane.spec.operation.name))
+
+    def _answer(self, station: Station, running: Running, done: Done) -> None:
         """Fan the rows of a batch's result back to their frames."""
         plan = running.plan
-        answers = Answers(self._engine.slabs[running.slab], done, plan.rows)
+        answers = Answers(station.engine.slabs[running.slab], done, plan.rows)
         position = 0
         for spans in _by_frame(plan.spans):
             held: Held = spans[0].ticket.frame
-            by = By(self._engine.name, plan.rows, int(1e6 * (running.started - held.arrived)), done.run_us)
+            queue_us = int(1e6 * (running.started - held.arrived))
+            by = By(station.engine.name, plan.rows, queue_us, done.run_us, plan.reason)
             at, columns, errors, gone = answers.take(spans, position)
             position += sum(span.count for span in spans)
             if gone:
@@ -218,38 +295,71 @@ class Front:
             self.telemetry.on_drop("cancelled", waiting)
             self._service.drop(held, waiting)
         chosen = set(wanted)
-        for running in self._running.values():
-            alive = self._engine.slabs[running.slab].view
-            position = 0
-            for span in running.plan.spans:
-                if span.ticket is ticket:
-                    for row in chosen.intersection(range(span.start, span.start + span.count)):
-                        alive[position + row - span.start] = 0
-                position += span.count
+        for station in self._stations:
+            for running in station.running.values():
+                alive = station.engine.slabs[running.slab].view
+                for position in _positions(running.plan, ticket, chosen):
+                    alive[position] = 0
+                    running.plan.gone.add(position)  # should it have to run again
+            for plan in station.place.again:
+                plan.gone.update(_positions(plan, ticket, chosen))
 
-    def _on_lost(self) -> None:
-        """The engine died: nothing runs, and nothing starts until it is ready again."""
-        self.planner.slots = 0
-        self._down_since = monotonic()
-        self._loop.call_soon(self._while_down)
-        lost, self._running = list(self._running.values()), {}
+    def _on_lost(self, station: Station) -> None:
+        """An engine died: nothing starts there until it is ready again, and what it had runs elsewhere, or then."""
+        station.place.slots = 0
+        now = monotonic()
+        lost, station.running = list(station.running.values()), {}
         for running in lost:
             self.planner.finished(running.plan, 0.0, whole=False)
-            self._free.append(running.slab)
-            self._fail(running.plan, EngineLost(f"the {self._engine.name} engine ended while it ran the batch"))
+            station.free.append(running.slab)
+            place, plans = self.fallback.lost(running.plan, running.spec.operation, now)
+            if place is None:
+                self._fail(running.plan, EngineLost(f"the {station.engine.name} engine ended while it ran the batch"))
+                continue
+            self.telemetry.on_again(EngineLost.code, running.plan.rows)
+            for plan in plans:
+                self.planner.run_again(plan, place, EngineLost.code)
+        self._move_lanes()
+        if self.fallback.down:
+            self._down_since = now
+            self._loop.call_soon(self._while_down)
+        self._pump_soon()
 
     def _while_down(self) -> None:
         """Tell callers whose deadline passes; nothing is dispatched that would meet their rows."""
-        if self.planner.slots == 0 and not self._stopped:
+        if self.fallback.down and not self._stopped:
             expired = self.planner.expire(monotonic())
             if expired:
                 self._expire(expired)
             self._loop.call_later(DOWN_LOOK_S, self._while_down)
 
-    def _on_ready(self) -> None:
+    def _on_ready(self, station: Station) -> None:
         self._down_since = NEVER
-        self.planner.slots = self._engine.slots
+        station.place.slots = station.engine.slots
+        self._move_lanes()
         self._pump_soon()
+
+    def _watch_limits(self) -> None:
+        """End an engine whose batch runs too long; what it had runs again."""
+        self._watchdog = None
+        now = monotonic()
+        oldest = NEVER
+        for station in self._stations:
+            for running in station.running.values():
+                if now - running.started < self._limit_s:
+                    oldest = min(oldest, running.started)
+                    continue
+                _log.error(
+                    "batch exceeds its time limit, its engine is ended",
+                    engine=station.engine.name,
+                    operation=running.spec.operation.name,
+                    rows=running.plan.rows,
+                    limit_s=self._limit_s,
+                )
+                station.engine.kill()
+                break
+        if oldest < NEVER:
+            self._watchdog = self._loop.call_later(oldest + self._limit_s - now, self._watch_limits)
 
     def _probe(self) -> None:
         """Ask once a client of rows that have waited long whether it still listens."""
@@ -263,6 +373,16 @@ class Front:
                 self._service.probe(held)
         if self._service.held:
             self._prober = self._loop.call_later(PROBE_S, self._probe)
+
+
+def _positions(plan: Plan, ticket: Ticket, rows: set[int]) -> Iterator[int]:
+    """Where rows of a frame lie in a batch."""
+    position = 0
+    for span in plan.spans:
+        if span.ticket is ticket:
+            for row in rows.intersection(range(span.start, span.start + span.count)):
+                yield position + row - span.start
+        position += span.count
 
 
 def _by_frame(spans: list[Span]) -> list[list[Span]]:

@@ -21,8 +21,9 @@ from ..bus.errors import BusError
 from ..bus.options import ConnectOptions
 from ..config import configure_logging
 from .engine import EngineLink
+from .engines import slab_bytes, slots_of
 from .fleet import FrontSpec
-from .worker import Worker, slab_bytes, slots_of
+from .worker import Worker
 
 EXIT_NOT_DRAINED = 1
 EXIT_NOT_STARTED = 2
@@ -49,16 +50,15 @@ async def _serve(spec: FrontSpec, told: TextIO) -> int:
     except BusError as error:
         return _not_started(str(error))
     try:
-        engine = EngineLink(
-            spec.address, spec.device, slots_of(settings, spec.device), slab_bytes(settings, transport.max_payload)
-        )
-        worker = Worker(transport, settings, engine)
+        room = slab_bytes(settings, transport.max_payload)
+        links = [EngineLink(address, device, slots_of(settings, device), room) for address, device in spec.engines]
+        worker = Worker(transport, settings, links)
         try:
             await worker.start()
         except BusError as error:
             return _not_started(str(error))
         except ConnectionError as error:
-            return _not_started(f"the {spec.device} engine is gone: {error}")
+            return _not_started(f"an engine is gone: {error}")
         except OSError as error:
             return _not_started(
                 f"worker.metrics_port {settings.worker.metrics_port}: {error.strerror}: set another one"

@@ -84,13 +84,14 @@ class EngineHost:
         """End the process: it leaves by itself when its lifeline closes, and is killed if it does not."""
         if self._restarting is not None:
             self._restarting.cancel()
+            await asyncio.wait({self._restarting})
         process = self._process
         self._disconnect(kill=self._ready is not None)  # while it starts it would not look at its lifeline for seconds
         self._listener.close()
-        if process is not None:
+        if process is not None and process.poll() is None:
             try:
-                await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
+                await _ended(process, STOP_TIMEOUT_S)
+            finally:  # also when whoever waits gives up
                 process.kill()
                 process.wait()
 
@@ -158,6 +159,21 @@ class EngineHost:
             self._process.kill()
             self._process.wait()
         self._process = None
+
+
+async def _ended(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """Return when a process has ended, or the time is over."""
+    fd = os.pidfd_open(process.pid)
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(fd, ended.set)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await ended.wait()
+    except TimeoutError:
+        pass
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
 
 
 def _spawn(command: list[str], fds: list[int], environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -62,6 +62,10 @@ class InlineEngine:
         self.restarts += 1
         self.on_ready()
 
+    def kill(self) -> None:
+        """Die."""
+        asyncio.get_running_loop().call_soon(self.lose)
+
     async def stop(self) -> None:
         """Give the slabs back."""
         for slab in self.slabs:

@@ -18,7 +18,6 @@ from .executor import Piece
 from .job import ControlSocket, Done, Job, Ready, Report
 from .slab import Slab
 
-GREETING_TIMEOUT_S = 5.0
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 _log = structlog.get_logger(__name__)
@@ -38,8 +37,14 @@ class FrontConnection:
         self._device = device
         self._running = 0
         self._gone = False
-        for slab in slabs:
-            device.register(slab)
+        self._registered: list[Slab] = []
+        try:
+            for slab in slabs:
+                device.register(slab)
+                self._registered.append(slab)
+        except BaseException:
+            self.leave()
+            raise
 
     def begin(self) -> None:
         """A batch of it is about to run: its slabs are in use."""
@@ -62,23 +67,33 @@ class FrontConnection:
 
     def _send(self, message: Done | Report) -> None:
         if not self._gone:
-            with suppress(OSError):  # its end is seen where it is read
+            try:
                 self.control.send(message)
+            except OSError:  # it is gone, or has stopped reading: its end is seen where it is read
+                with suppress(OSError):
+                    self.control.sock.shutdown(socket.SHUT_RDWR)
 
     def _release(self) -> None:
         if self._gone and self._running == 0:
-            for slab in self.slabs:
+            for slab in self._registered:
                 self._device.unregister(slab)
+            for slab in self.slabs:
                 slab.close()
-            self.slabs = []
+            self.slabs, self._registered = [], []
 
 
 class Handed:
-    """A batch that a front handed over."""
+    """A batch that a front handed over.
+
+    Raises:
+        ValueError: it lies in no slab of the front's.
+    """
 
     __slots__ = ("_lane", "front", "job")
 
     def __init__(self, front: FrontConnection, job: Job) -> None:
+        if not 0 <= job.slab < len(front.slabs):
+            raise ValueError(f"slab {job.slab} of {len(front.slabs)}")
         self.front = front
         self.job = job
         self._lane: Hashable = None
@@ -119,6 +134,7 @@ class Intake:
         self._max_rows = max_rows
         self._waiting: deque[Handed] = deque()
         self._fronts: dict[int, FrontConnection] = {}  # by file descriptor
+        self._strangers: dict[int, ControlSocket] = {}  # connected, but have not greeted
         self.ended = False
         self._poll = select.epoll()
         self._poll.register(self._lifeline, select.EPOLLIN)
@@ -162,6 +178,8 @@ class Intake:
                 self.ended = True
             elif fd == self._listener.fileno():
                 self._accept()
+            elif fd in self._strangers:
+                self._greet(self._strangers[fd])
             else:
                 self._read(fd)
 
@@ -171,8 +189,10 @@ class Intake:
             for message in front.control.receive():
                 if isinstance(message, Job):
                     self._waiting.append(Handed(front, message))
-        except (EOFError, OSError, msgspec.DecodeError) as error:
-            if isinstance(error, msgspec.DecodeError):
+        except BlockingIOError:
+            return
+        except (EOFError, OSError, ValueError, msgspec.DecodeError) as error:
+            if not isinstance(error, EOFError | OSError):
                 _log.error("front speaks another language, its connection is closed", error=str(error))
             self._poll.unregister(fd)
             del self._fronts[fd]
@@ -181,21 +201,42 @@ class Intake:
             front.leave()
 
     def _accept(self) -> None:
+        """A connection comes; it is a front once it has greeted."""
         sock, _ = self._listener.accept()
-        control = ControlSocket(sock)
         try:
             _check_peer(sock)
-            sock.settimeout(GREETING_TIMEOUT_S)
-            hello, fds = control.receive_greeting()
-            sock.settimeout(None)
-            front = FrontConnection(control, [Slab(fd, hello.slab_bytes) for fd in fds], self._device)
-            control.send(Ready(self._device.name, os.getpid()))
-        except (EOFError, OSError, msgspec.DecodeError) as error:
+        except PermissionError as error:
             _log.warning("front not accepted", error=str(error))
             sock.close()
             return
-        self._fronts[sock.fileno()] = front
+        sock.setblocking(False)
+        self._strangers[sock.fileno()] = ControlSocket(sock)
         self._poll.register(sock, select.EPOLLIN)
+
+    def _greet(self, control: ControlSocket) -> None:
+        """A connection speaks for the first time."""
+        fd = control.sock.fileno()
+        del self._strangers[fd]
+        slabs: list[Slab] = []
+        try:
+            hello, fds = control.receive_greeting()
+            for number, each in enumerate(fds):
+                try:
+                    slabs.append(Slab(each, hello.slab_bytes))
+                except BaseException:
+                    for left in fds[number:]:
+                        os.close(left)
+                    raise
+            front = FrontConnection(control, slabs, self._device)
+            control.send(Ready(self._device.name, os.getpid()))
+        except (EOFError, OSError, ValueError, msgspec.DecodeError) as error:
+            _log.warning("front not accepted", error=str(error))
+            for slab in slabs:
+                slab.close()
+            self._poll.unregister(fd)
+            control.sock.close()
+            return
+        self._fronts[fd] = front
 
 
 def _check_peer(sock: socket.socket) -> None:

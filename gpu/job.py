@@ -5,6 +5,7 @@ Messages go over a stream socket, each a four-byte length and MessagePack. They 
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -132,15 +133,21 @@ class ControlSocket:
         socket.send_fds(self.sock, [_LENGTH.pack(len(body)) + body], fds)
 
     def receive_greeting(self) -> tuple[Hello, list[int]]:
-        """Wait for the first message of a front, and the file descriptors of its slabs.
+        """The first message of a front, and the file descriptors of its slabs.
 
         Raises:
-            EOFError, TimeoutError: it went away, or does not speak.
+            EOFError: it went away.
+            msgspec.DecodeError: it is no front.
         """
         data, fds, _, _ = socket.recv_fds(self.sock, 1 << 10, MAX_SLABS)
         if not data:
             raise EOFError
-        return msgspec.msgpack.decode(data[_LENGTH.size :], type=Hello), list(fds)
+        try:
+            return msgspec.msgpack.decode(data[_LENGTH.size :], type=Hello), list(fds)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
 
     def receive(self) -> Iterator[Message]:
         """Read once from the socket, and give every message that is complete.

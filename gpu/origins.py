@@ -327,16 +327,17 @@ class Origins:
         """Look at every file: drop what has expired, and count the rest."""
         now = self._clock()
         used, keys = 0, set()
-        for entry in os.scandir(self._directory):
-            with suppress(FileNotFoundError):  # another process drops files, too
-                found = entry.stat()
-                kind = entry.name.rpartition("~")[2]
-                if found.st_mtime + _UNDONE.get(kind, 0.0) <= now:
-                    os.unlink(entry.path)
-                    continue
-                used += _charge(found.st_size)
-                if kind not in _UNDONE:
-                    keys.add(entry.name)
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # another process drops files, too
+                    found = entry.stat()
+                    kind = entry.name.rpartition("~")[2]
+                    if found.st_mtime + _UNDONE.get(kind, 0.0) <= now:
+                        os.unlink(entry.path)
+                        continue
+                    used += _charge(found.st_size)
+                    if kind not in _UNDONE:
+                        keys.add(entry.name)
         self.used_bytes, self.count = used, len(keys)
         self._sweep_at = now + SWEEP_S
         return keys

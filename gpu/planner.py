@@ -11,13 +11,14 @@ It is pure: the time is an argument, nothing is awaited, no device is known. The
   the lane that has used the device least goes first, measured in seconds of it.
 - A batch is held to `max_rows`, `max_bytes`, and the rows that take about `target_s` on the device at the lane's
   measured pace, so that no lane holds up the others, nor abandoned work the next caller.
+- Each lane has a *place*, the engine its batches go to; the front may move it. A batch that runs again goes first.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..bus.errors import Busy
@@ -38,6 +39,7 @@ class Limits:
         target_s: time on the device a batch is sized for, s.
         queue_rows, queue_bytes: most that may wait; beyond, frames are refused with `busy`.
         lanes: most lanes with rows waiting.
+        limit_s: longest time a batch may run; an engine that takes longer is ended, s.
     """
 
     window_s: float = 0.001
@@ -47,6 +49,28 @@ class Limits:
     queue_rows: int = 65536
     queue_bytes: int = 256 << 20
     lanes: int = 1024
+    limit_s: float = 60.0
+
+
+class Place:
+    """An engine, as far as the planner knows it.
+
+    Attributes:
+        name: the engine's.
+        slots: batches it takes: one running, the others staged ahead; 0 while it takes none.
+        running: batches it has.
+        again: batches formed already, which are to run there before any other.
+        first_rows: most rows of a lane's first batch there, before its pace is known.
+        clock_s: least device time of the lanes that competed last: where a lane that comes anew begins, s.
+    """
+
+    def __init__(self, name: str, slots: int = 0, first_rows: int = 1 << 30) -> None:
+        self.name = name
+        self.slots = slots
+        self.running = 0
+        self.again: deque[Plan] = deque()
+        self.first_rows = first_rows
+        self.clock_s = 0.0
 
 
 class Ticket:
@@ -102,14 +126,16 @@ class Lane:
         rows, bytes: waiting, those withdrawn not counted.
         opened: when the oldest of them came, s.
         deadline: no later than the earliest of theirs, s.
-        used_s: device time the lane has used, s, on the scale of all lanes.
-        row_s: device time of a row, s, as measured lately.
+        place: where its batches go.
+        used_s: device time the lane has used there, s, on the scale of all lanes.
+        row_s: device time of a row there, s, as measured lately; 0 for not yet.
         spec: whatever the front keeps with the lane; the planner does not look inside.
     """
 
-    def __init__(self, key: Hashable, max_rows: int) -> None:
+    def __init__(self, key: Hashable, max_rows: int, place: Place) -> None:
         self.key = key
         self.max_rows = max_rows
+        self.place = place
         self.queues: dict[int, deque[Ticket]] = {priority: deque() for priority in PRIORITIES}
         self.served = dict.fromkeys(PRIORITIES, float("-inf"))
         self.rows = 0
@@ -120,6 +146,13 @@ class Lane:
         self.row_s = 0.0
         self.spec: Any = None
 
+    def move(self, place: Place) -> None:
+        """Let its batches go elsewhere from now on; nothing is known of its pace there."""
+        if place is not self.place:
+            self.place = place
+            self.used_s = place.clock_s
+            self.row_s = 0.0
+
 
 @dataclass(slots=True)
 class Plan:
@@ -127,28 +160,34 @@ class Plan:
 
     Attributes:
         lane: what its rows have in common.
+        place: where it is to run.
         spans: the rows, in order.
         rows: how many.
         expired: tickets whose deadline had passed, with the rows (first, count) that were dropped.
+        runs: times it was started before.
+        reason: why it does not run where its lane does; empty if it does.
+        gone: positions of rows whose caller withdrew after it was formed.
     """
 
     lane: Lane
+    place: Place
     spans: list[Span]
     rows: int
     expired: list[Span]
+    runs: int = 0
+    reason: str = ""
+    gone: set[int] = field(default_factory=set)
 
 
 class Planner:
-    """Forms batches for one engine of `slots` places (one running, the others staged ahead)."""
+    """Forms batches for the engines of its places; a lane that comes anew belongs to the first."""
 
-    def __init__(self, limits: Limits, slots: int) -> None:
+    def __init__(self, limits: Limits, *places: Place) -> None:
         self.limits = limits
-        self.slots = slots
-        self.running = 0
+        self.places = places
         self.waiting_rows = 0
         self.waiting_bytes = 0
         self.lanes: dict[Hashable, Lane] = {}
-        self._clock_s = 0.0  # least device time of the lanes that competed last: where a lane that comes anew begins
 
     def lane(self, key: Hashable, max_rows: int) -> Lane:
         """The lane of this key, new if need be.
@@ -162,7 +201,7 @@ class Planner:
                 raise Busy(
                     f"{len(self.lanes)} lanes have rows waiting: send fewer different shapes and parameters at once"
                 )
-            lane = self.lanes[key] = Lane(key, max_rows)
+            lane = self.lanes[key] = Lane(key, max_rows, self.places[0])
         return lane
 
     def offer(self, ticket: Ticket, now: float) -> None:
@@ -179,7 +218,7 @@ class Planner:
         if lane.rows == 0:
             lane.opened = now
             lane.deadline = ticket.deadline
-            lane.used_s = max(lane.used_s, self._clock_s)
+            lane.used_s = max(lane.used_s, lane.place.clock_s)
         elif ticket.deadline < lane.deadline:
             lane.deadline = ticket.deadline
         lane.queues[ticket.priority].append(ticket)
@@ -188,21 +227,27 @@ class Planner:
         self.waiting_rows += ticket.rows
         self.waiting_bytes += size
 
+    @property
+    def running(self) -> int:
+        """Batches that engines have."""
+        return sum(place.running for place in self.places)
+
     def due(self, now: float) -> list[Plan]:
-        """The batches to start now; each takes a slot until `finished`."""
-        plans: list[Plan] = []
-        while self.running < self.slots:
-            ripe = [lane for lane in self.lanes.values() if lane.rows and self._is_ripe(lane, now)]
-            if not ripe:
-                break
-            lane = min(ripe, key=lambda lane: (-self._priority(lane, now), lane.used_s, lane.opened))
-            plan = self._take(lane, now)
-            if plan.rows:
-                self.running += 1
-                self._clock_s = min(each.used_s for each in ripe)
-            if plan.rows or plan.expired:
-                plans.append(plan)
-        return plans
+        """The batches to start now; each takes a slot of its place until `finished`."""
+        return [plan for place in self.places for plan in self._due_at(place, now)]
+
+    def run_again(self, plan: Plan, place: Place, reason: str) -> None:
+        """Have a batch that came to nothing run again, there."""
+        plan.place = place
+        plan.runs += 1
+        plan.reason = reason
+        place.again.append(plan)
+
+    def redirect(self, plan: Plan, place: Place) -> None:
+        """Let a batch that is about to start run elsewhere."""
+        plan.place.running -= 1
+        place.running += 1
+        plan.place = place
 
     def finished(self, plan: Plan, run_s: float, whole: bool = True) -> None:
         """A batch left the engine after `run_s` seconds on the device; its slot is free.
@@ -210,8 +255,10 @@ class Planner:
         Args:
             whole: every row was run; a batch that failed or was abandoned says nothing of the lane's pace.
         """
-        self.running -= 1
+        plan.place.running -= 1
         lane = plan.lane
+        if lane.place is not plan.place:
+            return
         lane.used_s += run_s
         if not whole:
             return
@@ -242,15 +289,36 @@ class Planner:
 
     def next_deadline(self) -> float | None:
         """When `due` may have something to start although nothing was offered or finished, s; None for never."""
-        if self.running >= self.slots:
-            return None
         window_s = self.limits.window_s
-        times = [min(lane.opened + window_s, lane.deadline - window_s) for lane in self.lanes.values() if lane.rows]
+        times = [
+            min(lane.opened + window_s, lane.deadline - window_s)
+            for lane in self.lanes.values()
+            if lane.rows and lane.place.running < lane.place.slots
+        ]
         return min(times, default=None)
+
+    def _due_at(self, place: Place, now: float) -> Iterator[Plan]:
+        while place.running < place.slots:
+            if place.again:
+                place.running += 1
+                yield place.again.popleft()
+                continue
+            ripe = [
+                lane for lane in self.lanes.values() if lane.rows and lane.place is place and self._is_ripe(lane, now)
+            ]
+            if not ripe:
+                break
+            lane = min(ripe, key=lambda lane: (-self._priority(lane, now), lane.used_s, lane.opened))
+            plan = self._take(lane, now)
+            if plan.rows:
+                place.running += 1
+                place.clock_s = min(each.used_s for each in ripe)
+            if plan.rows or plan.expired:
+                yield plan
 
     def _is_ripe(self, lane: Lane, now: float) -> bool:
         return (
-            self.running == 0
+            lane.place.running == 0
             or lane.rows >= self._batch_rows(lane)
             or lane.bytes >= self.limits.max_bytes
             or now >= lane.opened + self.limits.window_s
@@ -260,7 +328,7 @@ class Planner:
     def _batch_rows(self, lane: Lane) -> int:
         rows = min(lane.max_rows, self.limits.max_rows)
         if lane.row_s == 0.0:
-            return rows
+            return min(rows, lane.place.first_rows)
         return min(rows, max(LEAST_PACED_ROWS, int(self.limits.target_s / lane.row_s)))
 
     def _priority(self, lane: Lane, now: float) -> int:
@@ -268,7 +336,7 @@ class Planner:
 
     def _take(self, lane: Lane, now: float) -> Plan:
         """Fill a batch from the lane's queues, the most urgent first."""
-        plan = Plan(lane, [], 0, [])
+        plan = Plan(lane, lane.place, [], 0, [])
         waiting = [priority for priority, queue in lane.queues.items() if queue]
         if len(waiting) > 1:
             waiting.sort(key=lambda priority: _raised(lane, priority, now), reverse=True)

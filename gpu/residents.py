@@ -207,6 +207,7 @@ class Residents:
         """
         assert self._device is not None, "opened before the first batch"
         draft = self.origins.draft(key, origin)
+        own = tensor.clone() if tensor.is_cuda else None
         try:
             self._device.fetch(tensor, draft.array.reshape(origin.shape))
             self._device.synchronize()
@@ -214,10 +215,10 @@ class Residents:
             self._origins.discard(draft)
             raise
         self._origins.publish(draft)
-        if tensor.is_cuda:
+        if own is not None:
             with self._origins.opened(key) as (there, file):
                 if there.serial == origin.serial:
-                    self._adopt(key, Copy(origin, seen(file), tensor=tensor.clone()))
+                    self._adopt(key, Copy(origin, seen(file), tensor=own))
 
     def free(self, key: str, owner: str) -> bool:
         """Drop a tensor everywhere; whether it was there.

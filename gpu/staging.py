@@ -19,6 +19,8 @@ def stage(number: int, plan: Plan, spec: LaneSpec, slab: Slab, slab_number: int)
     """Lay a batch's columns out in a slab: first the flags of rows alive, then column after column."""
     view, rows = slab.view, plan.rows
     view[:rows] = b"\1" * rows
+    for position in plan.gone:
+        view[position] = 0
     free = align(rows)
     parts: list[Part] = []
     for name, field in spec.schema:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .fallback import Fallback
 from .job import Done
 from .nvml import READINGS, Health
 from .planner import Plan, Planner
@@ -66,6 +67,13 @@ class Telemetry:
             "aikoryu_rows_dropped", "Rows dropped before they ran", ["reason"], registry=self.registry
         )
 
+        self._again = Counter(
+            "aikoryu_rows_run_again",
+            "Rows run again after their batch came to nothing",
+            ["reason"],
+            registry=self.registry,
+        )
+
     def watch(self, planner: Planner, service: Service, engine: Engine) -> None:
         """Read queue lengths, rejections and the engine's state whenever somebody asks."""
 
@@ -77,7 +85,7 @@ class Telemetry:
         gauge("waiting_bytes", "Bytes of the rows that wait").set_function(lambda: planner.waiting_bytes)
         gauge("running_batches", "Batches the engine has").set_function(lambda: planner.running)
         gauge("held_frames", "Frames not answered whole").set_function(lambda: len(service.held))
-        gauge("engine_up", "1 while the engine takes batches").set_function(lambda: float(planner.slots > 0))
+        gauge("engine_up", "1 while the engine takes batches").set_function(lambda: float(planner.places[0].slots > 0))
         gauge("engine_restarts", "Times the engine was started again").set_function(lambda: engine.restarts)
         self.registry.register(
             _Counts("aikoryu_frames_rejected", "Frames refused, by error code", lambda: service.rejected, "code")
@@ -86,6 +94,18 @@ class Telemetry:
         if engine.name.startswith("cuda"):
             readings = {name: text for name, (text, _) in READINGS.items()}
             self.registry.register(_Figures(Health(engine.name).read, readings))
+
+    def watch_fallback(self, fallback: Fallback) -> None:
+        """Read the breakers' states whenever somebody asks."""
+        self.registry.register(
+            _Counts(
+                "aikoryu_breaker_opened",
+                "Times an operation was kept from the device",
+                lambda: {name: breaker.opened for name, breaker in fallback.breakers.items()},
+                "operation",
+            )
+        )
+        self.registry.register(_BreakerStates(fallback))
 
     def watch_connection(self, statistics: Callable[[], Mapping[str, int]]) -> None:
         """Read what happened to the connection whenever somebody asks: reconnects, errors, slow consumers."""
@@ -109,6 +129,10 @@ class Telemetry:
         stages.device.observe(done.run_us / 1e6)
         stages.reply.observe(reply_s)
 
+    def on_again(self, reason: str, rows: int) -> None:
+        """Rows whose batch came to nothing are run again."""
+        self._again.labels(reason).inc(rows)
+
     def on_drop(self, reason: str, rows: int) -> None:
         """Rows were dropped before they ran."""
         self._dropped.labels(reason).inc(rows)
@@ -130,6 +154,19 @@ class _Stages(NamedTuple):
     device: Histogram
     reply: Histogram
     batch_rows: Histogram
+
+
+class _BreakerStates(Collector):
+    """State of each breaker as a number: 0 closed, 1 open, 2 half open."""
+
+    def __init__(self, fallback: Fallback) -> None:
+        self._fallback = fallback
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily("aikoryu_breaker_state", "0 closed, 1 open, 2 half open", labels=["operation"])
+        for name, breaker in self._fallback.breakers.items():
+            family.add_metric([name], breaker.state.value)
+        yield family
 
 
 class _Counts(Collector):

@@ -1,4 +1,4 @@
-"""A worker: one connection, one front, one engine, and what tells the world about them."""
+"""A worker: one connection, one front, its engines, and what tells the world about them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 from wsgiref.simple_server import WSGIServer
@@ -22,18 +23,16 @@ from ..bus.service import Service
 from ..bus.subjects import Subjects, endings
 from ..bus.transport import Transport
 from ..config import VERSION, Settings
+from .breaker import BreakerLimits
 from .directory import WorkerDirectory
-from .engine import Engine, EngineSpec
+from .engine import Engine
+from .engines import catalogue_of, own_engines
 from .front import Front
-from .host import ChildEngine
-from .nvml import visible
 from .operation import Operation
 from .planner import Limits
-from .registry import Catalogue, load
-from .residents import ResidentsSpec
+from .registry import load
+from .tasks import together
 from .telemetry import Telemetry
-
-SLAB_SLACK_BYTES = 1 << 20  # alignment
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +43,7 @@ class Worker:
     Args:
         transport: the connection; it stays open when the worker stops.
         settings: all groups.
-        engine: where batches run; by default a process of its own, for the first device of the settings.
+        engines: where batches run, and the spare; by default processes of its own, for the settings' first device.
 
     Attributes:
         id: one subject token, unique on the bus.
@@ -52,21 +51,22 @@ class Worker:
         telemetry: its measurements.
     """
 
-    def __init__(self, transport: Transport, settings: Settings, engine: Engine | None = None) -> None:
-        catalogue = catalogue_of(settings)
+    def __init__(self, transport: Transport, settings: Settings, engines: Sequence[Engine] = ()) -> None:
         self.id = (
             settings.worker.name or f"{socket.gethostname().replace('.', '-')}-{os.getpid()}-{secrets.token_hex(2)}"
         )
-        self.operations: dict[str, Operation] = load(catalogue)
+        self.operations: dict[str, Operation] = load(catalogue_of(settings))
         self.telemetry = Telemetry()
         self._settings = settings
-        self._directory = None if engine else WorkerDirectory(settings.residents.directory)
-        self._engine = engine or own_engine(settings, transport.max_payload, self._directory)
+        self._directory = None if engines else WorkerDirectory(settings.residents.directory)
+        self._engines = engines or own_engines(settings, transport.max_payload, self._directory)
         subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
         loopback = Loopback(transport)
         self._service = Service(loopback, subjects, self.id, reply_prefixes=settings.bus.reply_prefixes)
         self._jobs = JobWorker(transport, loopback, subjects, settings.jobs, self._service.may_answer)
-        self._front = Front(self._service, self._engine, self.operations, limits_of(settings), self.telemetry)
+        self._front = Front(
+            self._service, self._engines, self.operations, limits_of(settings), self.telemetry, breaker_of(settings)
+        )
         if isinstance(transport, NatsConnection):
             self.telemetry.watch_connection(lambda: transport.statistics()._asdict())
         self._discovery = Discovery(transport, self._service, self.id, VERSION, self._details)
@@ -84,8 +84,9 @@ class Worker:
             if self._directory is not None:
                 undo.callback(self._directory.close)
                 self._directory.open()
-            undo.push_async_callback(self._engine.stop)
-            await self._engine.start()
+            for engine in self._engines:
+                undo.push_async_callback(engine.stop)
+            await together(engine.start() for engine in self._engines)
             undo.push_async_callback(self._service.drain, 0.0)
             await self._service.start()
             for name, operation in sorted(self.operations.items()):
@@ -102,7 +103,7 @@ class Worker:
                     self._settings.worker.metrics_port, addr="127.0.0.1", registry=self.telemetry.registry
                 )
             undo.pop_all()
-        _log.info("worker ready", worker=self.id, engine=self._engine.name, operations=sorted(self.operations))
+        _log.info("worker ready", worker=self.id, engine=self._engines[0].name, operations=sorted(self.operations))
 
     async def stop(self) -> bool:
         """Stop taking requests, answer every one accepted, end the engine.
@@ -117,7 +118,8 @@ class Worker:
         finally:  # also when whoever waits for the drain gives up
             await self._jobs.stop()
             self._front.stop()
-            await self._engine.stop()
+            for engine in self._engines:
+                await engine.stop()
             if self._directory is not None:
                 self._directory.close()
             if self._metrics is not None:
@@ -132,24 +134,11 @@ class Worker:
         """An operation's own figures in the service's statistics."""
         telemetry = self.telemetry
         return {
-            "engine": self._engine.name,
+            "engine": self._engines[0].name,
             "batches": telemetry.batches.get(operation, 0),
             "rows": telemetry.rows.get(operation, 0),
             "largest_batch": telemetry.largest.get(operation, 0),
         }
-
-
-def catalogue_of(settings: Settings, directory: WorkerDirectory | None = None) -> Catalogue:
-    """What the settings say to load.
-
-    Args:
-        settings: all groups.
-        directory: the worker's own, which its engines share; without one each keeps tensors for itself.
-    """
-    kept = settings.residents
-    path = str(directory.path) if directory is not None else ""
-    residents = ResidentsSpec(path, kept.device_bytes, kept.host_bytes, kept.ttl_s)
-    return Catalogue(settings.models.embed, settings.models.directory, settings.worker.operations, residents)
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -157,44 +146,9 @@ def limits_of(settings: Settings) -> Limits:
     return msgspec.convert(settings.batch, Limits, from_attributes=True)
 
 
-def own_engine(settings: Settings, max_payload: int, directory: WorkerDirectory | None) -> Engine:
-    """An engine for one front alone, on the first device of the settings."""
-    device = devices_of(settings)[0]
-    return ChildEngine(
-        engine_spec(settings, device, directory), slots_of(settings, device), slab_bytes(settings, max_payload)
-    )
-
-
-def devices_of(settings: Settings) -> list[str]:
-    """The devices the settings ask for, at least one."""
-    if settings.worker.device == "auto":
-        return [gpu.device for gpu in visible()] or ["cpu"]
-    return settings.worker.device.split(",")
-
-
-def engine_spec(settings: Settings, device: str, directory: WorkerDirectory | None = None) -> EngineSpec:
-    """The engine of a device as the settings say. Its threads stay below the cores, so a front always finds one."""
-    threads = settings.cpu.threads or max(1, len(os.sched_getaffinity(0)) - 1)
-    streams = 1 if device == "cpu" else settings.cuda.streams
-    return EngineSpec(device, threads, streams, catalogue_of(settings, directory), settings.log)
-
-
-def slots_of(settings: Settings, device: str) -> int:
-    """Batches that a front hands over to an engine of the device at once."""
-    return settings.cpu.slots if device == "cpu" else settings.cuda.slots
-
-
-def slab_bytes(settings: Settings, max_payload: int) -> int:
-    """Size of a slab that holds any batch the settings allow, and its answer.
-
-    Args:
-        settings: all groups.
-        max_payload: largest message, bytes.
-    """
-    batch = settings.batch
-    # Rows of variable width count as their frame's mean, so the frames cut at a batch's two ends may weigh more.
-    cut_bytes = 2 * min(batch.max_bytes, max_payload)
-    return 2 * batch.max_bytes + cut_bytes + batch.max_rows + SLAB_SLACK_BYTES
+def breaker_of(settings: Settings) -> BreakerLimits:
+    """When an operation is kept from the device: the settings' group `breaker`."""
+    return msgspec.convert(settings.breaker, BreakerLimits, from_attributes=True)
 
 
 def _endings(operation: Operation, settings: Settings) -> list[str]:

@@ -18,9 +18,10 @@ import aikoryu
 from aikoryu.agents import open_transport
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.config import BatchSettings, ModelSettings, NatsSettings, ServerSettings, Settings, WorkerSettings
+from aikoryu.gpu.engines import catalogue_of
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.registry import load
-from aikoryu.gpu.worker import Worker, catalogue_of
+from aikoryu.gpu.worker import Worker
 
 ROOT = "aikoryu.v1.default"
 A = np.arange(6, dtype="<f4").reshape(2, 3)
@@ -58,7 +59,7 @@ async def bench(child: bool = False, **groups: Any) -> AsyncIterator[Bench]:
         transport = await open_transport(settings)
         stack.push_async_callback(transport.close)
         engine = None if child else InlineEngine(load(catalogue_of(settings)))
-        worker = Worker(transport, settings, engine)
+        worker = Worker(transport, settings, [engine] if engine else [])
         await worker.start()
         made = Bench(server.url, worker, engine)
         stack.push_async_callback(made.stop)
@@ -299,7 +300,7 @@ async def test_engine_process_answers_and_leaves_with_its_worker() -> None:
         reply = await ask(client, "echo", request(1, {"x": column(A[:1])}))
         assert reply["cols"]["x"] == column(A[:1])
         await client.close()
-        pid = made._worker._engine.host.pid  # type: ignore[attr-defined]
+        pid = made._worker._engines[0].host.pid  # type: ignore[attr-defined]
         os.kill(pid, 0)  # it is there
         assert await made.stop()
         with pytest.raises(ProcessLookupError):

@@ -17,9 +17,10 @@ from aikoryu.agents import Matrix, session
 from aikoryu.bus.errors import BadColumn, BadParameter, BadValue
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.config import ModelSettings, Settings
+from aikoryu.gpu.engines import catalogue_of
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.registry import load
-from aikoryu.gpu.worker import Worker, catalogue_of
+from aikoryu.gpu.worker import Worker
 
 Array = NDArray[Any]
 RANDOM = np.random.default_rng(0)
@@ -34,7 +35,7 @@ class Served:
         self.settings = Settings(models=ModelSettings(embed=()))
         self.bus = MemoryBus()
         self.engine = InlineEngine(load(catalogue_of(self.settings)), slots=1, slab_bytes=1 << 20)
-        self.worker = Worker(self.bus.connect("_WORKER"), self.settings, self.engine)
+        self.worker = Worker(self.bus.connect("_WORKER"), self.settings, [self.engine])
         self._agents = agents
 
     async def agent(self) -> Matrix:

@@ -213,7 +213,7 @@ class Rig:
         self.engine = InlineEngine(self.operations, slots=slots, slab_bytes=slab_bytes)
         self.service = Service(self.transport, self.subjects, "worker", reply_prefixes=("_INBOX",))
         self.telemetry = Telemetry()
-        self.front = Front(self.service, self.engine, self.operations, limits, self.telemetry)
+        self.front = Front(self.service, [self.engine], self.operations, limits, self.telemetry)
         self.planner = self.front.planner
 
     async def start(self) -> None:
@@ -246,7 +246,7 @@ class Rig:
         assert self.service.held == {}
         planner = self.planner
         assert (planner.running, planner.waiting_rows, planner.waiting_bytes) == (0, 0, 0)
-        assert sorted(self.front._free) == list(range(len(self.engine.slabs)))
+        assert sorted(self.front._stations[0].free) == list(range(len(self.engine.slabs)))
 
 
 StartRig = Callable[..., Awaitable[Rig]]

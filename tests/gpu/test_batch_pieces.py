@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from aikoryu.bus.columns import FIXED, OFFSET, VARIABLE, Array, Field, pack_strings
+from aikoryu.bus.errors import BusError
 from aikoryu.gpu.batch import Batch
 from aikoryu.gpu.device import Device, DeviceLost, Mark, OutOfMemory
 from aikoryu.gpu.executor import Executor, Piece, Running
@@ -358,3 +359,33 @@ class TestStreams:
         device.lost = DeviceLost("fell off the bus")
         with pytest.raises(DeviceLost, match="fell off"):
             running.done()
+
+
+def test_error_of_the_bus_fails_its_own_piece(hand: Hand) -> None:
+    def operation(batch: Batch) -> Mapping[str, Any]:
+        if 13 in batch["x"]:
+            raise BusError("thirteen")
+        return {"y": batch["x"]}
+
+    ends = run(Given(operation, "i8", "i8"), [hand(i8(1, 2), "i8"), hand(i8(3, 13), "i8")])
+    assert [done.failed for done in ends] == ["", "error"]
+
+
+def test_what_is_not_pure_is_not_run_again_by_piece(hand: Hand) -> None:
+    ran: list[int] = []
+
+    def operation(batch: Batch) -> Mapping[str, Any]:
+        ran.extend(batch["x"].tolist())
+        raise ZeroDivisionError
+
+    ends = run(Given(operation, "i8", "i8", pure=False), [hand(i8(1, 2), "i8"), hand(i8(3, 4), "i8")])
+    assert ran == [1, 2, 3, 4]
+    assert [done.failed for done in ends] == ["operation_failed"] * 2
+
+
+def test_batch_that_failed_ends_when_its_stream_does(hand: Hand) -> None:
+    """What it has enqueued may still write into the slab, which the front uses again."""
+    operation = Given(lambda batch: {"y": batch["x"] * 2, "z": None}, "i8", "i8")
+    operation.signature = Signature({"x": "i8"}, {"y": "i8", "z": "i8"})
+    running = Executor({operation.name: operation}, Late()).start([hand(i8(1, 2), "i8").piece], 0)
+    assert not running.done()

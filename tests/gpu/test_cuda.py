@@ -339,17 +339,17 @@ async def main():
                 await asyncio.sleep(0.1)
 
     await adds()
-    first = worker._engine.host.pid
+    first = worker._engines[0].host.pid
     os.kill(first, signal.SIGKILL)
     await adds_again()
-    second = worker._engine.host.pid
+    second = worker._engines[0].host.pid
     assert second not in (0, first)
     try:
         await client.call("test.poison", {"x": np.float32(1)})
     except BusError as error:
         print("poison", error.code)
     await adds_again()
-    print("restarts", worker._engine.restarts)
+    print("restarts", worker._engines[0].restarts)
     await client.close()
     assert await worker.stop()
 

@@ -505,7 +505,7 @@ async def main():
     answer = await client.call("matrix.add", {"a": a, "b": a})
     assert answer["c"].tolist() == [[2, 0], [0, 2]]
     loaded = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "cupy"})
-    print(worker._engine.host.pid, *loaded, flush=True)
+    print(worker._engines[0].host.pid, *loaded, flush=True)
     sys.stdin.read()
 
 asyncio.run(main())

@@ -281,12 +281,12 @@ async def test_front_is_tried_until_it_starts(
     fleet = await start()
     monkeypatch.setattr(fleets, "RESTART_DELAYS_S", (0.0,))
     spec, tries = fleet._specs[0], 0
-    fleet._specs[0] = FrontSpec(spec.settings, "\0aikoryu-test-nobody", spec.device)
+    fleet._specs[0] = FrontSpec(spec.settings, (("\0aikoryu-test-nobody", "cpu"),))
     os.kill(fleet._processes[0].pid, signal.SIGKILL)
 
     def refused() -> bool:
         nonlocal tries
-        tries += capfd.readouterr().err.count("Error: the cpu engine is gone")
+        tries += capfd.readouterr().err.count("Error: an engine is gone")
         return tries >= 2
 
     await until(refused)
@@ -304,6 +304,11 @@ async def test_every_front_has_a_name_and_a_port_of_its_own(settings: Settings) 
 async def test_fronts_are_dealt_to_the_devices(settings: Settings) -> None:
     devices = "cuda:0,cuda:1"
     fleet = Fleet(replace(settings, worker=replace(settings.worker, device=devices, fronts=3)))
-    assert [spec.device for spec in fleet._specs] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert [spec.address for spec in fleet._specs] == [fleet._hosts[number].address for number in (0, 1, 0)]
+    addresses = [host.address for host in fleet._hosts]
+    spare = (addresses[2], "cpu")
+    assert [spec.engines for spec in fleet._specs] == [
+        ((addresses[0], "cuda:0"), spare),
+        ((addresses[1], "cuda:1"), spare),
+        ((addresses[0], "cuda:0"), spare),
+    ]
     await fleet.stop()

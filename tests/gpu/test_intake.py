@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from aikoryu.bus.columns import Field
-from aikoryu.gpu import intake as intakes
 from aikoryu.gpu.device import Device
 from aikoryu.gpu.intake import Handed, Intake
 from aikoryu.gpu.job import ControlSocket, Done, Hello, Job, Message, Part, Ready, Report
@@ -117,6 +116,11 @@ class Rig:
 
     def numbers(self) -> list[int]:
         return [handed.job.id for handed in self.take()]
+
+
+def open_descriptors() -> list[str]:
+    """Those of this process that can still be looked at."""
+    return [each for each in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{each}")]
 
 
 StartRig = Callable[..., Rig]
@@ -237,14 +241,44 @@ class TestStrangers:
         assert rig.numbers() == [2]
         assert stranger.sock.recv(1) == b""
 
-    def test_silent_connection_is_given_up(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(intakes, "GREETING_TIMEOUT_S", 0.01)
+    def test_silent_connection_holds_nobody_up(self, rig: Rig) -> None:
         front, silent = rig.front(), rig.connect()
+        for number in (1, 2):
+            front.hand_over(number)
+            assert rig.numbers() == [number]
+        silent.greet()
+        silent.hand_over(3)
+        assert rig.numbers() == [3]
+
+    def test_slab_larger_than_its_file_is_turned_away(self, rig: Rig) -> None:
+        front, odd = rig.front(), rig.connect()
+        odd.greet(slab_bytes=1 << 20)
+        for number in (1, 2):
+            front.hand_over(number)
+            assert rig.numbers() == [number]
+        with pytest.raises((EOFError, ConnectionError)):
+            odd.hear(1)
+
+    def test_batch_in_a_slab_that_is_none_ends_the_connection(self, rig: Rig) -> None:
+        front, odd = rig.front(), rig.front()
+        odd.control.send(Job(1, 99, "echo", 3, [], b"", 0, 128))
+        rig.intake.take(wait=False)
+        front.hand_over(2)
+        assert rig.numbers() == [2]
+        with pytest.raises((EOFError, ConnectionError)):
+            odd.hear(1)
+
+    def test_greeting_that_is_none_leaves_no_descriptor(self, rig: Rig) -> None:
+        front, odd = rig.front(), rig.connect()
+        fd = os.memfd_create("sent")
+        inode = os.fstat(fd).st_ino
+        socket.send_fds(odd.sock, [b"\5\0\0\0garba"], [fd])
+        os.close(fd)
         front.hand_over(1)
         assert rig.numbers() == [1]
         front.hand_over(2)
         assert rig.numbers() == [2]
-        assert silent.sock.recv(1) == b""
+        assert inode not in {os.stat(f"/proc/self/fd/{each}").st_ino for each in open_descriptors()}
 
     def test_process_of_another_user_is_turned_away(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         front = rig.front()

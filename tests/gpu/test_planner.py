@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aikoryu.bus.errors import Busy
-from aikoryu.gpu.planner import AGING_S, LEAST_PACED_ROWS, Lane, Limits, Plan, Planner, Span, Ticket
+from aikoryu.gpu.planner import AGING_S, LEAST_PACED_ROWS, Lane, Limits, Place, Plan, Planner, Span, Ticket
 
 NEVER = float("inf")
 LOAD_S = 0.2
@@ -21,7 +21,7 @@ LIMITS = Limits(window_s=0.01, max_rows=100, max_bytes=10_000, target_s=1.0, que
 
 
 def planner(slots: int = 2, **changes: float) -> Planner:
-    return Planner(replace(LIMITS, **changes), slots)  # type: ignore[arg-type]
+    return Planner(replace(LIMITS, **changes), Place("cpu", slots))  # type: ignore[arg-type]
 
 
 def offer(
@@ -262,7 +262,7 @@ def simulate(rate: float, slots: int) -> tuple[list[int], float]:
     Returns:
         Rows of each batch, and when the last had run, s.
     """
-    p = Planner(Limits(window_s=0.001, max_rows=4096, queue_rows=1 << 20), slots)
+    p = Planner(Limits(window_s=0.001, max_rows=4096, queue_rows=1 << 20), Place("cpu", slots))
     arrivals = [n / rate for n in range(int(rate * LOAD_S))]
     device: deque[tuple[float, float, Plan]] = deque()  # end, time on the device, batch: in the order started
     sizes: list[int] = []
@@ -428,7 +428,7 @@ class TestBounds:
             p = planner(queue_rows=100)
             offer(p, 1)
             p.finished(p.due(0.0)[0], row_s)
-            p.slots = 0
+            p.places[0].slots = 0
             offer(p, 100)
             with pytest.raises(Busy) as refused:
                 offer(p, 1)
@@ -473,7 +473,7 @@ class TestDeadlines:
     def test_expired_row_is_dropped_not_run(self) -> None:
         p = planner()
         keep_busy(p, 2)
-        p.running = 0
+        p.places[0].running = 0
         late = offer(p, 5, deadline=1.0)
         (plan,) = p.due(1.0)
         assert (plan.rows, plan.spans) == (0, [])
@@ -484,7 +484,7 @@ class TestDeadlines:
     def test_neighbours_of_an_expired_frame_run(self) -> None:
         p = planner(slots=0)
         late, fine = offer(p, 2, deadline=1.0), offer(p, 3, deadline=9.0)
-        p.slots = 2
+        p.places[0].slots = 2
         (plan,) = p.due(1.5)
         assert plan.spans == [Span(fine, 0, 3)]
         assert plan.expired == [Span(late, 0, 2)]
@@ -502,7 +502,7 @@ class TestDeadlines:
         p = planner(slots=0)
         ticket = offer(p, 4, deadline=1.0)
         p.withdraw(ticket, [1])
-        p.slots = 1
+        p.places[0].slots = 1
         (plan,) = p.due(2.0)
         assert rows_of(plan.expired) == [0, 2, 3]
         assert_empty(p)
@@ -514,7 +514,7 @@ class TestWithdraw:
         ticket = offer(p, 6)
         assert p.withdraw(ticket, [0, 2, 3]) == 3
         assert (p.waiting_rows, p.waiting_bytes) == (3, 3)
-        p.slots = 1
+        p.places[0].slots = 1
         (plan,) = p.due(0.0)
         assert (plan.rows, runs(plan)) == (3, [(1, 1), (4, 2)])
         assert_empty(p)
@@ -523,7 +523,7 @@ class TestWithdraw:
         p = planner(slots=0)
         assert p.withdraw(offer(p, 6), range(6)) == 6
         assert_empty(p)
-        p.slots = 1
+        p.places[0].slots = 1
         assert p.due(0.0) == []
 
     def test_row_is_withdrawn_once_however_often_it_is_named(self) -> None:
@@ -549,7 +549,7 @@ class TestWithdraw:
         p = planner(slots=0)
         offer(p, 100)
         p.withdraw(offer(p, 5), range(5))
-        p.slots = 1
+        p.places[0].slots = 1
         (plan,) = p.due(0.0)
         assert plan.rows == 100
         assert_empty(p)
@@ -558,7 +558,7 @@ class TestWithdraw:
         p = planner(slots=0)
         p.withdraw(offer(p, 2, deadline=1.0), range(2))
         fine = offer(p, 1)
-        p.slots = 1
+        p.places[0].slots = 1
         (plan,) = p.due(2.0)
         assert (plan.spans, plan.expired) == ([Span(fine, 0, 1)], [])
 
@@ -582,7 +582,7 @@ class Agents(RuleBasedStateMachine):
         lanes=st.integers(1, 4),
     )
     def start(self, window_s: float, max_rows: int, max_bytes: int, slots: int, lanes: int) -> None:
-        self.p = Planner(Limits(window_s, max_rows, max_bytes, 0.05, 60, 600, lanes), slots)
+        self.p = Planner(Limits(window_s, max_rows, max_bytes, 0.05, 60, 600, lanes), Place("cpu", slots))
 
     @rule(
         lane=st.sampled_from("abcdef"),
@@ -616,7 +616,7 @@ class Agents(RuleBasedStateMachine):
             if plan.rows:
                 self.check_batch(plan)
                 self.running.append(plan)
-        assert p.running == len(self.running) <= p.slots
+        assert p.running == len(self.running) <= p.places[0].slots
         if p.running == 0:
             assert p.waiting_rows == 0, "an idle engine, and rows that wait"
         wake = p.next_deadline()

@@ -18,7 +18,7 @@ from aikoryu.bus.frames import Reply, Request, decode_reply, encode
 from aikoryu.gpu.admission import LaneSpec
 from aikoryu.gpu.job import Done
 from aikoryu.gpu.ops.echo import Echo
-from aikoryu.gpu.planner import Lane, Plan, Span, Ticket
+from aikoryu.gpu.planner import Lane, Place, Plan, Span, Ticket
 from aikoryu.gpu.slab import ALIGN, Slab
 from aikoryu.gpu.staging import Answers, stage
 
@@ -90,12 +90,12 @@ def batches(draw: st.DrawFn) -> tuple[Schema, list[Frame]]:
 
 
 def plan_of(frames: list[Frame]) -> Plan:
-    lane = Lane("lane", 1 << 16)
+    lane = Lane("lane", 1 << 16, Place("cpu"))
     spans: list[Span] = []
     for frame in frames:
         ticket = Ticket(SimpleNamespace(request=frame.request), lane, frame.rows, 1, 0, 0.0, float("inf"))
         spans += [Span(ticket, start, count) for start, count in frame.runs]
-    return Plan(lane, spans, sum(span.count for span in spans), [])
+    return Plan(lane, lane.place, spans, sum(span.count for span in spans), [])
 
 
 def spec_of(schema: Schema) -> LaneSpec:

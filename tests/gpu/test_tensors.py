@@ -22,11 +22,12 @@ from aikoryu.bus.columns import FIXED
 from aikoryu.bus.errors import BadParameter, BadValue, BusError, EngineLost, NoTensor, NotOwner, NoWorker, TooLarge
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.config import BatchSettings, ModelSettings, ResidentSettings, Settings, WorkerSettings
+from aikoryu.gpu.engines import catalogue_of
 from aikoryu.gpu.host import ChildEngine
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.ops.tensors import check_shape
 from aikoryu.gpu.registry import load
-from aikoryu.gpu.worker import Worker, catalogue_of
+from aikoryu.gpu.worker import Worker
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -38,7 +39,7 @@ class Served:
         self.memory = memory
         self.settings = settings
         self.engine = InlineEngine(load(catalogue_of(settings)), slab_bytes=80 << 20)
-        self.worker = Worker(memory.connect("_WORKER"), settings, self.engine)
+        self.worker = Worker(memory.connect("_WORKER"), settings, [self.engine])
 
 
 def settings_of(name: str, **residents: Any) -> Settings:
@@ -159,7 +160,7 @@ async def test_fresh_engine_has_the_tensors(tmp_path: Path) -> None:
     handle = None
     for _ in range(2):
         engine = InlineEngine(load(catalogue))
-        worker = Worker(memory.connect("_WORKER"), settings, engine)
+        worker = Worker(memory.connect("_WORKER"), settings, [engine])
         await worker.start()
         async with session(memory.connect(), settings) as bus:
             handle = handle or await bus.matrix.put(X)
@@ -175,7 +176,7 @@ async def test_engine_that_is_killed_loses_no_tensor(tmp_path: Path) -> None:
     await worker.start()
     async with session(memory.connect(), settings) as bus:
         handle = await bus.matrix.put(X)
-        engine = worker._engine
+        engine = worker._engines[0]
         assert isinstance(engine, ChildEngine)
         os.kill(engine.host.pid, signal.SIGKILL)
         async with asyncio.timeout(60):

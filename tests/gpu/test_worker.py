@@ -20,10 +20,11 @@ from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.subjects import Subjects
 from aikoryu.bus.transport import Message
 from aikoryu.config import BatchSettings, CpuSettings, ModelSettings, Settings, WorkerSettings
+from aikoryu.gpu.engines import catalogue_of, engine_spec, slab_bytes
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.planner import Limits
 from aikoryu.gpu.registry import load
-from aikoryu.gpu.worker import Worker, catalogue_of, engine_spec, limits_of, slab_bytes
+from aikoryu.gpu.worker import Worker, limits_of
 
 Start = Callable[..., Awaitable["Served"]]
 X = np.arange(6, dtype=np.float32)
@@ -35,7 +36,7 @@ class Served:
     def __init__(self, settings: Settings) -> None:
         self.bus = MemoryBus()
         self.engine = InlineEngine(load(catalogue_of(settings)), slots=1, slab_bytes=1 << 20)
-        self.worker = Worker(self.bus.connect("_WORKER"), settings, self.engine)
+        self.worker = Worker(self.bus.connect("_WORKER"), settings, [self.engine])
         self.client = Client(self.bus.connect(), Subjects(), timeout_s=30, frame_bytes=1 << 16)
 
     async def handed_over(self) -> None:

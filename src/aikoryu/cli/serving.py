@@ -71,7 +71,7 @@ async def serve(settings: Settings, asked: asyncio.Event, announce: Callable[[Wo
 async def _start(settings: Settings, stack: AsyncExitStack) -> Worker | Fleet:
     """Start a worker; where the settings leave the device open and no GPU's engine starts, on the CPU."""
     try:
-        from ..gpu.worker import devices_of
+        from ..gpu.engines import devices_of
     except ImportError as error:
         raise Failed(f"a worker needs {error.name}: pip install 'aikoryu[worker]'") from None
     # What cannot be reached is said before processes are started that cannot reach it either.

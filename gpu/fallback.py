@@ -1,0 +1,105 @@
+"""Fallback: where an operation's batches go, and what becomes of one that came to nothing.
+
+Pure: the time is an argument, nothing is awaited. A worker has a device, and on a GPU a *spare* beside it, the CPU. An
+operation whose breaker is open, or whose device is down, goes to the spare; a batch that failed on the device through
+no fault of its rows is run again there. An engine that died with a batch may have died of it: the second time its
+frames run one by one, so that the guilty one fails alone.
+"""
+
+from __future__ import annotations
+
+from .breaker import Breaker, BreakerLimits, State
+from .operation import Operation
+from .planner import Place, Plan, Span
+
+MAX_RUNS = 3  # of a batch that its engine does not survive
+
+
+class Fallback:
+    """Decides for one front.
+
+    Attributes:
+        device: where batches go as long as it works.
+        spare: where they go otherwise; None if there is nothing else.
+        breakers: by operation; only where there is a spare.
+    """
+
+    def __init__(self, device: Place, spare: Place | None, limits: BreakerLimits) -> None:
+        self.device = device
+        self.spare = spare
+        self.breakers: dict[str, Breaker] = {}
+        self._limits = limits
+
+    @property
+    def down(self) -> bool:
+        """No engine takes batches."""
+        return not self.device.slots and not (self.spare and self.spare.slots)
+
+    def home(self, operation: str) -> Place:
+        """Where new rows of an operation belong."""
+        if self.spare is None:
+            return self.device
+        breaker = self.breakers.get(operation)
+        if self.device.slots and (breaker is None or breaker.state is State.CLOSED):
+            return self.device
+        return self.spare
+
+    def reason(self, operation: str) -> str:
+        """Why rows of an operation go to the spare."""
+        return "breaker_open" if self.device.slots else "engine_down"
+
+    def tries(self, plan: Plan, operation: str, now: float) -> bool:
+        """Whether a batch meant for the spare goes to the device, to see whether that works again."""
+        breaker = self.breakers.get(operation)
+        return (
+            plan.place is self.spare
+            and plan.runs == 0
+            and breaker is not None
+            and breaker.state is not State.CLOSED
+            and self.device.running < self.device.slots
+            and breaker.admits(now)
+        )
+
+    def ended(self, plan: Plan, operation: str, now: float) -> None:
+        """A batch ended well; where it had failed on the device before, it was the device's fault."""
+        if self.spare is None:
+            return
+        breaker = self.breakers.get(operation)
+        if plan.place is self.device:
+            if breaker is not None:
+                breaker.succeeded()
+        elif plan.reason == "operation_failed":
+            self._breaker(operation).failed(now)
+
+    def failed(self, plan: Plan, operation: Operation) -> Place | None:
+        """Where a batch runs again whose operation raised; None: its callers get the error."""
+        if self.spare is None or plan.place is self.spare or not operation.pure:
+            return None
+        return self.spare
+
+    def lost(self, plan: Plan, operation: Operation, now: float) -> tuple[Place | None, list[Plan]]:
+        """Where a batch runs again whose engine died, and as which batches; None: its callers get the error."""
+        if self.spare is not None and plan.place is self.device:
+            self._breaker(operation.name).failed(now)
+        if not operation.pure or plan.runs + 1 >= MAX_RUNS:
+            return None, [plan]
+        place = self.spare if self.spare is not None and plan.place is self.device else plan.place
+        return place, [plan] if plan.runs == 0 else split(plan)
+
+    def _breaker(self, operation: str) -> Breaker:
+        return self.breakers.setdefault(operation, Breaker(self._limits))
+
+
+def split(plan: Plan) -> list[Plan]:
+    """A batch as one batch for each frame."""
+    parts: list[Plan] = []
+    position = 0
+    for span in plan.spans:
+        if not parts or parts[-1].spans[-1].ticket is not span.ticket:
+            parts.append(Plan(plan.lane, plan.place, [], 0, [], plan.runs, plan.reason))
+        part = parts[-1]
+        part.gone.update(part.rows + row for row in range(span.count) if position + row in plan.gone)
+        part.spans.append(Span(span.ticket, span.start, span.count))
+        part.rows += span.count
+        position += span.count
+    return parts
