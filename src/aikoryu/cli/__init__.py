@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from ..bus.errors import BusError
 from ..config import VERSION, ConfigError, describe
-from . import bench, call, demo, doctor, ls, up, worker
+from . import auth, bench, call, demo, doctor, ls, up, worker
 from .failure import Failed
 
-COMMANDS = (up, worker, call, ls, demo, doctor, bench)
+COMMANDS = (up, worker, call, ls, demo, doctor, auth, bench)
 INTERRUPTED = 128 + 2  # as shells report a program that SIGINT ended
 
 _DESCRIPTION = """\
@@ -36,6 +36,7 @@ then, in another terminal:
 with a NATS server of your own:
   aikoryu worker --nats nats://10.0.0.1:4222 --operations my_operations.py
   aikoryu ls --nats nats://10.0.0.1:4222
+  aikoryu auth init DIRECTORY    users and rights for it
 
 in the source tree:
   aikoryu bench bus    the bus against what one would use instead
