@@ -1,0 +1,271 @@
+"""Fallback: what fails on the device runs on the spare, and the device is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+
+from aikoryu.bus.client import Client
+from aikoryu.bus.errors import OperationFailed
+from aikoryu.bus.memory import MemoryBus
+from aikoryu.bus.service import Service
+from aikoryu.bus.subjects import Subjects
+from aikoryu.gpu.batch import Batch
+from aikoryu.gpu.breaker import BreakerLimits, State
+from aikoryu.gpu.device import Device
+from aikoryu.gpu.fallback import Fallback, split
+from aikoryu.gpu.front import Front
+from aikoryu.gpu.inline import InlineEngine
+from aikoryu.gpu.operation import Operation
+from aikoryu.gpu.planner import Lane, Limits, Place, Plan, Span, Ticket
+from aikoryu.gpu.signature import Signature
+from aikoryu.gpu.telemetry import Telemetry
+
+
+class Double(Operation):
+    """Twice the number; ill on the devices in `ill`, and bad with 13 everywhere."""
+
+    name = "test.double"
+    signature = Signature({"x": "f8"}, {"y": "f8"})
+
+    def __init__(self, ill: set[str], pure: bool = True) -> None:
+        self.ill = ill
+        self.pure = pure
+        self.ran: list[str] = []
+
+    def run(self, batch: Batch, device: Device) -> Mapping[str, Any]:
+        self.ran.append(device.name)
+        if device.name in self.ill or 13.0 in batch["x"]:
+            raise RuntimeError("ill")
+        return {"y": batch["x"] * 2}
+
+
+class Named(InlineEngine):
+    """An engine in this process under another device's name."""
+
+    def __init__(self, name: str, operations: Mapping[str, Operation]) -> None:
+        super().__init__(operations, slots=2, slab_bytes=1 << 20)
+        self.name = name
+        self._executor._device.name = name
+
+    def gone(self) -> None:
+        """Die, and stay away."""
+        self._held.clear()
+        self.on_lost()
+
+    def back(self) -> None:
+        self.on_ready()
+
+
+class Rig:
+    """A front with a device and a spare, and a client."""
+
+    def __init__(self, operation: Operation, cool_s: float, limits: Limits) -> None:
+        operations = {operation.name: operation}
+        bus = MemoryBus()
+        self.device, self.spare = Named("cuda:0", operations), Named("cpu", operations)
+        self.service = Service(bus.connect("_WORKER"), Subjects(), "w", reply_prefixes=("_INBOX",))
+        breaker = BreakerLimits(failures=2, window_s=10.0, cool_s=cool_s)
+        self.front = Front(self.service, [self.device, self.spare], operations, limits, Telemetry(), breaker)
+        self.client = Client(bus.connect(), Subjects(), timeout_s=10, frame_bytes=1 << 16)
+        self.name = operation.name
+
+    async def start(self) -> None:
+        await self.device.start()
+        await self.spare.start()
+        await self.service.start()
+        await self.service.serve(self.name, self.front.accept)
+        await self.client.start()
+
+    async def stop(self) -> None:
+        await self.client.close()
+        await self.service.drain(1.0)
+        self.front.stop()
+        await self.device.stop()
+        await self.spare.stop()
+
+    async def ask(self, x: float = 2.0) -> float:
+        async with asyncio.timeout(5):
+            return float((await self.client.call(self.name, {"x": float(x)}))["y"])
+
+    @property
+    def state(self) -> State:
+        return self.front.fallback.breakers[self.name].state
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Any]:
+    made: list[Rig] = []
+
+    async def started(operation: Operation, cool_s: float = 60.0, limits: Limits | None = None) -> Rig:
+        rig = Rig(operation, cool_s, limits or Limits())
+        await rig.start()
+        made.append(rig)
+        return rig
+
+    yield started
+    for rig in made:
+        await rig.stop()
+
+
+async def test_what_fails_on_the_device_is_answered_by_the_spare(start: Any) -> None:
+    operation = Double({"cuda:0"})
+    rig = await start(operation)
+    assert await rig.ask(21.0) == 42.0
+    assert operation.ran == ["cuda:0", "cpu"]
+
+
+async def test_breaker_opens_and_the_device_is_left_alone(start: Any) -> None:
+    operation = Double({"cuda:0"})
+    rig = await start(operation)
+    for n in range(5):
+        assert await rig.ask(n) == 2 * n
+    assert operation.ran == ["cuda:0", "cpu"] * 2 + ["cpu"] * 3
+    assert rig.state is State.OPEN
+
+
+async def test_device_is_tried_again_and_trusted_when_it_is_well(start: Any) -> None:
+    operation = Double({"cuda:0"})
+    rig = await start(operation, cool_s=0.05)
+    for _ in range(3):
+        await rig.ask()
+    operation.ill.clear()
+    operation.ran.clear()
+    await asyncio.sleep(0.06)
+    for _ in range(3):
+        await rig.ask()
+    assert operation.ran == ["cuda:0"] * 3
+    assert rig.state is State.CLOSED
+
+
+async def test_trial_that_fails_costs_its_callers_nothing(start: Any) -> None:
+    operation = Double({"cuda:0"})
+    rig = await start(operation, cool_s=0.05)
+    for _ in range(2):
+        await rig.ask()
+    await asyncio.sleep(0.06)
+    operation.ran.clear()
+    assert await rig.ask() == 4.0
+    assert await rig.ask() == 4.0
+    assert operation.ran == ["cuda:0", "cpu", "cpu"]
+
+
+async def test_rows_to_blame_are_refused_and_trip_nothing(start: Any) -> None:
+    operation = Double(set())
+    rig = await start(operation)
+    for _ in range(4):
+        with pytest.raises(OperationFailed):
+            await rig.ask(13.0)
+    assert await rig.ask() == 4.0
+    assert operation.ran[-1] == "cuda:0"
+    assert rig.front.fallback.breakers == {}
+
+
+async def test_what_is_not_pure_is_not_run_twice(start: Any) -> None:
+    operation = Double({"cuda:0"}, pure=False)
+    rig = await start(operation)
+    with pytest.raises(OperationFailed):
+        await rig.ask()
+    assert operation.ran == ["cuda:0"]
+
+
+async def test_device_that_dies_costs_its_callers_nothing(start: Any) -> None:
+    operation = Double(set())
+    rig = await start(operation)
+    rig.device.hold = True
+    running = [asyncio.ensure_future(rig.ask(n)) for n in range(3)]
+    while not rig.device.jobs:  # noqa: ASYNC110 - it is this loop that hands over
+        await asyncio.sleep(0)
+    rig.device.gone()
+    assert await asyncio.gather(*running) == [0.0, 2.0, 4.0]
+    assert await rig.ask() == 4.0
+    assert set(operation.ran) == {"cpu"}
+    rig.device.hold = False
+    rig.device.back()
+    assert await rig.ask() == 4.0
+    assert operation.ran[-1] == "cuda:0"
+
+
+async def test_reply_says_who_answered_and_why(start: Any) -> None:
+    rig = await start(Double({"cuda:0"}))
+    said = []
+    answer = rig.service.answer
+
+    def watch(held: Any, at: Any, columns: Any, errors: Any, by: Any = None) -> None:
+        said.append((by.engine, by.reason))
+        answer(held, at, columns, errors, by)
+
+    rig.service.answer = watch
+    for _ in range(3):
+        await rig.ask()
+    rig.device.gone()
+    await rig.ask()
+    assert said == [("cpu", "operation_failed")] * 2 + [("cpu", "breaker_open"), ("cpu", "engine_down")]
+
+
+async def test_batch_that_hangs_ends_its_engine_and_runs_on_the_spare(start: Any) -> None:
+    operation = Double(set())
+    rig = await start(operation, limits=Limits(limit_s=0.05))
+    rig.device.hold = True
+    rig.device.kill = rig.device.gone
+    began = asyncio.get_running_loop().time()
+    assert await rig.ask() == 4.0
+    assert 0.05 <= asyncio.get_running_loop().time() - began < 1.0
+    assert operation.ran == ["cpu"]
+
+
+async def test_caller_that_withdraws_while_its_batch_waits_to_run_again_is_not_run(start: Any) -> None:
+    operation = Double(set())
+    rig = await start(operation)
+    rig.device.hold = rig.spare.hold = True
+    keeps = asyncio.ensure_future(rig.ask(1.0))
+    leaves = asyncio.ensure_future(rig.ask(2.0))
+    while not rig.device.jobs:  # noqa: ASYNC110 - it is this loop that hands over
+        await asyncio.sleep(0)
+    rig.spare.gone()
+    rig.device.gone()
+    await asyncio.sleep(0)
+    leaves.cancel()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    (plan,) = rig.front.fallback.spare.again
+    assert plan.gone == {1}
+    rig.spare.hold = False
+    rig.spare.back()
+    assert await keeps == 2.0
+
+
+class TestDecisions:
+    def plan(self, place: Place, rows: list[int], runs: int = 0) -> Plan:
+        lane = Lane("lane", 100, place)
+        spans = [Span(Ticket(None, lane, count, 1, 0, 0.0, 1e9), 0, count) for count in rows]
+        return Plan(lane, place, spans, sum(rows), [], runs)
+
+    def test_lost_twice_its_frames_run_one_by_one_and_then_fail(self) -> None:
+        place, operation = Place("cpu", 1), Double(set())
+        fallback = Fallback(place, None, BreakerLimits())
+        plan = self.plan(place, [2, 3])
+        assert fallback.lost(plan, operation, 0.0) == (place, [plan])
+        plan.runs = 1
+        where, parts = fallback.lost(plan, operation, 0.0)
+        assert where is place
+        assert [[span.count for span in part.spans] for part in parts] == [[2], [3]]
+        plan.runs = 2
+        assert fallback.lost(plan, operation, 0.0)[0] is None
+
+    def test_split_keeps_who_withdrew(self) -> None:
+        plan = self.plan(Place("cpu", 1), [2, 3])
+        plan.gone = {1, 2, 4}
+        assert [part.gone for part in split(plan)] == [{1}, {0, 2}]
+
+    def test_without_a_spare_there_is_nowhere_to_go(self) -> None:
+        place = Place("cpu", 1)
+        fallback = Fallback(place, None, BreakerLimits())
+        assert fallback.failed(self.plan(place, [1]), Double(set())) is None
+        assert fallback.home("test.double") is place
+        assert not fallback.down
+        place.slots = 0
+        assert fallback.down
