@@ -10,7 +10,7 @@ import asyncio
 import json
 import secrets
 from base64 import b64decode
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, NamedTuple, Self
 
@@ -20,6 +20,8 @@ from .transport import Message, Subscription, Transport, no_responders
 
 API = "$JS.API"
 TIMEOUT_S = 5.0
+# How long an answer may still come after the connection was lost and is back.
+GRACE_S = 0.5
 SCAN_MESSAGES = 256
 SCAN_BYTES = 4 * 2**20
 
@@ -91,7 +93,7 @@ class JetStream:
 
     async def __aexit__(self, *_: object) -> None:
         self.transport.on_reconnect.remove(self._on_reconnect)
-        self._on_reconnect()
+        _give_up(self._waiting.values())
         if self._subscription is not None:
             await self._subscription.unsubscribe()
 
@@ -245,6 +247,12 @@ class JetStream:
             queue.put_nowait(message)
 
     def _on_reconnect(self) -> None:
-        # Answers to what was asked before are lost; who asked need not wait out the time for them.
-        for queue in self._waiting.values():
-            queue.put_nowait(None)
+        # Answers to what was asked before are lost, and who asked need not wait out the time for them. But what was
+        # kept until the connection's return, or asked since, may be answered yet.
+        asked = list(self._waiting.values())
+        asyncio.get_running_loop().call_later(GRACE_S, _give_up, asked)
+
+
+def _give_up(asked: Iterable[asyncio.Queue[Message | None]]) -> None:
+    for queue in asked:
+        queue.put_nowait(None)

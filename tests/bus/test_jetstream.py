@@ -105,17 +105,27 @@ async def test_no_answer_ends_the_wait_in_time_and_a_late_one_is_dropped() -> No
     await client.close()
 
 
-async def test_a_reconnect_ends_the_waits_before_it() -> None:
+async def test_a_reconnect_ends_the_waits_before_it_but_not_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE_S", 0.05)
     bus = MemoryBus()
     server, client = bus.connect(), bus.connect()
-    await server.subscribe("a", lambda message: None)
+    requests: list[str] = []
+    await server.subscribe("*", lambda message: requests.append(message.reply))
     async with JetStream(client, timeout_s=60) as jetstream:
-        publish = asyncio.create_task(jetstream.publish("a", b""))
+        lost = asyncio.create_task(jetstream.publish("a", b""))
+        kept = asyncio.create_task(jetstream.publish("b", b""))
         await client.flush()
         for restored in client.on_reconnect:
             restored()
+        await server.publish(requests[1], b'{"seq": 7}')
+        assert await kept == 7
+        assert not lost.done()
         with pytest.raises(NoAnswer, match="connection was lost"):
-            await publish
+            await lost
+        ended = asyncio.create_task(jetstream.publish("c", b""))
+        await client.flush()
+    with pytest.raises(NoAnswer):
+        await ended
     assert client.on_reconnect == []
     assert client.subscriptions == []
     await server.close()
