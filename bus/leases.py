@@ -89,13 +89,15 @@ class Leases:
             Refused, Closed: the server does not let this user, or this process has closed the connection.
         """
         nonce = secrets.token_hex(8)
+        failures = 0
         async with self._bucket.changes(name) as changes:
             while True:
                 changes.clear()
                 try:
                     took = await self._attempt(name, ttl_s, nonce)
-                except (NoAnswer, Unavailable, Disconnected):
-                    await asyncio.sleep(RETRY_S)
+                except (NoAnswer, Unavailable, Disconnected) as error:
+                    failures += 1
+                    await _pause(name, failures, error)
                     continue
                 if isinstance(took, Lease):
                     return took
@@ -118,12 +120,14 @@ class Leases:
         """
         async with self._bucket.changes(name) as changes:
             first = True
+            failures = 0
             while True:
                 changes.clear()
                 try:
                     found = await self._bucket.read(name)
-                except (NoAnswer, Unavailable, Disconnected):
-                    await asyncio.sleep(RETRY_S)
+                except (NoAnswer, Unavailable, Disconnected) as error:
+                    failures += 1
+                    await _pause(name, failures, error)
                     continue
                 if first or found.held != changes.known:
                     first = False
@@ -251,3 +255,10 @@ class Lease:
                 lost(self._tenure.reason)
             except Exception as error:
                 _log.warning("on_lost failed", lease=self.name, exc_info=error)
+
+
+async def _pause(name: str, failures: int, error: BusError) -> None:
+    # The 1st, 2nd, 4th, 8th: a server that is away for long does not fill the log.
+    if failures & (failures - 1) == 0:
+        _log.warning("lease cannot be asked for", lease=name, failures=failures, error=str(error))
+    await asyncio.sleep(RETRY_S)

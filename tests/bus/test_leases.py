@@ -421,7 +421,9 @@ async def test_a_lease_taken_without_an_answer_is_found_and_held(start_server: S
     server = await start_server()
     party = await join(server.url)
     party.jetstream.losses = 2
-    lease = await party.take("a", ttl_s=30)
+    with capture_logs() as logs:
+        lease = await party.take("a", ttl_s=30)
+    assert [line["failures"] for line in logs] == [1, 2]
     found = await party.leases._bucket.read("a")
     # The first write's sequence is the token, though it was written three times.
     assert (lease.token, found.sequence) == (1, 3)
@@ -444,9 +446,20 @@ async def test_a_renewal_without_an_answer_is_found_and_the_lease_goes_on(
     assert not done
     assert party.jetstream.losses == 0
     assert (await party.leases._bucket.read("a")).token == lease.token
-    party.jetstream.losses = 1
     await lease.release()
     await ended
+
+
+async def test_a_release_after_a_renewal_without_an_answer_frees_the_lease(
+    start_server: StartServer, join: Join, eventually: Eventually
+) -> None:
+    server = await start_server()
+    party = await join(server.url)
+    lease = await party.take("a", ttl_s=1)
+    party.jetstream.losses = 1
+    await eventually(lambda: party.jetstream.losses == 0)
+    await lease.release()
+    assert (await party.leases._bucket.read("a")).record is None
 
 
 # --- reconnects -----------------------------------------------------------------------------------------------------
