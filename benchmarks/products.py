@@ -21,7 +21,7 @@ from benchmarks.stopwatch import seconds_each, synchronize
 
 TRANSFERRED, BARE, CPU, PINNED = f"{NAME} with transfers", "torch.bmm", "torch on all cores", "copies alone"
 OWNER = "benchmark"
-CHAIN = 8  # products of one expression; of the last, which stays on the device, only the norm is answered
+CHAIN = 16  # products of one expression; of the last, which stays on the device, only the norm is answered
 CHECKED = 3
 ANSWER_BYTES = 4096
 TOLERANCE = {"f4": 1e-5, "bf16": 1e-2}

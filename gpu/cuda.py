@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
@@ -143,7 +144,9 @@ class _Stream:
         self._event = torch.cuda.Event()
         self._device = device
         cupy = sys.modules.get("cupy")  # there since `open` where it is installed
-        self._cupy = cupy.cuda.ExternalStream(self.stream.cuda_stream) if cupy is not None else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # what takes its place is not in CuPy 13
+            self._cupy = cupy.cuda.ExternalStream(self.stream.cuda_stream) if cupy is not None else None
         self._entered = own.entered
 
     def __enter__(self) -> None:

@@ -90,11 +90,15 @@ class Plan(NamedTuple):
         program: the steps.
         types: of every value.
         dead: by the number of a step's value, the values that no step after it needs.
+        shared_peak_bytes, row_peak_bytes: most bytes of values alive at once, of those that all rows share and of one
+            row's own.
     """
 
     program: Program
     types: tuple[Type, ...]
     dead: tuple[tuple[int, ...], ...]
+    shared_peak_bytes: int = 0
+    row_peak_bytes: int = 0
 
     @property
     def answer(self) -> Type:
@@ -154,10 +158,12 @@ def infer(program: Program, types: Mapping[str, Type]) -> Plan:
         if has_rows and needed > MAX_ROW_BYTES:
             raise TooLarge(f"{step.text!r} needs {needed} bytes for one row, at most {MAX_ROW_BYTES}: send less")
         values.append(Type(field, has_rows))
-    return Plan(program, tuple(values), _dead(program, values))
+    plan = Plan(program, tuple(values), _dead(program, values))
+    shared, of_row = _peak_bytes(plan, of_rows=False), _peak_bytes(plan, of_rows=True)
+    return plan._replace(shared_peak_bytes=shared, row_peak_bytes=of_row)
 
 
-def peak_bytes(plan: Plan, *, of_rows: bool) -> int:
+def _peak_bytes(plan: Plan, *, of_rows: bool) -> int:
     """Most bytes of steps' answers that are alive at once.
 
     Args:

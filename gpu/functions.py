@@ -148,10 +148,10 @@ class _Product(_Of):
 
     def compute(self, operands: Sequence[Any], options: MatMulParameters, reject: Reject) -> Tensor:
         a, b = operands
-        if len(b) == 1 and b.ndim == 3 and a.ndim > 1:
+        if b.ndim == 3 and b.shape[0] == 1 and a.ndim > 1:
             flat = _multiplied(a.reshape(-1, a.shape[-1]), b[0])
             return flat.reshape(*a.shape[:-1], b.shape[-1])
-        if len(a) == 1 and a.ndim == 3 and b.ndim == 2:
+        if a.ndim == 3 and a.shape[0] == 1 and b.ndim == 2:
             return _multiplied(b, a[0].mT)
         return super().compute(operands, options, reject)
 

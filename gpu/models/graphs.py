@@ -7,6 +7,7 @@ lengths, the only padding is what is left of its room, and its size has one dime
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,15 +77,14 @@ class Graphs:
             (rows, d) float32 unit vectors on the current stream, 0 for rows that were dropped.
         """
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-        ends = lengths.cumsum()
-        ids = np.fromiter(chain.from_iterable(tokens), np.int32, int(lengths.sum()))
         # The allocator keeps a block for this stream; the caller reads it on the same, after the lane is given back.
         vectors = torch.zeros(len(tokens), self._dimension, device=self._device)
         with self._lane() as lane:
-            for rows in groups(lengths, SIZES[-1]):
+            for rows in groups(lengths, SIZES):
                 if checkpoint(rows):
-                    first = ends[rows.start] - lengths[rows.start]
-                    lane.embed(ids[first : ends[rows.stop - 1]], lengths[rows], vectors[rows])
+                    count = int(lengths[rows].sum())
+                    ids = np.fromiter(chain.from_iterable(tokens[rows]), np.int32, count)
+                    lane.embed(ids, lengths[rows], vectors[rows])
         return vectors
 
     @contextmanager
@@ -99,18 +99,24 @@ class Graphs:
             self._free.put(lane)
 
 
-def groups(lengths: Array, largest: Size) -> Iterator[slice]:
-    """Cut rows, in their order, into runs that each fit the largest size.
+def groups(lengths: Array, sizes: Sequence[Size]) -> Iterator[slice]:
+    """Cut rows, in their order, into runs that each fit a size: as few as can be, and about equally long.
 
     Args:
-        lengths: (rows,) int64, tokens of each row, none more than the size has.
-        largest: the size.
+        lengths: (rows,) int64, tokens of each row, none more than the largest size has.
+        sizes: by rising tokens.
     """
     ends = lengths.cumsum()
+    largest = sizes[-1]
     start, before = 0, 0
     while start < len(lengths):
-        stop = int(np.searchsorted(ends, before + largest.tokens, "right"))
-        stop = min(stop, start + largest.rows)
+        left = int(ends[-1]) - before
+        share = math.ceil(left / max(1, math.ceil(left / largest.tokens)))
+        size = next(size for size in sizes if share <= size.tokens)
+        stop = int(np.searchsorted(ends, before + size.tokens, "right"))
+        if stop == start:
+            stop = int(np.searchsorted(ends, before + largest.tokens, "right"))
+        stop = min(stop, start + size.rows)
         yield slice(start, stop)
         start, before = stop, int(ends[stop - 1])
 

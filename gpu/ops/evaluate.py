@@ -13,7 +13,7 @@ from ...bus.columns import Field, Schema
 from ...bus.errors import BadColumn, TooLarge
 from ..batch import Batch
 from ..device import Device
-from ..expression import MAX_LENGTH, Plan, Type, Value, infer, parse, peak_bytes
+from ..expression import MAX_LENGTH, Plan, Type, Value, infer, parse
 from ..functions import ALL, FUNCTIONS, INTEGER, refuse_all
 from ..operation import Operation
 from ..origin import Origin
@@ -120,7 +120,7 @@ class Evaluate(Operation):
             residents.origins.publish(draft)
 
     def _check_room(self, plan: Plan) -> None:
-        needed = peak_bytes(plan, of_rows=False)
+        needed = plan.shared_peak_bytes
         if needed > self.residents.budget_bytes:
             raise TooLarge(
                 f"what all rows share takes {needed} bytes on the way, the device keeps "
@@ -177,7 +177,7 @@ def _evaluate(plan: Plan, tensors: Mapping[str, Tensor], batch: Batch) -> Tensor
     if not plan.answer.has_rows:
         return shared[answer].expand(batch.rows, *plan.answer.field.shape)
     columns = {place: batch.tensor(name) for place, name in enumerate(plan.program.names) if name not in tensors}
-    at_once = max(1, ROWS_BYTES // max(1, peak_bytes(plan, of_rows=True)))
+    at_once = max(1, ROWS_BYTES // max(1, plan.row_peak_bytes))
     parts: list[Tensor] = []
     for start in range(0, batch.rows, at_once):
         batch.checkpoint()

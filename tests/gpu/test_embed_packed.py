@@ -76,13 +76,29 @@ def test_pack_fills_all_of_its_room(rows: list[list[int]]) -> None:
 @given(lengths=st.lists(st.integers(1, 40), max_size=60))
 def test_groups_are_the_rows_in_order_and_fit(lengths: list[int]) -> None:
     largest = Size(40, 5)
-    found = list(groups(np.array(lengths, np.int64), largest))
+    found = list(groups(np.array(lengths, np.int64), [largest]))
     assert [row for group in found for row in range(len(lengths))[group]] == list(range(len(lengths)))
     for group in found:
         assert sum(lengths[group]) <= largest.tokens
         assert 1 <= len(lengths[group]) <= largest.rows
     for group, after in pairwise(found):
         assert len(lengths[group]) == largest.rows or sum(lengths[group]) + lengths[after.start] > largest.tokens
+
+
+@given(lengths=st.lists(st.integers(1, 256), max_size=2000))
+def test_groups_of_many_sizes_are_few_and_fill_theirs(lengths: list[int]) -> None:
+    found = list(groups(np.array(lengths, np.int64), SIZES))
+    assert [row for group in found for row in range(len(lengths))[group]] == list(range(len(lengths)))
+    for group in found:
+        tokens, rows = sum(lengths[group]), len(lengths[group])
+        assert any(tokens <= size.tokens and rows <= size.rows for size in SIZES)
+    if sum(lengths) >= 16 * len(lengths):  # no size runs out of rows first
+        assert len(found) <= 1 + sum(lengths) // (SIZES[-1].tokens - 2 * 256)
+
+
+def test_groups_of_one_length_leave_no_room_unused() -> None:
+    found = list(groups(np.full(1024, 24), SIZES))
+    assert [group.stop - group.start for group in found] == [512, 512]
 
 
 def test_sizes_rise() -> None:

@@ -18,7 +18,7 @@ from aikoryu.bus.columns import FIXED, Array, Field  # noqa: E402
 from aikoryu.bus.errors import BadColumn, BadParameter, BadValue, TooLarge  # noqa: E402
 from aikoryu.gpu.batch import Batch  # noqa: E402
 from aikoryu.gpu.device import Device  # noqa: E402
-from aikoryu.gpu.expression import MAX_DEPTH, MAX_LENGTH, Type, infer, parse, peak_bytes  # noqa: E402
+from aikoryu.gpu.expression import MAX_DEPTH, MAX_LENGTH, Type, infer, parse  # noqa: E402
 from aikoryu.gpu.functions import FUNCTIONS  # noqa: E402
 from aikoryu.gpu.ops import evaluate as module  # noqa: E402
 from aikoryu.gpu.ops.evaluate import Evaluate, EvaluateParameters  # noqa: E402
@@ -429,8 +429,8 @@ def test_step_that_one_row_has_no_room_for_is_refused() -> None:
 def test_bytes_alive_at_once() -> None:
     types = {"x": Type(Field("f4", (1000,)), True), "w": Type(Field("f4", (50,)), False)}
     plan = infer(parse("sum(exp(x * 2)) + sum(exp(w))"), types)
-    assert peak_bytes(plan, of_rows=True) == 8000
-    assert peak_bytes(plan, of_rows=False) == 204
+    assert plan.row_peak_bytes == 8000
+    assert plan.shared_peak_bytes == 204
 
 
 def test_equal_parts_are_one_step() -> None:

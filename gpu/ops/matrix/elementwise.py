@@ -58,4 +58,6 @@ def aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _aligned(tensor: Tensor, rank: int) -> Tensor:
+    if tensor.ndim == rank:
+        return tensor
     return tensor.reshape(tensor.shape[0], *[1] * (rank - tensor.ndim), *tensor.shape[1:])

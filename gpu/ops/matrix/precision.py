@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ Precision: TypeAlias = Literal["highest", "tf32"]
 """How f4 is multiplied on CUDA: as it is, or rounded to the 10 bits of TensorFloat-32, up to 8 times as fast."""
 
 _float32_products = threading.Lock()
+_AS_IT_IS = nullcontext()
 
 
-@contextmanager
-def products(like: Tensor, precision: Precision = "highest") -> Iterator[None]:
+def products(like: Tensor, precision: Precision = "highest") -> AbstractContextManager[None]:
     """Multiply in this precision what is enqueued inside, whatever other threads enqueue at the same time.
 
     cuBLAS reads its choice when a product is enqueued, from one switch of the process. So threads take turns, at
@@ -32,9 +32,13 @@ def products(like: Tensor, precision: Precision = "highest") -> Iterator[None]:
     """
     import torch
 
-    if not like.is_cuda or like.dtype != torch.float32:
-        yield
-        return
+    return _in_turn(precision) if like.is_cuda and like.dtype == torch.float32 else _AS_IT_IS
+
+
+@contextmanager
+def _in_turn(precision: Precision) -> Iterator[None]:
+    import torch
+
     with _float32_products:
         if precision == "highest":
             yield

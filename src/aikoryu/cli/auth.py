@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from shlex import quote
 
-import nkeys
 import uvloop
 
 from ..agents import open_transport
@@ -164,6 +163,8 @@ def _keys(directory: Path, names: Iterable[str], *, update: bool) -> dict[str, s
 
 
 def _public_key(path: Path) -> str:
+    import nkeys  # here, because every command is loaded to list them
+
     try:
         # Readable by its owner alone from the first moment, and never written over.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
