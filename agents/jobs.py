@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Generator, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from ..bus.job_results import Expected, JobResults
 from ..bus.jobs import CALLER, MESSAGE_ID, JobSubjects, check_id
 from ..bus.outbox import as_row, encode_parameters
 from ..bus.pending import Row, owned_rows
-from ..bus.pipeline import Full, Occupied, Pipeline
+from ..bus.pipeline import Full, Occupied, Pipeline, settle
 from ..bus.subjects import Subjects
 from ..bus.transport import Transport
 
@@ -88,6 +89,8 @@ class Jobs:
         self._pipeline = Pipeline(transport)
         self._jetstream = JetStream(transport)
         self._results = JobResults(transport, self._pipeline, self._jetstream, self._names)
+        self._token = secrets.token_hex(8)
+        self._submitted = 0
         self._open: AsyncExitStack | None = None
         self._opening = asyncio.Lock()
         self._closed = False
@@ -120,14 +123,15 @@ class Jobs:
             Busy: they are full.
             Expired: the server did not say that it has the job; submit it again under the same id.
         """
-        id_ = id or secrets.token_hex(12)
+        id_ = id or self._new_id()
         check_id(id_)
         subject = self._names.job(id_, _checked(operation, self._names.subjects))
         payload = _frame(row, parameters)
-        await self._start()
+        if self._open is None:
+            await self._start()
         job = Job(self._results, id_)
-        await self._store(subject, payload, {MESSAGE_ID: id_, CALLER: self._results.inbox(id_)})
-        job.submitted()
+        if await self._store(subject, payload, {MESSAGE_ID: id_, CALLER: self._results.inbox(id_)}):
+            job.submitted()
         return job
 
     async def job(self, id_: str) -> Job:
@@ -170,13 +174,13 @@ class Jobs:
                         await stack.enter_async_context(each)
                     self._open = stack.pop_all()
 
-    async def _store(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
-        """Publish until the server says that it has the job."""
+    async def _store(self, subject: str, payload: bytes, headers: dict[str, str]) -> bool:
+        """Publish until the server says that it has the job; false if it had it before."""
         began = self._loop.time()
         while (error := await self._publish(subject, payload, headers)) is not None:
             past_s = self._loop.time() - began
-            if isinstance(error, Occupied):  # submitted before
-                return
+            if isinstance(error, Occupied):
+                return False
             if isinstance(error, Full):
                 raise Busy("the stream of jobs is full: submit later, start workers, or make it larger", FULL_S)
             if isinstance(error, Unavailable) and past_s >= UNAVAILABLE_S:
@@ -186,16 +190,16 @@ class Jobs:
             if past_s >= self._timeout_s:
                 raise Expired("the server did not say that it has the job: submit it again under the same id")
             await asyncio.sleep(RESEND_S)
+        return True
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> BusError | None:
         stored: asyncio.Future[BusError | None] = self._loop.create_future()
-
-        def done(error: BusError | None) -> None:
-            if not stored.done():
-                stored.set_result(error)
-
-        self._pipeline.publish(subject, payload, done, headers)
+        self._pipeline.publish(subject, payload, partial(settle, stored), headers)
         return await stored
+
+    def _new_id(self) -> str:
+        self._submitted += 1
+        return f"{self._token}-{self._submitted:x}"
 
 
 def answer_of(payload: bytes) -> Row:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable
+from functools import partial
 from typing import Self
 from weakref import WeakValueDictionary
 
 from .errors import BusError, Closed
 from .jetstream import JetStream, Stored
 from .jobs import JobSubjects
-from .pipeline import LOOK_SUBJECTS, Pipeline
+from .pipeline import LOOK_SUBJECTS, Pipeline, settle
 from .transport import Message, Subscription, Transport
 
 TICK_S = 0.05
@@ -30,8 +31,8 @@ class Expected:
 
     Attributes:
         id: of the job.
-        reply: resolves to the result, a reply frame; to nothing (no bytes) when neither job nor result is there.
-        waiters: how many await it.
+        reply: the result, a reply frame; nothing (no bytes) when neither job nor result is there; None so far.
+        waiters: who awaits it.
         look_at, check_at: loop time of the next look for it, and for its job, s.
         look_s: time between the looks.
     """
@@ -40,8 +41,8 @@ class Expected:
 
     def __init__(self, id_: str) -> None:
         self.id = id_
-        self.reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.waiters = 0
+        self.reply: bytes | None = None
+        self.waiters: list[asyncio.Future[bytes]] = []
         self.look_at = self.check_at = 0.0
         self.look_s = LOOK_FIRST_S
 
@@ -82,8 +83,9 @@ class JobResults:
         for check in self._checks:
             check.cancel()
         for expected in self._waiting.values():
-            if not expected.reply.done():
-                expected.reply.set_exception(Closed("the bus was closed before the job was done; it goes on"))
+            for waiter in expected.waiters:
+                if not waiter.done():
+                    waiter.set_exception(Closed("the bus was closed before the job was done; it goes on"))
 
     def inbox(self, id_: str) -> str:
         """Where a job's result shall be sent."""
@@ -109,16 +111,18 @@ class JobResults:
         Raises:
             Closed: this was closed first.
         """
-        if not expected.reply.done():
-            expected.waiters += 1
-            self._waiting[expected.id] = expected
-            if self._ticker is None:
-                self._ticker = self._loop.call_later(0, self._tick)
+        if expected.reply is not None:
+            return expected.reply
+        self._waiting[expected.id] = expected
+        if self._ticker is None:
+            self._ticker = self._loop.call_later(0, self._tick)
+        waiter: asyncio.Future[bytes] = self._loop.create_future()
+        expected.waiters.append(waiter)
         try:
-            return await asyncio.shield(expected.reply)
+            return await waiter
         finally:
-            expected.waiters -= 1
-            if expected.waiters <= 0:
+            expected.waiters.remove(waiter)
+            if not expected.waiters:
                 self._waiting.pop(expected.id, None)
 
     async def find(self, id_: str) -> bytes:
@@ -129,12 +133,7 @@ class JobResults:
         """
         found: list[bytes] = []
         looked: asyncio.Future[BusError | None] = self._loop.create_future()
-
-        def done(error: BusError | None) -> None:
-            if not looked.done():
-                looked.set_result(error)
-
-        result = self._names.result(id_)
+        result, done = self._names.result(id_), partial(settle, looked)
         self._pipeline.last_of(self._names.results, [result], lambda stored: found.append(stored.data), done)
         error = await looked
         if error is not None:
@@ -187,5 +186,8 @@ class JobResults:
 
 
 def _resolve(expected: Expected, reply: bytes) -> None:
-    if not expected.reply.done():
-        expected.reply.set_result(reply)
+    if expected.reply is None:
+        expected.reply = reply
+        for waiter in expected.waiters:
+            if not waiter.done():
+                waiter.set_result(reply)

@@ -207,7 +207,7 @@ class JobRuns:
             return
         taken.running = False
         outcome = outcome_of(payload)
-        if not outcome.last:
+        if not outcome.whole:
             payload = _refusal(taken, row_error(BadFrame("a job is one row, and no stream: submit each by itself")))
             outcome = outcome_of(payload)
         waited_s = monotonic() - taken.since if taken.offers else 0.0

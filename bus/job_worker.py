@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 import structlog
 
 from ..config import JobSettings
 from .errors import BusError
-from .jetstream import JetStream, Unavailable
+from .jetstream import JetStream, Refused, Unavailable
 from .job_puller import Puller
 from .job_runs import JobRuns
 from .jobs import JobSubjects, consumer, consumer_name, streams
@@ -22,6 +23,8 @@ from .transport import Transport
 RETRY_S = 0.25
 RETRY_LONGEST_S = 30.0
 STOP_S = 5.0  # for the last results to be stored
+
+_NO_STREAM = 10059
 
 _log = structlog.get_logger(__name__)
 
@@ -126,7 +129,7 @@ class JobWorker:
         """Make what is missing, and pull; false if JetStream did not let it."""
         try:
             for config in streams(self._names, self._settings):
-                await self._jetstream.ensure_stream(config)
+                await self._make_stream(config)
             await asyncio.gather(*map(self._make_consumer, self._pullers))
         except Unavailable:
             _log.info("no durable jobs: this server has no JetStream, or not yet")
@@ -137,6 +140,19 @@ class JobWorker:
         for puller in self._pullers.values():
             puller.resume()
         return True
+
+    async def _make_stream(self, config: dict[str, Any]) -> None:
+        """Make a stream unless it is there: then it is as its maker, or the operator, wants it."""
+        try:
+            found = (await self._jetstream.api(f"STREAM.INFO.{config['name']}"))["config"]
+        except Refused as refused:
+            if refused.err_code != _NO_STREAM:
+                raise
+            await self._jetstream.ensure_stream(config)
+            return
+        differs = {key: found.get(key) for key, value in config.items() if found.get(key) != value}
+        if differs:
+            _log.warning("a stream differs from the settings: change either", stream=config["name"], found=differs)
 
     async def _make_consumer(self, operation: str) -> None:
         config = consumer(self._names, operation, self._settings)

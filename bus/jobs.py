@@ -29,7 +29,7 @@ from .errors import (
     NotOwner,
     TooLarge,
 )
-from .frames import RowError, is_json
+from .frames import RowError, Run, is_json
 from .jetstream import EXPECTED_LAST
 from .subjects import Subjects, check_tokens
 
@@ -166,8 +166,14 @@ def check_id(id_: str) -> None:
 class Outcome(msgspec.Struct):
     """What of a reply frame decides about its job."""
 
+    at: list[Run] = []
     err: list[RowError] = []
     last: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it answers a job: a frame of one row gets one reply, the opening of a stream another kind."""
+        return self.last and bool(self.at or self.err)
 
 
 _outcomes = msgspec.msgpack.Decoder(Outcome)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable
-from typing import Self
+from functools import partial
+from typing import NamedTuple, Self
 
 import msgspec
 
 from .errors import BusError
 from .jetstream import API, NoAnswer, Refused, Stored, Unavailable
-from .outgoing import Failed, Headers, Outgoing
+from .outgoing import Headers, Outgoing
 from .transport import Message, Subscription, Transport, no_responders
 
 ANSWER_S = 5.0  # for the last answer to come
@@ -31,13 +32,16 @@ _PER_SUBJECT = "per subject"
 Answered = Callable[[Message], bool]
 """Takes an answer; true if none follows."""
 
+Done = Callable[[BusError | None], None]
+"""Takes the error of what was asked, None if there was none."""
+
 
 class Full(Refused):
     """The stream has no room; nothing was stored."""
 
 
 class Occupied(Refused):
-    """The subject has its message already; nothing was stored."""
+    """The message, or another of a subject that takes but one, is there already; nothing was stored."""
 
 
 class _Error(msgspec.Struct):
@@ -48,15 +52,15 @@ class _Error(msgspec.Struct):
 
 class _Acknowledgement(msgspec.Struct):
     error: _Error | None = None
+    duplicate: bool = False
 
 
-class _Asked:
-    __slots__ = ("answered", "deadline", "failed")
+class _Asked(NamedTuple):
+    """A request under way; a publish has no `answered`, and its acknowledgement goes to `done`."""
 
-    def __init__(self, answered: Answered, failed: Failed, deadline: float) -> None:
-        self.answered = answered
-        self.failed = failed
-        self.deadline = deadline
+    answered: Answered | None
+    done: Done
+    deadline: float
 
 
 _acknowledgements = msgspec.json.Decoder(_Acknowledgement)
@@ -97,53 +101,25 @@ class Pipeline:
         """Publish at the end of this loop tick, for no answer here; waits for a lost connection."""
         self._outgoing.send(subject, payload, reply)
 
-    def ask(self, subject: str, payload: bytes, answered: Answered, failed: Failed, headers: Headers = None) -> None:
-        """Publish at the end of this loop tick.
-
-        Args:
-            subject: where to.
-            payload: the message.
-            answered: takes each answer.
-            failed: called instead of the last answer: `NoAnswer` if it did not come within `ANSWER_S` or the connection
-                was lost, so that it may have been done; else an error that means that nothing was sent.
-            headers: of the message.
-        """
-        self._number = number = self._number + 1
-        self._asked[number] = _Asked(answered, failed, self._loop.time() + ANSWER_S)
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
-
-        def unsent(error: BusError) -> None:
-            if self._asked.pop(number, None) is not None:
-                failed(error)
-
-        self._outgoing.send(subject, payload, f"{self._inbox}.{number}", unsent, headers)
-
-    def publish(
-        self, subject: str, payload: bytes, done: Callable[[BusError | None], None], headers: Headers = None
-    ) -> None:
+    def publish(self, subject: str, payload: bytes, done: Done, headers: Headers = None) -> None:
         """Put a message into the stream of its subject.
 
         Args:
             subject: of a stream.
             payload: the message.
-            done: called with None when the server has it, also if it had it before under the same `Nats-Msg-Id`; else
-                with the error: `Full`, `Occupied`, `Refused`, `Unavailable`, or as `ask`.
+            done: called with None when the server has it; with `Occupied` if it had it before; else with the error:
+                `Full`, `Refused`, `Unavailable`; `NoAnswer` if it may have it, as the acknowledgement did not come
+                within `ANSWER_S` or the connection was lost; others if it was not sent.
             headers: of the message.
         """
-
-        def answered(message: Message) -> bool:
-            done(_why_not_stored(message))
-            return True
-
-        self.ask(subject, payload, answered, done, headers)
+        self._ask(subject, payload, None, done, headers)
 
     def last_of(
         self,
         stream: str,
         subjects: Iterable[str],
         found: Callable[[Stored], None],
-        done: Callable[[BusError | None], None],
+        done: Done,
     ) -> None:
         """Read the last messages of up to `LOOK_SUBJECTS` subjects, in one request.
 
@@ -151,7 +127,7 @@ class Pipeline:
             stream: allows direct gets.
             subjects: which.
             found: called with each message there is.
-            done: called when that was all, or with the error: `Unavailable`, `Refused`, or as `ask`.
+            done: called when that was all, or with the error: `Unavailable`, `Refused`, or as of `publish`.
         """
 
         def answered(message: Message) -> bool:
@@ -170,31 +146,58 @@ class Pipeline:
             return True
 
         body = msgspec.json.encode({"multi_last": list(subjects)})
-        self.ask(f"{API}.DIRECT.GET.{stream}", body, answered, done)
+        self._ask(f"{API}.DIRECT.GET.{stream}", body, answered, done)
 
     async def drain(self) -> None:
         """Return when all that was handed over has been given to the connection."""
         await self._outgoing.drain()
 
+    def _ask(
+        self, subject: str, payload: bytes, answered: Answered | None, done: Done, headers: Headers = None
+    ) -> None:
+        """Publish at the end of this loop tick, and give what comes back to `answered`, errors to `done`."""
+        self._number = number = self._number + 1
+        self._asked[number] = _Asked(answered, done, self._loop.time() + ANSWER_S)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+        self._outgoing.send(subject, payload, f"{self._inbox}.{number}", partial(self._fail, number), headers)
+
     def _on_answer(self, message: Message) -> None:
         number = message.subject.rpartition(".")[2]
-        asked = self._asked.get(int(number)) if number.isdecimal() and len(number) < 20 else None
-        if asked is not None and asked.answered(message):
+        if not number.isdecimal() or len(number) > 19:
+            return
+        asked = self._asked.get(int(number))
+        if asked is None:
+            return
+        if asked.answered is None:
+            del self._asked[int(number)]
+            asked.done(_why_not_stored(message))
+        elif asked.answered(message):
             self._asked.pop(int(number), None)
+
+    def _fail(self, number: int, error: BusError) -> None:
+        asked = self._asked.pop(number, None)
+        if asked is not None:
+            asked.done(error)
 
     def _on_reconnect(self) -> None:
         self._fail_all("the connection was lost")
 
     def _fail_all(self, why: str) -> None:
-        asked, self._asked = self._asked, {}
-        for each in asked.values():
-            each.failed(NoAnswer(f"{why} before JetStream answered: find out"))
+        for number in list(self._asked):
+            self._fail(number, NoAnswer(f"{why} before JetStream answered: find out"))
 
     def _sweep(self) -> None:
         now = self._loop.time()
         for number in [number for number, asked in self._asked.items() if asked.deadline <= now]:
-            self._asked.pop(number).failed(NoAnswer(f"JetStream did not answer within {ANSWER_S:g} s: find out"))
+            self._fail(number, NoAnswer(f"JetStream did not answer within {ANSWER_S:g} s: find out"))
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._asked else None
+
+
+def settle(future: asyncio.Future[BusError | None], error: BusError | None) -> None:
+    """Give a future the outcome of what was asked, unless whoever awaits it has gone."""
+    if not future.done():
+        future.set_result(error)
 
 
 def status_of(message: Message) -> str:
@@ -205,9 +208,10 @@ def status_of(message: Message) -> str:
 def _why_not_stored(message: Message) -> BusError | None:
     if no_responders(message):
         return Unavailable("no JetStream stream takes the message: make the stream, or wait until its server is up")
-    if b'"error"' not in message.data:
-        return None
-    error = _acknowledgements.decode(message.data).error or _Error()
+    acknowledgement = _acknowledgements.decode(message.data)
+    error = acknowledgement.error
+    if error is None:
+        return Occupied("JetStream has the message", 0) if acknowledgement.duplicate else None
     text = f"JetStream refused the message: {error.description}"
     if error.err_code == _ERROR_STORE and _PER_SUBJECT in error.description:
         return Occupied(text, error.err_code)
