@@ -32,6 +32,7 @@ from .bus.errors import (
 
 if TYPE_CHECKING:
     from .agents import Bus, Handle, connect
+    from .agents.jobs import Job, NoResult
     from .bus.pending import RowsFailed
     from .config import ConfigError, Settings
     from .config import load as load_settings
@@ -53,6 +54,8 @@ __all__ = [
     "EngineLost",
     "Expired",
     "Handle",
+    "Job",
+    "NoResult",
     "NoTensor",
     "NoWorker",
     "NotOwner",
@@ -70,6 +73,8 @@ _LATER = {
     "Bus": ("agents", "Bus"),
     "ConfigError": ("config", "ConfigError"),
     "Handle": ("agents", "Handle"),
+    "Job": ("agents.jobs", "Job"),
+    "NoResult": ("agents.jobs", "NoResult"),
     "Operation": ("gpu.operation", "Operation"),
     "RowsFailed": ("bus.pending", "RowsFailed"),
     "Settings": ("config", "Settings"),
