@@ -73,6 +73,8 @@ class CudaDevice(Device):
 
         error = torch.cuda.cudart().cudaHostRegister(slab.address, slab.size_bytes, 0)
         if int(error) != 0:
+            with suppress(torch.AcceleratorError):  # takes the error, which the driver would report to the next call
+                torch.zeros(1, device=self.place)
             raise OSError(f"{slab.size_bytes} bytes of host memory cannot be page-locked: {error}")
 
     def unregister(self, slab: Slab) -> None:

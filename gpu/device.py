@@ -139,7 +139,7 @@ class Device:
         """Where a result lies in the slab already, if it does: an operation may answer with what it was given."""
         if isinstance(value, np.ndarray):
             return slab.offset_of(value.ctypes.data, value.nbytes) if value.flags.c_contiguous else None
-        if value.is_conj() or not value.is_contiguous():
+        if value.is_conj() or value.is_neg() or not value.is_contiguous():
             return None
         return slab.offset_of(value.data_ptr(), value.nbytes)
 
@@ -175,4 +175,4 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers in a dtype that NumPy has: those of bf16 as u2."""
     import torch
 
-    return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor.resolve_conj()
+    return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor.resolve_conj().resolve_neg()

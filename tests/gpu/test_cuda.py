@@ -294,7 +294,7 @@ class TestMemory:
         assert device.figures()["device_allocated_bytes"] - before >= 1 << 20
         del array
         gc.collect()
-        assert device.figures()["device_allocated_bytes"] == before
+        assert device.figures()["device_allocated_bytes"] <= before, "less, where other garbage went as well"
 
 
 ENGINE = """
@@ -303,7 +303,6 @@ import numpy as np
 from aikoryu.bus.client import Client
 from aikoryu.bus.errors import BusError
 from aikoryu.bus.memory import MemoryBus
-from aikoryu.bus.pending import RowsFailed
 from aikoryu.bus.subjects import Subjects
 from aikoryu.config import BatchSettings, LogSettings, ModelSettings, Settings, WorkerSettings, configure_logging
 from aikoryu.gpu.worker import Worker
@@ -330,26 +329,27 @@ async def main():
         answer = await client.call_many("matrix.add", {"a": a, "b": b})
         np.testing.assert_array_equal(answer["c"], a + b)
 
-    async def adds_again():
-        while True:
-            try:
-                return await adds()
-            except RowsFailed as failed:
-                assert {error.code for error in failed.errors.values()} <= {"engine_lost", "busy"}, failed.errors
-                await asyncio.sleep(0.1)
+    engine, place = worker._engines[0], worker._front.fallback.device
+
+    async def back():
+        while not place.slots:
+            await asyncio.sleep(0.1)
 
     await adds()
-    first = worker._engines[0].host.pid
+    first = engine.host.pid
     os.kill(first, signal.SIGKILL)
-    await adds_again()
-    second = worker._engines[0].host.pid
-    assert second not in (0, first)
+    await adds()
+    await back()
+    assert engine.host.pid not in (0, first)
+    await adds()
     try:
         await client.call("test.poison", {"x": np.float32(1)})
     except BusError as error:
         print("poison", error.code)
-    await adds_again()
-    print("restarts", worker._engines[0].restarts)
+    await adds()
+    await back()
+    await adds()
+    print("restarts", engine.restarts)
     await client.close()
     assert await worker.stop()
 
@@ -375,4 +375,5 @@ def test_engine_serves_dies_and_comes_back(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(ENGINE), "cuda:0", str(operations)]
     told = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=dict(os.environ))
     assert told.returncode == 0, told.stderr
-    assert told.stdout.splitlines() == ["poison engine_lost", "restarts 2"]
+    # The GPU's engine dies of it; on the CPU, where it is run again, the operation raises.
+    assert told.stdout.splitlines() == ["poison operation_failed", "restarts 2"]
