@@ -21,18 +21,19 @@ class Loopback:
 
     Args:
         transport: the connection for all others.
+        prefix: an inbox prefix that the service may answer, by default the connection's; nothing is ever sent to it.
 
     Attributes:
         on_answer: takes the answers of what `ask` handed over.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, prefix: str = "") -> None:
         self.max_payload = transport.max_payload
         self.inbox_prefix = transport.inbox_prefix
         self.on_reconnect = transport.on_reconnect
         self.on_answer: Answer = lambda name, payload, headers: None
         self._transport = transport
-        self._home = f"{transport.inbox_prefix}.home-{secrets.token_hex(6)}."
+        self._home = f"{prefix or transport.inbox_prefix}.home-{secrets.token_hex(12)}."
         self._served: dict[str, Callback] = {}
         self.on_reconnect.append(self._restored)
 

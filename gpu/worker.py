@@ -61,7 +61,7 @@ class Worker:
         self._directory = None if engines else WorkerDirectory(settings.residents.directory)
         self._engines = engines or own_engines(settings, transport.max_payload, self._directory)
         subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
-        loopback = Loopback(transport)
+        loopback = Loopback(transport, settings.bus.reply_prefixes[0])
         self._service = Service(loopback, subjects, self.id, reply_prefixes=settings.bus.reply_prefixes)
         self._jobs = JobWorker(transport, loopback, subjects, settings.jobs, self._service.may_answer)
         self._front = Front(

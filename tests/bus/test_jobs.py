@@ -68,7 +68,7 @@ class Worker:
 
     def __init__(self, transport: Transport, settings: JobSettings) -> None:
         self.transport = transport
-        loopback = Loopback(transport)
+        loopback = Loopback(transport, "_INBOX")
         self.service = Service(loopback, Subjects(), "w1", reply_prefixes=("_INBOX",))
         self.jobs = JobWorker(transport, loopback, Subjects(), settings, self.service.may_answer)
         self.asked: list[Held] = []
@@ -134,8 +134,8 @@ class Bench:
         self.server = server
         self._stack = stack
 
-    async def connect(self) -> NatsConnection:
-        connection = await NatsConnection.open(ConnectOptions(url=self.server.url))
+    async def connect(self, inbox_prefix: str = "_INBOX") -> NatsConnection:
+        connection = await NatsConnection.open(ConnectOptions(url=self.server.url, inbox_prefix=inbox_prefix))
         self._stack.push_async_callback(connection.close)
         return connection
 
@@ -264,6 +264,14 @@ async def test_jobs_go_to_the_service_as_ordinary_frames(bench: Bench) -> None:
     answers = await asyncio.gather(*submitted)
     np.testing.assert_array_equal([row["y"] for row in answers], [2 * (X + n) for n in range(200)])
     assert worker.service.endpoints[OPERATION].requests == len(worker.asked) == 200
+
+
+async def test_worker_whose_own_inbox_may_not_be_answered_takes_jobs(bench: Bench) -> None:
+    worker, jobs = Worker(await bench.connect("_INBOX_worker.own"), JobSettings()), await bench.jobs()
+    worker.service._reply_prefixes = ("_INBOX.",)
+    await worker.start()
+    np.testing.assert_array_equal((await (await jobs.submit(OPERATION, {"x": X})))["y"], 2 * X)
+    await worker.stop()
 
 
 async def test_workers_share_one_consumer(bench: Bench) -> None:
