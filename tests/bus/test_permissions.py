@@ -6,10 +6,9 @@ import asyncio
 import json
 import re
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
@@ -251,16 +250,12 @@ async def test_a_worker_learns_that_a_caller_has_gone(connect: Connect) -> None:
     assert worker.statistics().permission_errors == 0
 
 
-async def test_jobs_are_done_and_their_results_found(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_jobs_are_done_and_their_results_found(connect: Connect) -> None:
     settings, subjects = JobSettings(max_bytes=2**20, results_bytes=2**20), Subjects()
     async with JetStream(await connect("operator")) as jetstream:
         for config in streams(JobSubjects(subjects), settings):
             await jetstream.ensure_stream(config)
 
-    async def look(jetstream: JetStream, config: Mapping[str, Any]) -> None:
-        await jetstream.api(f"STREAM.INFO.{config['name']}")
-
-    monkeypatch.setattr(JetStream, "ensure_stream", look)  # nobody but the operator may make one
     worker = await connect("worker")
     loopback = Loopback(worker)
     service = Service(loopback, subjects, "w1", reply_prefixes=PREFIXES)
