@@ -87,7 +87,7 @@ class JobWorker:
         if not await self._set_up():
             self._set_up_again()
 
-    def pause(self) -> None:
+    async def pause(self) -> None:
         """Take no more jobs; those that come all the same are given back."""
         if not self._running:
             return
@@ -97,11 +97,11 @@ class JobWorker:
         if self._setup is not None:
             self._setup.cancel()
         for puller in self._pullers.values():
-            puller.pause()
+            await puller.stop()  # or the server would send what is given back to the same worker, again and again
 
     async def stop(self) -> None:
         """Store the results there are, give back every other job; after the service was drained. Idempotent."""
-        self.pause()
+        await self.pause()
         if self._keeper is not None:
             await self.runs.drain(STOP_S)
             self._keeper.cancel()

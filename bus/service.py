@@ -59,6 +59,7 @@ class Held:
         open: rows not yet answered.
         stream: the stream it is a part of.
         ticket: its place in the queue, kept here for whoever accepted it.
+        settled: every row has been answered or let go.
     """
 
     __slots__ = (
@@ -71,6 +72,7 @@ class Held:
         "payload_bytes",
         "reply",
         "request",
+        "settled",
         "stream",
         "ticket",
         "withdrawn",
@@ -91,6 +93,7 @@ class Held:
         self.stream: OpenStream | None = None
         self.ticket: Any = None
         self.withdrawn = False
+        self.settled = False
 
 
 Accept = Callable[[Held], None]
@@ -199,6 +202,8 @@ class Service:
 
         An answer larger than the bus takes leaves in parts. The columns' bytes are copied before this returns.
         """
+        if held.settled:
+            return  # it was answered whole when the drain had no more time
         request = held.request
         for _, count in at:
             held.open -= count
@@ -238,6 +243,8 @@ class Service:
 
     def drop(self, held: Held, rows: int) -> None:
         """Let go of rows whose caller no longer waits; nothing is sent."""
+        if held.settled:
+            return
         held.open -= rows
         if held.open <= 0:
             self._forget(held)
@@ -416,6 +423,7 @@ class Service:
     def _forget(self, held: Held) -> None:
         if self.held.get(held.key) is held:
             del self.held[held.key]
+        held.settled = True
         held.ticket = None  # which holds this frame: no cycle is left for the collector
         held.endpoint.answered += 1
         held.endpoint.processing_s += monotonic() - held.arrived

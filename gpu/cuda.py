@@ -109,7 +109,10 @@ class CudaDevice(Device):
         """Wait for the current stream, without holding the interpreter."""
         import torch
 
-        torch.cuda.current_stream(self.place).synchronize()
+        try:
+            torch.cuda.current_stream(self.place).synchronize()
+        except RuntimeError as error:
+            raise self.explain(error) from error
 
     def explain(self, error: Exception) -> Exception:
         """Tell a full device and a broken one from errors of the operation."""
@@ -162,7 +165,10 @@ class _Stream:
         self._make_current(self._entered[-1].stream if self._entered else self._default)
 
     def mark(self) -> _Stream:
-        self._event.record(self.stream)
+        try:
+            self._event.record(self.stream)
+        except RuntimeError as error:
+            raise self._device.explain(error) from error
         return self
 
     def query(self) -> bool:

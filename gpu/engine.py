@@ -24,6 +24,7 @@ from .registry import Catalogue
 from .slab import Slab
 
 CONNECT_AGAIN_S = 0.1
+MOST_REFUSALS = 5  # of a front that starts: its engine takes no slabs of its
 
 _log = structlog.get_logger(__name__)
 
@@ -111,12 +112,14 @@ class EngineLink:
         self._pid = 0
         self._ready: asyncio.Future[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
+        self._refused = 0
 
     async def start(self) -> None:
         """Return when the engine takes batches: it may be starting, or be between two lives.
 
         Raises:
             OSError: nobody keeps an engine at the address.
+            RuntimeError: the engine turns this front away.
         """
         self._ready = self._loop.create_future()
         self._connect()
@@ -190,12 +193,23 @@ class EngineLink:
         served = self._pid != 0
         self._disconnect()
         if served:
+            # The engine may be alive and still write into the old ones, if it was the connection that broke.
+            old, self.slabs[:] = self.slabs[:], [Slab.create(slab.size_bytes) for slab in self.slabs]
+            for slab in old:
+                slab.close()
+            self._refused = 0
             self.on_lost()
             self.restarts += 1
-        self._reconnecting = self._loop.create_task(self._reconnect())
+        else:
+            self._refused += 1
+            if self._refused >= MOST_REFUSALS and self._ready is not None and not self._ready.done():
+                self._ready.set_exception(RuntimeError(f"the {self.name} engine does not take this front; see its log"))
+                return
+        self._reconnecting = self._loop.create_task(self._reconnect(0.0 if served else CONNECT_AGAIN_S))
 
-    async def _reconnect(self) -> None:
+    async def _reconnect(self, rest_s: float) -> None:
         """Connect again; the connection waits in the listener's queue until the next engine process accepts it."""
+        await asyncio.sleep(rest_s)
         while True:
             try:
                 self._connect()

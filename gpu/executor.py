@@ -204,12 +204,14 @@ class Executor:
         try:
             return operation.run(batch, self._device)
         except Exception as error:
-            if batch.rows < 2 or not operation.pure or not isinstance(self._device.explain(error), OutOfMemory):
+            if not operation.pure or not isinstance(self._device.explain(error), OutOfMemory):
                 raise
         # Outside of the handler: the error's traceback holds what was allocated.
         _log.warning("out of memory, batch halved", operation=operation.name, rows=batch.rows)
         for each in self._operations.values():
             each.relieve()
+        if batch.rows < 2:
+            return operation.run(batch, self._device)
         half = batch.rows // 2
         answers: list[Mapping[str, Any]] = []
         for start, stop in ((0, half), (half, batch.rows)):

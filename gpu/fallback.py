@@ -40,9 +40,9 @@ class Fallback:
         if self.spare is None:
             return self.device
         breaker = self.breakers.get(operation)
-        if self.device.slots and (breaker is None or breaker.state is State.CLOSED):
-            return self.device
-        return self.spare
+        trusted = breaker is None or breaker.state is State.CLOSED
+        # Where neither takes batches, rows wait for the device.
+        return self.spare if self.spare.slots and not (trusted and self.device.slots) else self.device
 
     def reason(self, operation: str) -> str:
         """Why rows of an operation go to the spare."""
@@ -73,18 +73,26 @@ class Fallback:
 
     def failed(self, plan: Plan, operation: Operation) -> Place | None:
         """Where a batch runs again whose operation raised; None: its callers get the error."""
-        if self.spare is None or plan.place is self.spare or not operation.pure:
+        if self.spare is None or not self.spare.slots or plan.place is self.spare or not operation.pure:
             return None
         return self.spare
 
-    def lost(self, plan: Plan, operation: Operation, now: float) -> tuple[Place | None, list[Plan]]:
+    def died(self, place: Place, operations: set[str], now: float) -> None:
+        """An engine died while it had batches of these operations."""
+        if self.spare is not None and place is self.device:
+            for operation in operations:
+                self._breaker(operation).failed(now)
+
+    def lost(self, plan: Plan, operation: Operation) -> tuple[Place | None, list[Plan]]:
         """Where a batch runs again whose engine died, and as which batches; None: its callers get the error."""
-        if self.spare is not None and plan.place is self.device:
-            self._breaker(operation.name).failed(now)
         if not operation.pure or plan.runs + 1 >= MAX_RUNS:
             return None, [plan]
-        place = self.spare if self.spare is not None and plan.place is self.device else plan.place
-        return place, [plan] if plan.runs == 0 else split(plan)
+        return self.refuge(plan.place), [plan] if plan.runs == 0 else split(plan)
+
+    def refuge(self, place: Place) -> Place:
+        """Where batches of an engine that died go: to the other one if that takes any, or they wait for the next."""
+        other = self.spare if place is self.device else self.device
+        return other if other is not None and other.slots else place
 
     def _breaker(self, operation: str) -> Breaker:
         return self.breakers.setdefault(operation, Breaker(self._limits))

@@ -65,6 +65,7 @@ class Station:
         place: what the planner knows of it.
         free: numbers of the slabs that hold nothing.
         running: what it has, by the batch's number.
+        ended: when it last ended a batch: one that was handed over before has begun no earlier, monotonic time, s.
     """
 
     def __init__(self, engine: Engine, first_rows: int) -> None:
@@ -72,6 +73,7 @@ class Station:
         self.place = Place(engine.name, first_rows=first_rows)
         self.free = list(range(len(engine.slabs)))
         self.running: dict[int, Running] = {}
+        self.ended = 0.0
 
 
 class Front:
@@ -163,6 +165,8 @@ class Front:
 
     def _pump(self) -> None:
         self._pumping = False
+        if self._stopped:
+            return
         planner = self.planner
         now = monotonic()
         if self._service.backlog_bytes > BACKLOG_BYTES:  # answers leave more slowly than they are made
@@ -222,6 +226,7 @@ class Front:
         running = station.running.pop(done.id, None)
         if running is None:
             return  # of an engine that was given up: its rows have been answered
+        station.ended = monotonic()
         plan, operation = running.plan, running.spec.operation
         self.planner.finished(plan, done.run_us / 1e6, whole=not done.failed)
         again = self.fallback.failed(plan, operation) if done.failed == OperationFailed.code else None
@@ -230,13 +235,15 @@ class Front:
             self.planner.run_again(plan, again, done.failed)
         elif not done.failed:
             self._ended(plan, operation.name)
-        self._pump()  # the next batch first: the engine works while this one is answered
-        before = monotonic()
-        if not done.failed:
-            self._answer(station, running, done)
-        elif again is None:
-            self._fail(plan, from_wire(done.failed, done.message))
-        station.free.append(running.slab)
+        try:
+            self._pump()  # the next batch first: the engine works while this one is answered
+            before = monotonic()
+            if not done.failed:
+                self._answer(station, running, done)
+            elif again is None:
+                self._fail(plan, from_wire(done.failed, done.message))
+        finally:
+            station.free.append(running.slab)
         self.telemetry.on_done(operation.name, plan, done, monotonic() - before)
 
     def _ended(self, plan: Plan, operation: str) -> None:
@@ -251,6 +258,14 @@ class Front:
         for lane in self.planner.lanes.values():
             if lane.spec is not None:
                 lane.move(self.fallback.home(lane.spec.operation.name))
+        for station in self._stations:
+            place = station.place
+            refuge = self.fallback.refuge(place)
+            if not place.slots and refuge is not place:
+                for plan in place.again:
+                    plan.place = refuge
+                refuge.again.extend(place.again)
+                place.again.clear()
 
     def _answer(self, station: Station, running: Running, done: Done) -> None:
         """Fan the rows of a batch's result back to their frames."""
@@ -309,10 +324,11 @@ class Front:
         station.place.slots = 0
         now = monotonic()
         lost, station.running = list(station.running.values()), {}
+        self.fallback.died(station.place, {running.spec.operation.name for running in lost}, now)
         for running in lost:
             self.planner.finished(running.plan, 0.0, whole=False)
             station.free.append(running.slab)
-            place, plans = self.fallback.lost(running.plan, running.spec.operation, now)
+            place, plans = self.fallback.lost(running.plan, running.spec.operation)
             if place is None:
                 self._fail(running.plan, EngineLost(f"the {station.engine.name} engine ended while it ran the batch"))
                 continue
@@ -346,8 +362,9 @@ class Front:
         oldest = NEVER
         for station in self._stations:
             for running in station.running.values():
-                if now - running.started < self._limit_s:
-                    oldest = min(oldest, running.started)
+                began = max(running.started, station.ended)
+                if now - began < self._limit_s:
+                    oldest = min(oldest, began)
                     continue
                 _log.error(
                     "batch exceeds its time limit, its engine is ended",

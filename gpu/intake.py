@@ -31,8 +31,11 @@ class FrontConnection:
         slabs: by number.
     """
 
-    def __init__(self, control: ControlSocket, slabs: list[Slab], device: Device) -> None:
+    def __init__(
+        self, control: ControlSocket, slabs: list[Slab], device: Device, wait_to_write: Callable[[ControlSocket], None]
+    ) -> None:
         self.control = control
+        self._wait_to_write = wait_to_write
         self.slabs = slabs
         self._device = device
         self._running = 0
@@ -68,7 +71,8 @@ class FrontConnection:
     def _send(self, message: Done | Report) -> None:
         if not self._gone:
             try:
-                self.control.send(message)
+                if not self.control.send_soon(message):
+                    self._wait_to_write(self.control)
             except OSError:  # it is gone, or has stopped reading: its end is seen where it is read
                 with suppress(OSError):
                     self.control.sock.shutdown(socket.SHUT_RDWR)
@@ -173,7 +177,11 @@ class Intake:
         return taken
 
     def _look(self, wait: bool) -> None:
-        for fd, _ in self._poll.poll(None if wait else 0):
+        for fd, events in self._poll.poll(None if wait else 0):
+            if events & select.EPOLLOUT:
+                self._write(fd)
+            if not events & ~select.EPOLLOUT:
+                continue
             if fd == self._lifeline.fileno():
                 self.ended = True
             elif fd == self._listener.fileno():
@@ -182,6 +190,16 @@ class Intake:
                 self._greet(self._strangers[fd])
             else:
                 self._read(fd)
+
+    def _wait_to_write(self, control: ControlSocket) -> None:
+        """A front has not read everything: send the rest when it has."""
+        self._poll.modify(control.sock, select.EPOLLIN | select.EPOLLOUT)
+
+    def _write(self, fd: int) -> None:
+        control = self._fronts[fd].control
+        with suppress(OSError):  # its end is seen where it is read
+            if control.flush():
+                self._poll.modify(fd, select.EPOLLIN)
 
     def _read(self, fd: int) -> None:
         front = self._fronts[fd]
@@ -227,7 +245,7 @@ class Intake:
                     for left in fds[number:]:
                         os.close(left)
                     raise
-            front = FrontConnection(control, slabs, self._device)
+            front = FrontConnection(control, slabs, self._device, self._wait_to_write)
             control.send(Ready(self._device.name, os.getpid()))
         except (EOFError, OSError, ValueError, msgspec.DecodeError) as error:
             _log.warning("front not accepted", error=str(error))

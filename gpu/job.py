@@ -9,11 +9,13 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 
 import msgspec
 
 from ..bus.columns import Field
 
+MAX_UNSENT_BYTES = 64 << 20  # the errors of a front's batches are a fraction of it
 MAX_SLABS = 128  # of a front: what one message may carry is bounded by the kernel at 253
 
 _LENGTH = struct.Struct("<I")
@@ -113,6 +115,7 @@ class ControlSocket:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._buffer = bytearray()
+        self._unsent = bytearray()
 
     def send(self, message: Message) -> None:
         """Send one message.
@@ -122,6 +125,29 @@ class ControlSocket:
         """
         body = _encoder.encode(message)
         self.sock.sendall(_LENGTH.pack(len(body)) + body)
+
+    def send_soon(self, message: Message) -> bool:
+        """Send one message as far as the other end reads, the rest with `flush`; whether all has gone.
+
+        Raises:
+            OSError: the other end is gone, or has not read for `MAX_UNSENT_BYTES`.
+        """
+        body = _encoder.encode(message)
+        self._unsent += _LENGTH.pack(len(body)) + body
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Send what is left, as far as the other end reads; whether all has gone.
+
+        Raises:
+            OSError: as for `send_soon`.
+        """
+        with suppress(BlockingIOError):
+            while self._unsent:
+                del self._unsent[: self.sock.send(self._unsent)]
+        if len(self._unsent) > MAX_UNSENT_BYTES:
+            raise TimeoutError("the other end does not read")
+        return not self._unsent
 
     def greet(self, hello: Hello, fds: list[int]) -> None:
         """Send the first message of a front, with its slabs.

@@ -11,7 +11,8 @@ It is pure: the time is an argument, nothing is awaited, no device is known. The
   the lane that has used the device least goes first, measured in seconds of it.
 - A batch is held to `max_rows`, `max_bytes`, and the rows that take about `target_s` on the device at the lane's
   measured pace, so that no lane holds up the others, nor abandoned work the next caller.
-- Each lane has a *place*, the engine its batches go to; the front may move it. A batch that runs again goes first.
+- Each lane has a *place*, the engine its batches go to; the front may move it. A batch that runs again goes first, in
+  the end alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..bus.errors import Busy
 AGING_S = 0.1
 PRIORITIES = (1, 0, -1)
 LEAST_PACED_ROWS = 16  # a slower pace must not shrink batches below this: smaller ones cost more a row, and so on down
+ALONE_RUNS = 2  # a batch that was started so often before, in vain, may be what its engines died of
 PACE_WEIGHT = 0.3  # of the newest batch in a lane's measured seconds a row
 
 
@@ -60,6 +62,7 @@ class Place:
         slots: batches it takes: one running, the others staged ahead; 0 while it takes none.
         running: batches it has.
         again: batches formed already, which are to run there before any other.
+        alone: the batch that runs shares the engine with no other.
         first_rows: most rows of a lane's first batch there, before its pace is known.
         clock_s: least device time of the lanes that competed last: where a lane that comes anew begins, s.
     """
@@ -69,6 +72,7 @@ class Place:
         self.slots = slots
         self.running = 0
         self.again: deque[Plan] = deque()
+        self.alone = False
         self.first_rows = first_rows
         self.clock_s = 0.0
 
@@ -256,6 +260,7 @@ class Planner:
             whole: every row was run; a batch that failed or was abandoned says nothing of the lane's pace.
         """
         plan.place.running -= 1
+        plan.place.alone = False
         lane = plan.lane
         if lane.place is not plan.place:
             return
@@ -285,6 +290,11 @@ class Planner:
                 for ticket in [ticket for ticket in queue if ticket.deadline <= now]:
                     self._move(ticket, ticket.waiting, expired)
                     queue.remove(ticket)
+        for place in self.places:
+            late = [plan for plan in place.again if all(span.ticket.deadline <= now for span in plan.spans)]
+            for plan in late:
+                place.again.remove(plan)
+                expired += plan.spans
         return expired
 
     def next_deadline(self) -> float | None:
@@ -298,9 +308,13 @@ class Planner:
         return min(times, default=None)
 
     def _due_at(self, place: Place, now: float) -> Iterator[Plan]:
-        while place.running < place.slots:
+        while place.running < place.slots and not place.alone:
             if place.again:
+                alone = place.again[0].runs >= ALONE_RUNS
+                if alone and place.running:
+                    break
                 place.running += 1
+                place.alone = alone
                 yield place.again.popleft()
                 continue
             ripe = [

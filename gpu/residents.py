@@ -207,8 +207,8 @@ class Residents:
         """
         assert self._device is not None, "opened before the first batch"
         draft = self.origins.draft(key, origin)
-        own = tensor.clone() if tensor.is_cuda else None
         try:
+            own = tensor.clone() if tensor.is_cuda else None
             self._device.fetch(tensor, draft.array.reshape(origin.shape))
             self._device.synchronize()
         except BaseException:

@@ -112,7 +112,7 @@ class Worker:
             False if some were still unanswered when `worker.drain_s` had passed.
         """
         try:
-            self._jobs.pause()
+            await self._jobs.pause()
             await self._discovery.stop()
             drained = await self._service.drain(self._settings.worker.drain_s)
         finally:  # also when whoever waits for the drain gives up

@@ -99,7 +99,7 @@ class Worker:
     async def stop(self) -> None:
         if not self.stopped:
             self.stopped = True
-            self.jobs.pause()
+            await self.jobs.pause()
             await self.service.drain(0.0)
             await self.jobs.stop()
 

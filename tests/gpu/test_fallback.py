@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aikoryu.bus.client import Client
-from aikoryu.bus.errors import OperationFailed
+from aikoryu.bus.errors import EngineLost, OperationFailed
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.service import Service
 from aikoryu.bus.subjects import Subjects
@@ -231,7 +232,7 @@ async def test_caller_that_withdraws_while_its_batch_waits_to_run_again_is_not_r
     leaves.cancel()
     for _ in range(20):
         await asyncio.sleep(0)
-    (plan,) = rig.front.fallback.spare.again
+    (plan,) = rig.front.fallback.device.again
     assert plan.gone == {1}
     rig.spare.hold = False
     rig.spare.back()
@@ -248,13 +249,13 @@ class TestDecisions:
         place, operation = Place("cpu", 1), Double(set())
         fallback = Fallback(place, None, BreakerLimits())
         plan = self.plan(place, [2, 3])
-        assert fallback.lost(plan, operation, 0.0) == (place, [plan])
+        assert fallback.lost(plan, operation) == (place, [plan])
         plan.runs = 1
-        where, parts = fallback.lost(plan, operation, 0.0)
+        where, parts = fallback.lost(plan, operation)
         assert where is place
         assert [[span.count for span in part.spans] for part in parts] == [[2], [3]]
         plan.runs = 2
-        assert fallback.lost(plan, operation, 0.0)[0] is None
+        assert fallback.lost(plan, operation)[0] is None
 
     def test_split_keeps_who_withdrew(self) -> None:
         plan = self.plan(Place("cpu", 1), [2, 3])
@@ -269,3 +270,76 @@ class TestDecisions:
         assert not fallback.down
         place.slots = 0
         assert fallback.down
+
+    def test_spare_that_is_down_takes_nothing(self) -> None:
+        device, spare, operation = Place("cuda:0", 1), Place("cpu", 0), Double(set())
+        fallback = Fallback(device, spare, BreakerLimits(failures=1))
+        fallback.died(device, {operation.name}, 0.0)
+        assert fallback.breakers[operation.name].state is State.OPEN
+        assert fallback.home(operation.name) is device
+        assert fallback.failed(self.plan(device, [1]), operation) is None
+        assert fallback.refuge(device) is device
+        spare.slots = 1
+        assert fallback.home(operation.name) is spare
+        assert fallback.refuge(device) is spare
+
+    def test_one_death_counts_once_an_operation(self) -> None:
+        device, operation = Place("cuda:0", 1), Double(set())
+        fallback = Fallback(device, Place("cpu", 1), BreakerLimits(failures=2))
+        fallback.died(device, {operation.name}, 0.0)
+        assert fallback.breakers[operation.name].state is State.CLOSED
+
+
+async def test_rows_that_wait_for_a_spare_that_died_run_on_the_device_that_is_back(start: Any) -> None:
+    operation = Double(set())
+    rig = await start(operation)
+    rig.device.hold = True
+    asked = asyncio.ensure_future(rig.ask())
+    while not rig.device.jobs:  # noqa: ASYNC110 - it is this loop that hands over
+        await asyncio.sleep(0)
+    rig.spare.hold = True
+    rig.device.gone()
+    while not rig.spare.jobs:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    rig.spare.gone()
+    rig.device.hold = False
+    rig.device.back()
+    assert await asked == 4.0
+    assert operation.ran == ["cuda:0"]
+
+
+async def test_frame_that_kills_engines_fails_alone(start: Any) -> None:
+    """Three engines die of it; who shared its batch is answered."""
+    operation = Double(set())
+    rig = await start(operation)
+    engines = (rig.device, rig.spare)
+    for engine in engines:
+        engine.hold = True
+
+    def deadly(engine: Named) -> bool:
+        if not engine._held:
+            return False
+        held = engine._held[-1]
+        values = engine.slabs[held.slab].array(held.parts[0].data, np.dtype("<f8"), (held.rows,))
+        if 99.0 not in values:
+            engine.hold = False
+            engine.release()
+            engine.hold = True
+            return False
+        engine.lose()
+        return True
+
+    answers = []
+    for x in (5.0, 6.0, 1.0, 99.0, 3.0):  # frames of their own; the first two fill the engine, so the others meet
+        answers.append(asyncio.ensure_future(rig.ask(x)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+    deaths = 0
+    async with asyncio.timeout(5):
+        while not all(answer.done() for answer in answers):
+            deaths += sum(deadly(engine) for engine in engines)
+            await asyncio.sleep(0)
+    assert [await answers[n] for n in (0, 1, 2, 4)] == [10.0, 12.0, 2.0, 6.0]
+    with pytest.raises(EngineLost):
+        await answers[3]
+    assert deaths == 3

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -315,3 +316,20 @@ def test_every_front_hears_the_figures(rig: Rig) -> None:
     fronts = [rig.front(), rig.front()]
     rig.intake.report({"device_allocated_bytes": 1.0})
     assert [front.hear(1) for front in fronts] == [[Report({"device_allocated_bytes": 1.0})]] * 2
+
+
+def test_answer_larger_than_the_sockets_buffer_arrives_when_it_is_read(rig: Rig) -> None:
+    """A batch whose rows are all refused says so of each."""
+    front, other = rig.front(), rig.front()
+    front.hand_over(1)
+    (handed,) = rig.take()
+    errors = [(row, "no_tensor", "x" * 500) for row in range(4000)]
+    handed.front.answer(Done(1, [], errors, 0))
+    heard: list[Message] = []
+    reader = threading.Thread(target=lambda: heard.extend(front.hear(1)))
+    reader.start()
+    while reader.is_alive():
+        rig.intake.take(wait=False)
+    assert [len(message.errors) for message in heard if isinstance(message, Done)] == [4000]
+    other.hand_over(2)
+    assert rig.numbers() == [2]
