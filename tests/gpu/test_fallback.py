@@ -319,9 +319,8 @@ async def test_frame_that_kills_engines_fails_alone(start: Any) -> None:
     def deadly(engine: Named) -> bool:
         if not engine._held:
             return False
-        held = engine._held[-1]
-        values = engine.slabs[held.slab].array(held.parts[0].data, np.dtype("<f8"), (held.rows,))
-        if 99.0 not in values:
+        slabs = [(engine.slabs[held.slab], held) for held in engine._held]
+        if not any(99.0 in slab.array(held.parts[0].data, np.dtype("<f8"), (held.rows,)) for slab, held in slabs):
             engine.hold = False
             engine.release()
             engine.hold = True
