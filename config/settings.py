@@ -243,9 +243,9 @@ class JobSettings(Group):
     results_bytes: Annotated[
         int, Meta(ge=MIB, le=TIB, description="Most bytes of results kept; beyond it the oldest go.")
     ] = 1024 * MIB
-    results_ttl_s: Annotated[
-        float, Meta(ge=60, le=365 * 86400, description="How long a result is kept, in s.")
-    ] = 86400.0
+    results_ttl_s: Annotated[float, Meta(ge=60, le=365 * 86400, description="How long a result is kept, in s.")] = (
+        86400.0
+    )
     replicas: Annotated[
         int, Meta(ge=1, le=5, description="Servers of a cluster that each keep jobs and results; 3 outlives one.")
     ] = 1
