@@ -170,7 +170,7 @@ def _draw_curves(axis: Any, panel: Curves, found: Points) -> None:
     axis.set_xlabel(panel.across, color=FAINT)
     _dress(axis, f"{panel.title}, {panel.up}, log scales")
     axis.grid(True, which="major", linewidth=0.4, color=PEER)
-    axis.legend(fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
+    axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
 
 def _draw_bars(axis: Any, title: str, bars: Sequence[tuple[str, float]]) -> None:

@@ -117,10 +117,11 @@ def _driver() -> str | None:
 def commit() -> str | None:
     """The checked-out commit, "+dirty" when the tree differs from it (results aside), None outside a repository.
 
-    Where the tree is a copy without its repository, the variable `BENCH_COMMIT` says of what.
+    Where the tree is a copy whose repository is another's, or none, the variable `BENCH_COMMIT` says of what.
     """
-    if shutil.which("git") is None:
-        return os.environ.get("BENCH_COMMIT")
+    told = os.environ.get("BENCH_COMMIT")
+    if told or shutil.which("git") is None:
+        return told or None
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
@@ -128,7 +129,7 @@ def commit() -> str | None:
 
     head = git("rev-parse", "--verify", "--quiet", "HEAD")
     differs = git("--no-optional-locks", "status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
-    return (f"{head}+dirty" if differs else head) if head else os.environ.get("BENCH_COMMIT")
+    return f"{head}+dirty" if head and differs else head
 
 
 def versions(distributions: Iterable[str]) -> dict[str, str | None]:
