@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,10 @@ def finish(
     print(table(result) + "\n\n" + goals.table(result["figures"]))
     if path := json_path(name, options):
         record.write(result, path)
-        device_plot.draw(name, result, path.with_suffix(".svg"))
+        if find_spec("matplotlib") is None:
+            print(f"No plot beside {path.name}: pip install 'aikoryu[bench]' brings matplotlib.", file=sys.stderr)
+        else:
+            device_plot.draw(name, result, path.with_suffix(".svg"))
 
 
 def table(result: dict[str, Any]) -> str:

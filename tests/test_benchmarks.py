@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -219,7 +220,8 @@ def _renders(name: str, result: dict[str, Any], path: Path) -> None:
     from benchmarks import render_device
 
     found = {name: result}
-    assert path.with_suffix(".svg").read_text().startswith("<?xml")
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert path.with_suffix(".svg").read_text().startswith("<?xml")
     assert "| goal | aim | measured |" in render_device.section(found)
     assert all(about["title"] in "".join(render_device.page(found)) for about in result["shapes"].values())
 

@@ -64,8 +64,20 @@ async def serve(settings: Settings, asked: asyncio.Event, announce: Callable[[Wo
     async with AsyncExitStack() as stack:
         worker = await _start(settings, stack)
         announce(worker)
-        await asked.wait()
+        try:
+            await asked.wait()
+        except asyncio.CancelledError:  # asked twice before the first was heard
+            await _stop_at_once(worker)
+            raise
         return await worker.stop()
+
+
+async def _stop_at_once(worker: Worker | Fleet) -> None:
+    """End a worker and its processes without waiting for what it has accepted."""
+    stopping = asyncio.ensure_future(worker.stop())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    await asyncio.wait({stopping})
 
 
 async def _start(settings: Settings, stack: AsyncExitStack) -> Worker | Fleet:
