@@ -101,11 +101,11 @@ async def bus(settings: Settings) -> AsyncIterator[Bus]:
 
 
 def children() -> list[str]:
-    """What the processes that this one started are called, the server aside."""
+    """What the engines and fronts that this process started are called."""
     found = []
     for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        found += [word.decode() for word in words if word.startswith(b"aikoryu.")]
+        found += [word.decode() for word in words if word.startswith(b"aikoryu.gpu.")]
     return found
 
 
