@@ -188,7 +188,7 @@ class Executor:
         return [Done(piece.job.id, laid[number], errors[number], 0) for number, piece in enumerate(pieces)]
 
     def _lane(self, job: Job) -> Lane:
-        key = (job.operation, job.parameters, tuple([(part.name, part.field) for part in job.parts]))
+        key = job.lane
         lane = self._lanes.get(key)
         if lane is None:
             operation, schema = self._operations[job.operation], key[2]

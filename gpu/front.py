@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 
@@ -24,8 +23,9 @@ from .engine import Engine
 from .fallback import Fallback
 from .job import Done
 from .operation import Operation
-from .planner import Limits, Place, Plan, Planner, Span, Ticket
+from .planner import Limits, Plan, Planner, Span, Ticket
 from .staging import Answers, stage
+from .station import Running, Station
 from .telemetry import Telemetry
 
 PROBE_S = 0.05  # rows that have waited this long: ask the server whether their caller is still there
@@ -38,42 +38,6 @@ FIRST_ROWS = 64  # of a lane's first batch on the spare: its pace there is not k
 NEVER = float("inf")
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Running:
-    """A batch an engine has.
-
-    Attributes:
-        plan: its rows.
-        spec: what they have in common.
-        slab: number of the slab they lie in.
-        started: when it was handed over, monotonic time, s.
-    """
-
-    plan: Plan
-    spec: LaneSpec
-    slab: int
-    started: float
-
-
-class Station:
-    """An engine as the front uses it.
-
-    Attributes:
-        engine: where batches run.
-        place: what the planner knows of it.
-        free: numbers of the slabs that hold nothing.
-        running: what it has, by the batch's number.
-        ended: when it last ended a batch: one that was handed over before has begun no earlier, monotonic time, s.
-    """
-
-    def __init__(self, engine: Engine, first_rows: int) -> None:
-        self.engine = engine
-        self.place = Place(engine.name, first_rows=first_rows)
-        self.free = list(range(len(engine.slabs)))
-        self.running: dict[int, Running] = {}
-        self.ended = 0.0
 
 
 class Front:

@@ -7,7 +7,7 @@ import select
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -93,27 +93,18 @@ class Handed:
         ValueError: it lies in no slab of the front's.
     """
 
-    __slots__ = ("_lane", "front", "job")
+    __slots__ = ("front", "job")
 
     def __init__(self, front: FrontConnection, job: Job) -> None:
         if not 0 <= job.slab < len(front.slabs):
             raise ValueError(f"slab {job.slab} of {len(front.slabs)}")
         self.front = front
         self.job = job
-        self._lane: Hashable = None
 
     @property
     def piece(self) -> Piece:
         """The batch and the slab it lies in."""
         return Piece(self.job, self.front.slabs[self.job.slab])
-
-    @property
-    def lane(self) -> Hashable:
-        """What batches must have in common to run as one."""
-        if self._lane is None:
-            columns = tuple((part.name, part.field) for part in self.job.parts)
-            self._lane = (self.job.operation, self.job.parameters, columns)
-        return self._lane
 
 
 class Intake:
@@ -164,9 +155,9 @@ class Intake:
         first = self._waiting.popleft()
         taken, left, rows = [first], deque[Handed](), first.job.rows
         if self._waiting:
-            most = self._max_rows(first.job)
+            most, lane = self._max_rows(first.job), first.job.lane
             for handed in self._waiting:
-                if rows + handed.job.rows <= most and handed.lane == first.lane:
+                if rows + handed.job.rows <= most and handed.job.lane == lane:
                     taken.append(handed)
                     rows += handed.job.rows
                 else:

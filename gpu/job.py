@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import msgspec
 
-from ..bus.columns import Field
+from ..bus.columns import Field, Schema
 
 MAX_UNSENT_BYTES = 64 << 20  # the errors of a front's batches are a fraction of it
 MAX_SLABS = 128  # of a front: what one message may carry is bounded by the kernel at 253
@@ -53,6 +53,11 @@ class Job(msgspec.Struct, array_like=True, tag="job"):
     parameters: bytes
     alive: int
     free: int
+
+    @property
+    def lane(self) -> tuple[str, bytes, Schema]:
+        """What batches must have in common to run as one: operation, parameters, and name and type of each column."""
+        return self.operation, self.parameters, tuple([(part.name, part.field) for part in self.parts])
 
 
 class Done(msgspec.Struct, array_like=True, tag="done"):

@@ -82,7 +82,7 @@ class Copy:
 
 
 class Residents:
-    """The resident tensors of one engine; its streams' threads may use it at once.
+    """The resident tensors of one engine; several threads and streams may use it at once.
 
     Args:
         spec: where and how many.
