@@ -127,6 +127,12 @@ class ConnectionFailed(BusError):
     code = "connection_failed"
 
 
+class Refused(BusError):
+    """The worker is set not to do this; the message names the setting. Its operator must act."""
+
+    code = "refused"
+
+
 class ServerFailed(BusError):
     """The embedded nats-server is missing or did not start; the message names the remedy."""
 

@@ -6,6 +6,7 @@
 <prefix>.v1.<namespace>.job|result|dead.<id>…                 durable work; see `jobs`
 <prefix>.v1.<namespace>.ctl                                   to every worker: cancelled rows
 <prefix>.v1.<namespace>.ctl.<worker>                          to one worker: the chunks of its streams
+<prefix>.v1.<namespace>.faults                                to every worker: what to do wrong, see `faults`
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 _TOKENS = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
-_RESERVED = ("agent", "topic", "ctl", "job", "result", "dead")
+_RESERVED = ("agent", "topic", "ctl", "job", "result", "dead", "faults")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Subjects:
     @property
     def control(self) -> str:
         return f"{self.root}.ctl"
+
+    @property
+    def faults(self) -> str:
+        return f"{self.root}.faults"
 
     @lru_cache(maxsize=4096)  # noqa: B019 - a frozen value, one or two in a process
     def operation(self, name: str, partition: int | None = None) -> str:

@@ -260,6 +260,18 @@ class ModelSettings(Group):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FaultSettings(Group):
+    """What a worker does wrong when it is asked to: for tests, off by default."""
+
+    enabled: Annotated[
+        bool, Meta(description="Whether faults may be injected; only on a deployment that may fail.")
+    ] = False
+    rules: Annotated[
+        tuple[Name, ...], Meta(description="Faults in force from the start; docs/faults.md has them.")
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings(Group):
     """What is logged, and for whom."""
 
@@ -287,6 +299,7 @@ class Settings:
     residents: ResidentSettings = field(default_factory=ResidentSettings)
     jobs: JobSettings = field(default_factory=JobSettings)
     models: ModelSettings = field(default_factory=ModelSettings)
+    faults: FaultSettings = field(default_factory=FaultSettings)
     log: LogSettings = field(default_factory=LogSettings)
 
 

@@ -146,5 +146,5 @@ def _in_words(hint: Any) -> str:
         for word, bound in (("above", meta.gt), ("at least", meta.ge), ("at most", meta.le))
         if bound is not None
     ]
-    noun = {int: "a whole number", float: "a number", str: "text"}[plain]
+    noun = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[plain]
     return " ".join([noun, " and ".join(bounds)]).strip()
