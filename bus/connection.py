@@ -171,6 +171,16 @@ class NatsConnection:
         await self._client.abandon()
         self._subscriptions.clear()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands now, as far as this process has noticed; any thread may ask."""
+        return not self._closed and self._client.is_connected
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is known to be lost, and not restored yet."""
+        return not self._client.is_connected
+
     def statistics(self) -> Statistics:
         """What happened so far."""
         return Statistics(**self._counts)

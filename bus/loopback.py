@@ -37,6 +37,11 @@ class Loopback:
         self._served: dict[str, Callback] = {}
         self.on_reconnect.append(self._restored)
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is lost, and not restored yet."""
+        return self._transport.lost
+
     def serves(self, subject: str) -> bool:
         """Whether a queue group's subscription of this very subject was made here."""
         return subject in self._served

@@ -58,6 +58,10 @@ class Transport(Protocol):
     inbox_prefix: str
     on_reconnect: list[Callable[[], None]]
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is known to be lost, and not restored yet."""
+
     async def publish(
         self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None
     ) -> None:

@@ -360,8 +360,9 @@ async def test_trap_07_full_buffer_is_disconnected_and_the_kept_arrive(
     connection = await connect(server.url)
     inbox = Inbox()
     await connection.subscribe("a", inbox)
+    assert not connection.lost
     await server.stop()
-    await eventually(lambda: not connection._client.is_connected)
+    await eventually(lambda: connection.lost)
     for _ in range(31):
         await connection.publish("a", bytes(65536))
     with pytest.raises(Disconnected, match="lost"):
@@ -371,6 +372,7 @@ async def test_trap_07_full_buffer_is_disconnected_and_the_kept_arrive(
     assert connection.statistics().publishes_refused == 1
     await server.start()
     await eventually(lambda: len(inbox) == 31)
+    assert not connection.lost
 
 
 async def test_trap_08_a_flood_is_read_whole_because_callbacks_run_as_it_is_parsed(
