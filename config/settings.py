@@ -76,6 +76,14 @@ class ServerSettings(Group):
     store_dir: Annotated[
         str, Meta(description="Folder of its durable data; empty = a temporary one, removed when it stops.")
     ] = ""
+    sync_interval: Annotated[
+        str,
+        Meta(
+            pattern=r"^(always|[1-9]\d{0,5}(ms|s|m|h)|)\Z",
+            title="always, a time as 10s or 500ms, or nothing",
+            description="When durable data is synced to the disk; empty = every two minutes, as nats-server does.",
+        ),
+    ] = ""
     max_payload_bytes: Annotated[
         int, Meta(ge=1024, le=64 * MIB, description="Largest message, headers included, in bytes.")
     ] = 8 * MIB
@@ -186,7 +194,17 @@ class WorkerSettings(Group):
             description="Its name; empty = host and process id.",
         ),
     ] = ""
-    metrics_port: Annotated[Port, Meta(description="Port of its Prometheus metrics; 0 = off.")] = 0
+    metrics_port: Annotated[
+        Port, Meta(description="Port of /metrics for Prometheus, /healthz and /readyz for probes; 0 = off.")
+    ] = 0
+    metrics_host: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9.:-]+\Z",
+            title="an address or name of this machine, 0.0.0.0 or :: for all",
+            description="Address that this port listens on.",
+        ),
+    ] = "127.0.0.1"
     drain_s: Annotated[
         float, Meta(ge=0, le=3600, description="Longest a stop waits for the rows already accepted, in s.")
     ] = 30.0
