@@ -179,9 +179,9 @@ class WorkerSettings(Group):
         ),
     ] = "auto"
     spare: Annotated[
-        Literal["cpu", "none"],
-        Meta(description="The engine that runs what a GPU cannot; it keeps the same models loaded."),
-    ] = "cpu"
+        Literal["auto", "cpu", "none"],
+        Meta(description="Engine that runs what the device cannot, the models loaded again; auto = cpu behind a GPU."),
+    ] = "auto"
     fronts: Annotated[
         int, Meta(ge=1, le=256, description="Processes that speak to the bus; they share the engines.")
     ] = 1

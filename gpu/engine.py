@@ -38,6 +38,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
         streams: batches that run at the same time.
         catalogue: the operations it loads.
         log: how it writes its log.
+        name: what the log, replies and metrics call it; empty for the device's name.
     """
 
     device: str
@@ -45,13 +46,19 @@ class EngineSpec(msgspec.Struct, frozen=True):
     streams: int
     catalogue: Catalogue
     log: LogSettings
+    name: str = ""
+
+    @property
+    def called(self) -> str:
+        """Its name."""
+        return self.name or self.device
 
 
 class Engine(Protocol):
     """Where batches run.
 
     Attributes:
-        name: the device, as replies name it.
+        name: what replies and metrics call it.
         slots: batches it takes at once.
         slabs: the memory it shares with the front, one more than slots: one is being answered from.
         on_done: called with each batch's end.
@@ -92,7 +99,7 @@ class EngineLink:
 
     Args:
         address: of the engine's host.
-        name: the device.
+        name: what replies and metrics call it.
         slots: batches to hand over at once.
         slab_bytes: size of each slab.
     """

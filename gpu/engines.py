@@ -30,12 +30,9 @@ def catalogue_of(settings: Settings, directory: WorkerDirectory | None = None) -
 
 def own_engines(settings: Settings, max_payload: int, directory: WorkerDirectory | None) -> list[ChildEngine]:
     """Engines for one front alone: of the first device of the settings, and its spare."""
-    return [
-        ChildEngine(
-            engine_spec(settings, device, directory), slots_of(settings, device), slab_bytes(settings, max_payload)
-        )
-        for device in [devices_of(settings)[0], *spare_of(settings)]
-    ]
+    specs = [engine_spec(settings, devices_of(settings)[0], directory), *spare_specs(settings, directory)]
+    room = slab_bytes(settings, max_payload)
+    return [ChildEngine(spec, slots_of(settings, spec.device), room) for spec in specs]
 
 
 def devices_of(settings: Settings) -> list[str]:
@@ -45,16 +42,21 @@ def devices_of(settings: Settings) -> list[str]:
     return settings.worker.device.split(",")
 
 
-def spare_of(settings: Settings) -> list[str]:
-    """The device that stands in for the others, if there is one."""
-    return ["cpu"] if settings.worker.spare == "cpu" and devices_of(settings) != ["cpu"] else []
+def spare_specs(settings: Settings, directory: WorkerDirectory | None) -> list[EngineSpec]:
+    """The engine that stands in for the others, if there is one."""
+    spare, behind_cpu = settings.worker.spare, devices_of(settings) == ["cpu"]
+    if spare == "none" or (spare == "auto" and behind_cpu):
+        return []
+    return [engine_spec(settings, "cpu", directory, "cpu-spare" if behind_cpu else "")]
 
 
-def engine_spec(settings: Settings, device: str, directory: WorkerDirectory | None = None) -> EngineSpec:
+def engine_spec(
+    settings: Settings, device: str, directory: WorkerDirectory | None = None, name: str = ""
+) -> EngineSpec:
     """The engine of a device as the settings say. Its threads stay below the cores, so a front always finds one."""
     threads = settings.cpu.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     streams = 1 if device == "cpu" else settings.cuda.streams
-    return EngineSpec(device, threads, streams, catalogue_of(settings, directory), settings.log)
+    return EngineSpec(device, threads, streams, catalogue_of(settings, directory), settings.log, name)
 
 
 def slots_of(settings: Settings, device: str) -> int:

@@ -17,7 +17,7 @@ import structlog
 
 from ..config import Settings
 from .directory import WorkerDirectory
-from .engines import catalogue_of, devices_of, engine_spec, spare_of
+from .engines import catalogue_of, devices_of, engine_spec, slots_of, spare_specs
 from .host import RESTART_DELAYS_S, EngineHost
 from .operation import Operation
 from .registry import load
@@ -30,16 +30,30 @@ STEADY_S = 30.0  # a front that lived so long is started again at once
 _log = structlog.get_logger(__name__)
 
 
+class EngineAddress(msgspec.Struct, frozen=True):
+    """What a front must know of an engine.
+
+    Attributes:
+        address: of its host.
+        name: what replies and metrics call it.
+        slots: batches to hand over at once.
+    """
+
+    address: str
+    name: str
+    slots: int
+
+
 class FrontSpec(msgspec.Struct, frozen=True):
     """What a front process must know to start.
 
     Attributes:
         settings: all groups.
-        engines: address and device of its engine, and of the spare behind it.
+        engines: its engine, and the spare behind it.
     """
 
     settings: Settings
-    engines: tuple[tuple[str, str], ...]
+    engines: tuple[EngineAddress, ...]
 
 
 class Fleet:
@@ -57,12 +71,16 @@ class Fleet:
         self.id = f"of {len(fronts)} fronts on {', '.join(devices)}"
         self._drain_s = settings.worker.drain_s
         self._directory = WorkerDirectory(settings.residents.directory)
-        spares = spare_of(settings)
-        self._hosts = [EngineHost(engine_spec(settings, device, self._directory)) for device in [*devices, *spares]]
-        addresses = [(host.address, device) for host, device in zip(self._hosts, [*devices, *spares], strict=True)]
-        standby = addresses[len(devices) :]
+        specs = [engine_spec(settings, device, self._directory) for device in devices]
+        specs += spare_specs(settings, self._directory)
+        self._hosts = [EngineHost(spec) for spec in specs]
+        addresses = [
+            EngineAddress(host.address, spec.called, slots_of(settings, spec.device))
+            for host, spec in zip(self._hosts, specs, strict=True)
+        ]
+        spare = addresses[len(devices) :]
         self._specs = [
-            FrontSpec(front, (address, *standby)) for front, address in zip(fronts, cycle(addresses[: len(devices)]))
+            FrontSpec(front, (address, *spare)) for front, address in zip(fronts, cycle(addresses[: len(devices)]))
         ]
         self._processes: dict[int, Process] = {}
         self._keepers: list[asyncio.Task[None]] = []

@@ -21,8 +21,9 @@ from ..bus.errors import BusError
 from ..bus.options import ConnectOptions
 from ..config import configure_logging
 from .engine import EngineLink
-from .engines import slab_bytes, slots_of
+from .engines import slab_bytes
 from .fleet import FrontSpec
+from .probes import why_not
 from .worker import Worker
 
 EXIT_NOT_DRAINED = 1
@@ -51,7 +52,7 @@ async def _serve(spec: FrontSpec, told: TextIO) -> int:
         return _not_started(str(error))
     try:
         room = slab_bytes(settings, transport.max_payload)
-        links = [EngineLink(address, device, slots_of(settings, device), room) for address, device in spec.engines]
+        links = [EngineLink(each.address, each.name, each.slots, room) for each in spec.engines]
         worker = Worker(transport, settings, links)
         try:
             await worker.start()
@@ -60,9 +61,7 @@ async def _serve(spec: FrontSpec, told: TextIO) -> int:
         except ConnectionError as error:
             return _not_started(f"an engine is gone: {error}")
         except OSError as error:
-            return _not_started(
-                f"worker.metrics_port {settings.worker.metrics_port}: {error.strerror}: set another one"
-            )
+            return _not_started(why_not(settings.worker, error))
         told.write("ready\n")
         told.close()
         await _closed()

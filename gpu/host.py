@@ -60,7 +60,7 @@ class EngineHost:
             RuntimeError: the system gave no process, or it ended, or was not ready within `START_TIMEOUT_S`; its own
                 log says why.
         """
-        name = self._spec.device
+        name = self._spec.called
         try:
             ours = self._launch()
         except OSError as error:
@@ -130,10 +130,10 @@ class EngineHost:
         self._disconnect()
         code = process.wait() if process is not None else None
         if starting is None:
-            _log.error("engine lost", engine=self._spec.device, exit_code=code)
+            _log.error("engine lost", engine=self._spec.called, exit_code=code)
             self._restarting = self._loop.create_task(self._restart())
         elif not starting.done():
-            died = RuntimeError(f"the {self._spec.device} engine ended while starting, exit code {code}")
+            died = RuntimeError(f"the {self._spec.called} engine ended while starting, exit code {code}")
             starting.set_exception(died)
 
     async def _restart(self) -> None:
@@ -145,9 +145,9 @@ class EngineHost:
             try:
                 await self.start()
             except RuntimeError as error:
-                _log.error("engine not restarted", engine=self._spec.device, attempt=attempt, error=str(error))
+                _log.error("engine not restarted", engine=self._spec.called, attempt=attempt, error=str(error))
             else:
-                _log.info("engine restarted", engine=self._spec.device, attempt=attempt)
+                _log.info("engine restarted", engine=self._spec.called, attempt=attempt)
                 return
 
     def _disconnect(self, kill: bool = True) -> None:
@@ -193,7 +193,7 @@ class ChildEngine(EngineLink):
 
     def __init__(self, spec: EngineSpec, slots: int, slab_bytes: int) -> None:
         self.host = EngineHost(spec)
-        super().__init__(self.host.address, spec.device, slots, slab_bytes)
+        super().__init__(self.host.address, spec.called, slots, slab_bytes)
 
     async def start(self) -> None:
         """Return when the engine takes batches.

@@ -31,7 +31,8 @@ from aikoryu.config import (
     WorkerSettings,
 )
 from aikoryu.gpu import fleet as fleets
-from aikoryu.gpu.fleet import Fleet, FrontSpec
+from aikoryu.gpu.engines import spare_specs
+from aikoryu.gpu.fleet import EngineAddress, Fleet, FrontSpec
 
 pytestmark = pytest.mark.usefixtures("without_torch")
 
@@ -281,7 +282,7 @@ async def test_front_is_tried_until_it_starts(
     fleet = await start()
     monkeypatch.setattr(fleets, "RESTART_DELAYS_S", (0.0,))
     spec, tries = fleet._specs[0], 0
-    fleet._specs[0] = FrontSpec(spec.settings, (("\0aikoryu-test-nobody", "cpu"),))
+    fleet._specs[0] = FrontSpec(spec.settings, (EngineAddress("\0aikoryu-test-nobody", "cpu", 2),))
     os.kill(fleet._processes[0].pid, signal.SIGKILL)
 
     def refused() -> bool:
@@ -305,10 +306,46 @@ async def test_fronts_are_dealt_to_the_devices(settings: Settings) -> None:
     devices = "cuda:0,cuda:1"
     fleet = Fleet(replace(settings, worker=replace(settings.worker, device=devices, fronts=3)))
     addresses = [host.address for host in fleet._hosts]
-    spare = (addresses[2], "cpu")
-    assert [spec.engines for spec in fleet._specs] == [
-        ((addresses[0], "cuda:0"), spare),
-        ((addresses[1], "cuda:1"), spare),
-        ((addresses[0], "cuda:0"), spare),
-    ]
+    first, second = EngineAddress(addresses[0], "cuda:0", 3), EngineAddress(addresses[1], "cuda:1", 3)
+    spare = EngineAddress(addresses[2], "cpu", 2)
+    assert [spec.engines for spec in fleet._specs] == [(first, spare), (second, spare), (first, spare)]
     await fleet.stop()
+
+
+async def test_cpu_behind_the_cpu_has_a_name_of_its_own(settings: Settings) -> None:
+    fleet = Fleet(replace(settings, worker=replace(settings.worker, spare="cpu")))
+    device, spare = (host.address for host in fleet._hosts)
+    engines = EngineAddress(device, "cpu", 2), EngineAddress(spare, "cpu-spare", 2)
+    assert [spec.engines for spec in fleet._specs] == [engines] * 2
+    await fleet.stop()
+
+
+@pytest.mark.parametrize(
+    ("device", "spare", "names"),
+    [
+        ("cuda:0", "auto", ["cpu"]),
+        ("cuda:0", "cpu", ["cpu"]),
+        ("cuda:0", "none", []),
+        ("cpu", "auto", []),
+        ("cpu", "cpu", ["cpu-spare"]),
+        ("cpu", "none", []),
+    ],
+)
+def test_what_stands_behind_a_device(settings: Settings, device: str, spare: Any, names: list[str]) -> None:
+    given = replace(settings, worker=replace(settings.worker, device=device, spare=spare))
+    specs = spare_specs(given, None)
+    assert [spec.called for spec in specs] == names
+    assert {spec.device for spec in specs} <= {"cpu"}
+
+
+async def test_engine_that_dies_with_a_batch_costs_its_caller_nothing(
+    start: Start, settings: Settings, bus: Bus, tmp_path: Path
+) -> None:
+    fleet = await start(replace(settings, worker=replace(settings.worker, spare="cpu")))
+    (tmp_path / "hold").touch()
+    call = bus.call("test.who", {"x": 1}, timeout_s=WAIT_S)
+    await until((tmp_path / "runs").exists)
+    device, spare = (host.pid for host in fleet._hosts)
+    os.kill(device, signal.SIGKILL)
+    (tmp_path / "hold").unlink()
+    assert (await call)["pid"] == spare
