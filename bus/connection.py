@@ -172,14 +172,13 @@ class NatsConnection:
         self._subscriptions.clear()
 
     @property
-    def connected(self) -> bool:
-        """Whether the connection stands now, as far as this process has noticed; any thread may ask."""
-        return not self._closed and self._client.is_connected
-
-    @property
     def lost(self) -> bool:
         """Whether the connection is known to be lost, and not restored yet."""
         return not self._client.is_connected
+
+    def cut(self) -> None:
+        """Lose the connection as if the network did: for fault injection. It comes back as from any loss."""
+        self._client.cut()
 
     def statistics(self) -> Statistics:
         """What happened so far."""

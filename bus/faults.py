@@ -121,8 +121,8 @@ def bus_rules(rules: Iterable[Rule]) -> list[Rule]:
 
 
 def to_come(rules: Iterable[Rule], now: float) -> list[Rule]:
-    """What a part that starts at `now` has to know: what happens once is left out when its time has come.
+    """What a part that starts at `now` has to know: not what is over, nor what happens once and has had its time.
 
     A process that died of a rule would otherwise be followed by one that dies of it as well.
     """
-    return [rule for rule in rules if not rule.once or rule.begin > now]
+    return [rule for rule in rules if (rule.begin if rule.once else rule.end) > now]

@@ -165,6 +165,12 @@ class MemoryConnection:
         for subscription in list(self.subscriptions):
             await subscription.unsubscribe()
 
+    def cut(self) -> None:
+        """Lose the connection; it is restored in the next turn of the loop."""
+        if not self.lost:
+            self._bus.drop_connection(self)
+            asyncio.get_running_loop().call_soon(self._bus.restore, self)
+
     def _check_open(self) -> None:
         if self._closed:
             raise Closed("the connection was closed by this process")

@@ -7,6 +7,8 @@ and what is sent goes to the socket at once and uncopied (nats-py: two copies of
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from contextlib import suppress
 from typing import Any
 
@@ -128,6 +130,13 @@ class NatsClient(Client):
         """End every flush under way: its pong cannot come any more."""
         for pong in self._pongs:
             pong.cancel()
+
+    def cut(self) -> None:
+        """Shut the socket down in both directions under nats-py, which learns of it as of a lost network."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            with suppress(OSError), socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
 
     @property
     def is_encrypted(self) -> bool:
