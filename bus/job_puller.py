@@ -80,10 +80,10 @@ class Puller:
             self._watch = None
 
     async def stop(self) -> None:
-        """Take nothing more."""
+        """Ask for nothing more, and take what the server has sent already: unheard it would wait for its time."""
         self.pause()
         if self._subscription is not None:
-            await self._subscription.unsubscribe()
+            await self._subscription.drain()
 
     def finished(self, payload_bytes: int) -> None:
         """A job is done with."""

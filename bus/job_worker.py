@@ -96,8 +96,8 @@ class JobWorker:
         self._transport.on_reconnect.remove(self._set_up_again)
         if self._setup is not None:
             self._setup.cancel()
-        for puller in self._pullers.values():
-            await puller.stop()  # or the server would send what is given back to the same worker, again and again
+        # All before anything is given back: the server would send it to the same worker, again and again.
+        await asyncio.gather(*(puller.stop() for puller in self._pullers.values()))
 
     async def stop(self) -> None:
         """Store the results there are, give back every other job; after the service was drained. Idempotent."""

@@ -13,17 +13,21 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+import msgspec
 import structlog
 
 from .columns import Column
+from .copies import Copies
 from .errors import BadFrame, BadReply, BusError, Busy, Disconnected, OperationFailed, TooLarge
 from .frames import (
     By,
+    Holding,
     Reply,
     Request,
     RowError,
     Run,
     decode_cancel,
+    decode_question,
     decode_request,
     encode,
     encode_json,
@@ -39,6 +43,7 @@ from .transport import Message, Subscription, Transport, no_responders
 
 HEADER_BYTES = 2048  # room for the headers of an error, whose text is bounded
 REPLIES_S = 5.0  # for the last replies to leave
+COPY = "copy"  # counted beside the codes of errors
 
 _log = structlog.get_logger(__name__)
 
@@ -48,7 +53,7 @@ class Held:
 
     Attributes:
         key: (client, id); frames of nameless clients are numbered here.
-        withdrawn: its caller has withdrawn some of it, or seemed to be gone.
+        withdrawn: its caller has withdrawn all of it, or seemed to be gone.
         request: the frame.
         endpoint: the operation it came for.
         reply: subject of its answers.
@@ -136,7 +141,7 @@ class Service:
     Attributes:
         endpoints: by operation, with their statistics.
         held: frames accepted and not answered whole, by (client, id).
-        rejected: frames refused so far, by error code.
+        rejected: frames refused so far, by error code, and those dropped as copies.
         on_cancel: called with each frame held whose caller withdrew, and the rows (none: all).
     """
 
@@ -156,15 +161,16 @@ class Service:
         self._controls: list[Subscription] = []
         self._nameless = 0
         self._streams = OpenStreams()
+        self._copies = Copies()
         self._idle = asyncio.Event()
         self._probe_inbox = f"{transport.inbox_prefix}.gone"
 
     async def start(self) -> None:
-        """Listen for cancelled rows and for word of callers that went away."""
+        """Listen for cancelled rows, for questions what is held, and for word of callers that went away."""
         transport = self._transport
         parts = self._subjects.worker_control(self._worker)
         self._controls.append(await transport.subscribe(parts, self._on_part))
-        self._controls.append(await transport.subscribe(self._subjects.control, self._on_cancel))
+        self._controls.append(await transport.subscribe(self._subjects.control, self._on_control))
         self._controls.append(await transport.subscribe(f"{self._probe_inbox}.*", self._on_gone))
 
     async def serve(
@@ -209,7 +215,9 @@ class Service:
             held.open -= count
         for error in errors:
             held.open -= error.n
-        reply = Reply(id=request.id, at=at, cols=columns, err=errors, by=by, seq=request.seq, last=held.open <= 0)
+        last = held.open <= 0
+        again = request.again
+        reply = Reply(id=request.id, at=at, cols=columns, err=errors, by=by, seq=request.seq, again=again, last=last)
         self._send(held, reply)
         if errors:
             held.endpoint.errors += 1
@@ -233,8 +241,7 @@ class Service:
         too_large = TooLarge(f"the answer of one row is {len(payload)} bytes, the server takes {largest}: ask for less")
         held.endpoint.errors += 1
         held.endpoint.last_error = str(too_large)
-        refused = row_error(too_large, row, count)
-        self._send(held, Reply(id=reply.id, err=[refused], by=reply.by, seq=reply.seq, last=reply.last))
+        self._send(held, msgspec.structs.replace(reply, at=[], cols={}, err=[row_error(too_large, row, count)]))
 
     def fail(self, held: Held, error: BusError) -> None:
         """Answer every row of a frame, none of which has been answered, with one error."""
@@ -257,6 +264,11 @@ class Service:
         """
         self._outgoing.send(held.reply, b"", f"{self._probe_inbox}.{held.request.client}")
 
+    async def leave(self) -> None:
+        """Take no new requests: leave every queue group at once. What the server has sent already is accepted."""
+        requests, self._requests = self._requests, []
+        await asyncio.gather(*(subscription.drain() for subscription in requests))
+
     async def drain(self, timeout_s: float) -> bool:
         """Stop in the order that loses nothing: requests, frames held, control messages, replies.
 
@@ -265,8 +277,7 @@ class Service:
         Returns:
             False if there were any, or the connection was lost before the last replies had left.
         """
-        for subscription in self._requests:
-            await subscription.drain()
+        await self.leave()
         drained = True
         try:
             async with asyncio.timeout(timeout_s):
@@ -320,9 +331,9 @@ class Service:
             return
         stream = self._streams.find(request.client, request.stream)
         if stream is None:
-            self._refuse(None, message, BadFrame("no such stream is open on this worker: open it again"), request.id)
+            self._refuse(None, message, BadFrame("no such stream is open on this worker: open it again"), request)
         elif (refusal := stream.refusal(request.n)) is not None:
-            self._refuse(stream.endpoint, message, refusal, request.id)
+            self._refuse(stream.endpoint, message, refusal, request)
         else:
             stream.endpoint.requests += 1
             self._accept(stream.endpoint, request, message, stream)
@@ -330,27 +341,33 @@ class Service:
             self._streams.close(request.client, request.stream)
 
     def _decode(self, endpoint: Endpoint | None, message: Message) -> Request | None:
+        """The frame, if it is one and no copy."""
         if not self.may_answer(message.reply):
             error = BadReply(f"reply subject {message.reply!r} is not under {' or '.join(self._reply_prefixes)}")
             self._refuse(endpoint, message, error)
             return None
         try:
-            return decode_request(message.data)
+            request = decode_request(message.data)
         except BusError as error:
             self._refuse(endpoint, message, error)
             return None
+        if request.client and self._copies.is_copy(request, message.reply):
+            self.count_rejection(COPY)
+            return None
+        return request
 
     def _accept(self, endpoint: Endpoint, request: Request, message: Message, stream: OpenStream | None = None) -> None:
         if request.n == 0:
-            self._refuse(endpoint, message, BadFrame("n is 0: a frame needs at least one row"), request.id)
+            self._refuse(endpoint, message, BadFrame("n is 0: a frame needs at least one row"), request)
             return
         if request.client:
             key = (request.client, request.id)
             held = self.held.get(key)
             if held is not None and held.reply == message.reply:
                 if held.open == request.n and not held.withdrawn:
-                    return  # sent again after a lost connection: its rows are all under way
-                # Some were answered while nobody listened, or let go: this frame takes its place and runs them again.
+                    held.request.again = request.again
+                    return  # sent again, and its rows are all under way
+                # Answers of some may be lost, or all were let go: this frame takes its place and runs them again.
             elif held is not None:  # another client of the same number
                 key = self._nameless_key()
         else:
@@ -374,14 +391,16 @@ class Service:
 
     def _open_stream(self, endpoint: Endpoint, request: Request, message: Message) -> None:
         if not request.client:
-            self._refuse(endpoint, message, BadFrame("a stream needs the number of its client"), request.id)
+            self._refuse(endpoint, message, BadFrame("a stream needs the number of its client"), request)
             return
         credit = self._streams.open(request.client, request.stream, endpoint)
         subject = self._subjects.worker_control(self._worker)
         opened = Reply(id=request.id, ctl=subject, credit=credit, last=True)
         self._outgoing.send(message.reply, encode_json(opened) if is_json(message.data) else encode(opened))
 
-    def _refuse(self, endpoint: Endpoint | None, message: Message, error: BusError, id_: int = 0) -> None:
+    def _refuse(
+        self, endpoint: Endpoint | None, message: Message, error: BusError, request: Request | None = None
+    ) -> None:
         """Answer a frame that was never held with an error, where it may be answered at all."""
         self.count_rejection(error.code)
         if endpoint is not None:
@@ -393,16 +412,37 @@ class Service:
                 _log.warning("frame dropped", count=count, subject=message.subject, error=row_error(error).msg)
             return
         refused = row_error(error)
-        reply = Reply(id=id_, err=[refused], last=True)
+        reply = Reply(id=0, err=[refused], last=True)
+        if request is not None:
+            reply.id, reply.again = request.id, request.again
         payload = encode_json(reply) if is_json(message.data) else encode(reply)
         self._outgoing.send(message.reply, payload, headers=error_headers(refused))
 
-    def _on_cancel(self, message: Message) -> None:
+    def _on_control(self, message: Message) -> None:
+        """Word for every worker: what asks for an answer is a question, else something is withdrawn."""
         try:
-            cancel = decode_cancel(message.data)
+            if message.reply:
+                self._on_question(message)
+            else:
+                self._on_cancel(message)
         except BusError as error:
             self.count_rejection(error.code)
-            return
+
+    def _on_question(self, message: Message) -> None:
+        """Say which of a client's frames are held; after the replies made before, so what is not held has left."""
+        if not self.may_answer(message.reply):
+            raise BadReply(f"reply subject {message.reply!r} is not under {' or '.join(self._reply_prefixes)}")
+        question = decode_question(message.data)
+        ids = [id_ for id_ in question.ids if self._holds((question.client, id_))]
+        if ids:
+            self._outgoing.send(message.reply, encode(Holding(ids)))
+
+    def _holds(self, key: tuple[int, int]) -> bool:
+        held = self.held.get(key)
+        return held is not None and not held.withdrawn
+
+    def _on_cancel(self, message: Message) -> None:
+        cancel = decode_cancel(message.data)
         if cancel.stream:
             self._streams.close(cancel.client, cancel.stream)
         held = self.held.get((cancel.client, cancel.id))
@@ -417,7 +457,7 @@ class Service:
                 self._withdraw(held, [])
 
     def _withdraw(self, held: Held, rows: list[int]) -> None:
-        held.withdrawn = True
+        held.withdrawn = held.withdrawn or not rows
         self.on_cancel(held, rows)
 
     def _forget(self, held: Held) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import threading
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
 import msgspec
 import structlog
-from prometheus_client import start_http_server
 
 from ..bus.connection import NatsConnection
 from ..bus.discovery import Discovery
+from ..bus.fault_control import FaultControl
+from ..bus.faults import Faults, Rule, bus_rules, engine_rules
+from ..bus.faulty import FaultyTransport
 from ..bus.job_worker import JobWorker
 from ..bus.loopback import Loopback
 from ..bus.service import Service
@@ -28,8 +28,10 @@ from .directory import WorkerDirectory
 from .engine import Engine
 from .engines import catalogue_of, own_engines
 from .front import Front
+from .job import Inject
 from .operation import Operation
 from .planner import Limits
+from .probes import Probes, Readiness, readiness
 from .registry import load
 from .tasks import together
 from .telemetry import Telemetry
@@ -61,17 +63,23 @@ class Worker:
         self._directory = None if engines else WorkerDirectory(settings.residents.directory)
         self._engines = engines or own_engines(settings, transport.max_payload, self._directory)
         subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
-        loopback = Loopback(transport, settings.bus.reply_prefixes[0])
+        self._faulty = FaultyTransport(transport, Faults()) if settings.faults.enabled else None
+        bus = self._faulty or transport
+        loopback = Loopback(bus, settings.bus.reply_prefixes[0])
         self._service = Service(loopback, subjects, self.id, reply_prefixes=settings.bus.reply_prefixes)
-        self._jobs = JobWorker(transport, loopback, subjects, settings.jobs, self._service.may_answer)
+        self._jobs = JobWorker(bus, loopback, subjects, settings.jobs, self._service.may_answer)
         self._front = Front(
             self._service, self._engines, self.operations, limits_of(settings), self.telemetry, breaker_of(settings)
         )
         if isinstance(transport, NatsConnection):
             self.telemetry.watch_connection(lambda: transport.statistics()._asdict())
         self._discovery = Discovery(transport, self._service, self.id, VERSION, self._details)
+        may_answer = self._service.may_answer
+        self._fault_control = FaultControl(transport, subjects, self.id, settings.faults, may_answer, self._inject)
         self._transport = transport
-        self._metrics: tuple[WSGIServer, threading.Thread] | None = None
+        self._state = "starting"
+        worker = settings.worker
+        self._probes = Probes(worker.metrics_host, worker.metrics_port, self.telemetry.registry, self._ready)
 
     async def start(self) -> None:
         """Start the engine, then listen: the first request finds it ready.
@@ -79,8 +87,11 @@ class Worker:
         Raises:
             RuntimeError: the engine did not start; its own log says why.
             BusError: the connection failed, or may not subscribe what the worker serves.
+            OSError: the probes' port or host cannot be had.
         """
         async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._probes.stop)
+            self._probes.start()  # first: a model may take a minute to load, and is no reason to end the process
             if self._directory is not None:
                 undo.callback(self._directory.close)
                 self._directory.open()
@@ -94,14 +105,12 @@ class Worker:
                 if served:
                     await self._service.serve(name, self._front.accept, _metadata(operation), served)
             await self._discovery.start()
+            await self._fault_control.start()
             undo.push_async_callback(self._jobs.stop)
             if self._settings.jobs.in_flight:
                 await self._jobs.start([name for name, each in sorted(self.operations.items()) if "" in each.endings])
             await self._transport.flush()
-            if self._settings.worker.metrics_port:
-                self._metrics = start_http_server(
-                    self._settings.worker.metrics_port, addr="127.0.0.1", registry=self.telemetry.registry
-                )
+            self._state = "serving"
             undo.pop_all()
         _log.info("worker ready", worker=self.id, engine=self._engines[0].name, operations=sorted(self.operations))
 
@@ -111,24 +120,35 @@ class Worker:
         Returns:
             False if some were still unanswered when `worker.drain_s` had passed.
         """
+        self._state = "stopping"
         try:
+            await self._service.leave()
             await self._jobs.pause()
             await self._discovery.stop()
+            await self._fault_control.stop()
             drained = await self._service.drain(self._settings.worker.drain_s)
         finally:  # also when whoever waits for the drain gives up
             await self._jobs.stop()
+            if self._faulty is not None:
+                self._faulty.release()
             self._front.stop()
             for engine in self._engines:
                 await engine.stop()
             if self._directory is not None:
                 self._directory.close()
-            if self._metrics is not None:
-                server, thread = self._metrics
-                server.shutdown()
-                server.server_close()
-                thread.join()
+            await self._probes.stop()
         _log.info("worker stopped", worker=self.id, drained=drained)
         return drained
+
+    def _ready(self, age_s: float) -> Readiness:
+        """Whether requests should come here; called in the probes' thread."""
+        return readiness(self._state, age_s, not self._transport.lost, self._front.planner.places)
+
+    def _inject(self, order: str, rules: list[Rule]) -> None:
+        """Put faults in force: on the connection, and on the device, never on what stands behind it."""
+        assert self._faulty is not None, "rules are refused unless faults are on"
+        self._faulty.faults = Faults(bus_rules(rules))
+        self._engines[0].inject(Inject(order, engine_rules(rules)))
 
     def _details(self, operation: str) -> dict[str, Any]:
         """An operation's own figures in the service's statistics."""

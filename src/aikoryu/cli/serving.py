@@ -13,6 +13,7 @@ from ..agents import open_transport
 from ..bus.errors import BusError
 from ..bus.transport import Transport
 from ..config import Settings
+from . import systemd
 from .failure import Failed
 from .progress import say
 from .stopping import Stop
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..gpu.fleet import Fleet
     from ..gpu.worker import Worker
 
+UNANSWERED = 3  # what a service manager may take for a stop, and an operator for a `worker.drain_s` that is too short
 HOW_TO_STOP = "Ctrl-C stops it after what it has accepted is answered, a second Ctrl-C at once."
 
 
@@ -33,7 +35,7 @@ async def serve_until(stop: Stop, settings: Settings, greeting: Callable[[Worker
         greeting: what to print when the worker is ready.
 
     Returns:
-        The exit status: 1 if requests were left unanswered.
+        The exit status: `UNANSWERED` if requests were left unanswered.
 
     Raises:
         Failed, ConnectionFailed: as for `serve`.
@@ -42,8 +44,10 @@ async def serve_until(stop: Stop, settings: Settings, greeting: Callable[[Worker
     def announce(worker: Worker | Fleet) -> None:
         stop.drains = True
         print(greeting(worker), HOW_TO_STOP, sep="\n", flush=True)
+        systemd.tell("READY=1")
 
-    return 0 if await serve(settings, stop.asked, announce) else 1
+    with systemd.watched():
+        return 0 if await serve(settings, stop.asked, announce) else UNANSWERED
 
 
 async def serve(settings: Settings, asked: asyncio.Event, announce: Callable[[Worker | Fleet], None]) -> bool:
@@ -101,6 +105,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Worker | Fleet:
 
 async def _start_on(devices: list[str], transport: Transport, settings: Settings) -> Worker | Fleet:
     from ..gpu.fleet import Fleet
+    from ..gpu.probes import why_not
     from ..gpu.worker import Worker
 
     try:
@@ -116,7 +121,7 @@ async def _start_on(devices: list[str], transport: Transport, settings: Settings
     except RuntimeError as error:
         raise Failed(f"{error}; its log is above, and `aikoryu doctor` looks for what is missing") from None
     except OSError as error:
-        raise Failed(f"worker.metrics_port {settings.worker.metrics_port}: {error.strerror}: set another one") from None
+        raise Failed(why_not(settings.worker, error)) from None
     return worker
 
 

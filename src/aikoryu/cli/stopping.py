@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from . import systemd
 from .progress import say
 
 
@@ -30,6 +31,7 @@ class Stop:
         if self._task is not None and (again or not self.drains):
             self._task.cancel()
         else:
+            systemd.tell("STOPPING=1")
             say("\nStopping when what was accepted is answered; Ctrl-C again stops at once.")
 
 
