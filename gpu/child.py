@@ -20,9 +20,11 @@ from ..config import configure_logging
 from .device import DeviceLost, open_device
 from .engine import EngineSpec
 from .executor import Executor, Running
+from .faults import injector
 from .intake import Handed, Intake
 from .job import ControlSocket, Ready
 from .registry import load
+from .slab import TIME, Slab
 
 REPORT_S = 1.0
 SPIN_S = 0.0005  # a batch that runs longer is looked at now and then, not all the time
@@ -42,9 +44,13 @@ def main(lifeline_fd: str, listener_fd: str, spec_json: str) -> None:
     configure_logging(spec.log)
     lifeline = ControlSocket(socket.socket(fileno=int(lifeline_fd)))
     device = open_device(spec.device, spec.threads)
-    executor = Executor(load(spec.catalogue), device)
+    operations = load(spec.catalogue)
+    pulse = Slab.create(TIME.size)
+    executor = Executor(operations, device, pulse)
     executor.load()
-    intake = Intake(lifeline, socket.socket(fileno=int(listener_fd)), device, executor.max_rows)
+    intake = Intake(lifeline, socket.socket(fileno=int(listener_fd)), device, executor.max_rows, pulse)
+    if spec.faults:
+        intake.on_inject = injector(operations.values(), device).take
     lifeline.send(Ready(spec.device, os.getpid()))
     try:
         _serve(intake, executor, spec.streams)

@@ -13,15 +13,17 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from time import monotonic
 from typing import Protocol
 
 import msgspec
 import structlog
 
+from ..bus.faults import to_come
 from ..config import LogSettings
-from .job import ControlSocket, Done, Hello, Job, Ready, Report
+from .job import ControlSocket, Done, Hello, Inject, Job, Ready, Report
 from .registry import Catalogue
-from .slab import Slab
+from .slab import TIME, Slab
 
 CONNECT_AGAIN_S = 0.1
 MOST_REFUSALS = 5  # of a front that starts: its engine takes no slabs of its
@@ -39,6 +41,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
         catalogue: the operations it loads.
         log: how it writes its log.
         name: what the log, replies and metrics call it; empty for the device's name.
+        faults: whether fronts may have it misbehave.
     """
 
     device: str
@@ -47,6 +50,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
     catalogue: Catalogue
     log: LogSettings
     name: str = ""
+    faults: bool = False
 
     @property
     def called(self) -> str:
@@ -77,6 +81,10 @@ class Engine(Protocol):
     restarts: int
     figures: Mapping[str, float]
 
+    @property
+    def began(self) -> float:
+        """When it last began a batch, whosever, monotonic time, s."""
+
     async def start(self) -> None:
         """Return when the engine has loaded its operations and takes batches."""
 
@@ -85,6 +93,9 @@ class Engine(Protocol):
 
     def kill(self) -> None:
         """End the engine's process at once; its loss is reported as always."""
+
+    def inject(self, order: Inject) -> None:
+        """Let it misbehave, now and whenever it comes back."""
 
     async def stop(self) -> None:
         """Let go of the engine; batches handed over are not waited for."""
@@ -117,9 +128,16 @@ class EngineLink:
         self._loop = asyncio.get_running_loop()
         self._control: ControlSocket | None = None
         self._pid = 0
+        self._pulse: Slab | None = None
         self._ready: asyncio.Future[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
         self._refused = 0
+        self._order = Inject("", [])
+
+    @property
+    def began(self) -> float:
+        """When it last began a batch, whosever, monotonic time, s; 0 while there is no engine."""
+        return self._pulse.stamped(0) if self._pulse is not None else 0.0
 
     async def start(self) -> None:
         """Return when the engine takes batches: it may be starting, or be between two lives.
@@ -138,21 +156,19 @@ class EngineLink:
 
     def submit(self, job: Job) -> None:
         """Hand over a batch; where that fails the engine is given up, and its loss is reported as always, later."""
-        assert self._control is not None, "the engine is started before it gets a batch"
-        try:
-            self._control.send(job)
-        except OSError as error:
-            _log.warning("batch not handed over", engine=self.name, error=str(error))
-            # Half a message may have left: nothing can follow it. What the engine has answered is read before its end.
-            with suppress(OSError):
-                self._control.sock.shutdown(socket.SHUT_RDWR)
-            self.kill()
+        self._send(job)
 
     def kill(self) -> None:
         """End the engine's process at once; its loss is reported as always."""
         if self._pid:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
+
+    def inject(self, order: Inject) -> None:
+        """Let the engine misbehave, now and whenever it comes back: a fresh process knows nothing of it."""
+        self._order = order
+        if self._pid:
+            self._send(order)
 
     async def stop(self) -> None:
         """Close the connection and give the slabs back."""
@@ -178,23 +194,40 @@ class EngineLink:
     def _on_readable(self) -> None:
         assert self._control is not None, "the reader is removed with the socket"
         try:
+            if self._pulse is None:
+                self._on_connected(*self._control.receive_greeting(Ready))
+                return
             for message in self._control.receive():
                 if isinstance(message, Done):
                     self.on_done(message)
                 elif isinstance(message, Report):
                     self.figures = message.figures
-                elif isinstance(message, Ready):
-                    self._on_connected(message)
         except BlockingIOError:
             return
         except (EOFError, OSError):
             self._on_end()
 
-    def _on_connected(self, ready: Ready) -> None:
+    def _on_connected(self, ready: Ready, fds: list[int]) -> None:
+        (pulse,) = fds
+        self._pulse = Slab(pulse, TIME.size)
         self._pid = ready.pid
+        rules = to_come(self._order.rules, monotonic())
+        if rules:
+            self._send(Inject(self._order.name, rules))
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
         self.on_ready()
+
+    def _send(self, message: Job | Inject) -> None:
+        assert self._control is not None, "the engine is started before it is sent anything"
+        try:
+            self._control.send(message)
+        except OSError as error:
+            _log.warning("batch not handed over", engine=self.name, error=str(error))
+            # Half a message may have left: nothing can follow it. What the engine has answered is read before its end.
+            with suppress(OSError):
+                self._control.sock.shutdown(socket.SHUT_RDWR)
+            self.kill()
 
     def _on_end(self) -> None:
         served = self._pid != 0
@@ -227,6 +260,9 @@ class EngineLink:
 
     def _disconnect(self) -> None:
         self._pid = 0
+        if self._pulse is not None:
+            self._pulse.close()
+            self._pulse = None
         if self._control is not None:
             self._loop.remove_reader(self._control.sock.fileno())
             self._control.sock.close()

@@ -56,7 +56,8 @@ def engine_spec(
     """The engine of a device as the settings say. Its threads stay below the cores, so a front always finds one."""
     threads = settings.cpu.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     streams = 1 if device == "cpu" else settings.cuda.streams
-    return EngineSpec(device, threads, streams, catalogue_of(settings, directory), settings.log, name)
+    catalogue = catalogue_of(settings, directory)
+    return EngineSpec(device, threads, streams, catalogue, settings.log, name, settings.faults.enabled)
 
 
 def slots_of(settings: Settings, device: str) -> int:

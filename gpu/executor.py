@@ -90,11 +90,18 @@ class Running:
 
 
 class Executor:
-    """Runs batches of the given operations on one device."""
+    """Runs batches of the given operations on one device.
 
-    def __init__(self, operations: Mapping[str, Operation], device: Device) -> None:
+    Args:
+        operations: by name.
+        device: where.
+        pulse: in it is written when a batch was last begun, for fronts whose batches wait; None if nobody looks.
+    """
+
+    def __init__(self, operations: Mapping[str, Operation], device: Device, pulse: Slab | None = None) -> None:
         self._operations = operations
         self._device = device
+        self._pulse = pulse
         self._lanes: dict[Hashable, Lane] = {}
 
     def load(self) -> None:
@@ -139,6 +146,7 @@ class Executor:
 
     def _ends(self, pieces: Sequence[Piece]) -> list[Done]:
         """Enqueue the work; the ends it will have come to."""
+        self._stamp(pieces)
         operation = self._operations.get(pieces[0].job.operation)
         try:
             return self._run(pieces)
@@ -153,6 +161,15 @@ class Executor:
                 self._device.synchronize()
                 return [done for piece in pieces for done in self._ends([piece])]
             return _failed(pieces, self._told(pieces[0].job, error, reason))
+
+    def _stamp(self, pieces: Sequence[Piece]) -> None:
+        """Let the fronts see when these batches begin: what takes too long is told from what only waits."""
+        now = time.monotonic()
+        for job, slab in pieces:
+            if job.began >= 0:
+                slab.stamp(job.began, now)
+        if self._pulse is not None:
+            self._pulse.stamp(0, now)
 
     def _told(self, job: Job, error: Exception, reason: Exception) -> BusError:
         """What callers are told of an error; what is no business of theirs stays in the log."""

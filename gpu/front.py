@@ -177,7 +177,7 @@ class Front:
             self._fail(plan, OperationFailed("the worker could not lay the batch out; its log holds the reason"))
             self._pump_soon()
             return
-        station.running[job.id] = Running(plan, spec, slab, now)
+        station.running[job.id] = Running(plan, spec, slab, job.began, now)
         station.engine.submit(job)
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(self._limit_s, self._watch_limits)
@@ -190,7 +190,6 @@ class Front:
         running = station.running.pop(done.id, None)
         if running is None:
             return  # of an engine that was given up: its rows have been answered
-        station.ended = monotonic()
         plan, operation = running.plan, running.spec.operation
         self.planner.finished(plan, done.run_us / 1e6, whole=not done.failed)
         again = self.fallback.failed(plan, operation) if done.failed == OperationFailed.code else None
@@ -326,9 +325,9 @@ class Front:
         oldest = NEVER
         for station in self._stations:
             for running in station.running.values():
-                began = max(running.started, station.ended)
-                if now - began < self._limit_s:
-                    oldest = min(oldest, began)
+                since = station.since(running)
+                if now - since < self._limit_s:
+                    oldest = min(oldest, since)
                     continue
                 _log.error(
                     "batch exceeds its time limit, its engine is ended",

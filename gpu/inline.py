@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from .device import Device
+from .device import Device, DeviceLost
 from .engine import no_event
 from .executor import Executor, Piece
-from .job import Done, Job
+from .faults import Injector
+from .job import Done, Inject, Job
 from .operation import Operation
-from .slab import Slab
+from .slab import TIME, Slab
 
 
 class InlineEngine:
@@ -33,7 +34,16 @@ class InlineEngine:
         self.jobs: list[Job] = []
         self.hold = False
         self._held: list[Job] = []
-        self._executor = Executor(operations, Device("cpu", threads=1))
+        self._operations = operations
+        self._device = Device("cpu", threads=1)
+        self._pulse = Slab.create(TIME.size)
+        self._executor = Executor(operations, self._device, self._pulse)
+        self._injector: Injector | None = None
+
+    @property
+    def began(self) -> float:
+        """When it last began a batch, monotonic time, s."""
+        return self._pulse.stamped(0)
 
     async def start(self) -> None:
         """Load the operations."""
@@ -66,11 +76,37 @@ class InlineEngine:
         """Die."""
         asyncio.get_running_loop().call_soon(self.lose)
 
+    def inject(self, order: Inject) -> None:
+        """Let operations misbehave. A batch that dies or takes the device costs the engine, one that hangs stays."""
+        if self._injector is None:
+            self._injector = _InlineInjector(self._operations.values(), self._device)
+        self._injector.take(order)
+
     async def stop(self) -> None:
         """Give the slabs back."""
-        for slab in self.slabs:
+        for slab in (*self.slabs, self._pulse):
             slab.close()
 
     def _run(self, job: Job) -> None:
-        (done,) = self._executor.run([Piece(job, self.slabs[job.slab])])
-        self.on_done(done)
+        try:
+            (done,) = self._executor.run([Piece(job, self.slabs[job.slab])])
+        except DeviceLost:
+            self.lose()
+        except _Hanging:
+            pass
+        else:
+            self.on_done(done)
+
+
+class _Hanging(BaseException):
+    """Leaves a batch that never ends; nothing but the engine catches it."""
+
+
+class _InlineInjector(Injector):
+    """Spares the process, which is the test's."""
+
+    def hang(self) -> None:
+        raise _Hanging
+
+    def die(self) -> None:
+        raise DeviceLost("the engine dies")

@@ -15,7 +15,7 @@ import structlog
 
 from .device import Device
 from .executor import Piece
-from .job import ControlSocket, Done, Job, Ready, Report
+from .job import ControlSocket, Done, Hello, Inject, Job, Ready, Report
 from .slab import Slab
 
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -115,22 +115,31 @@ class Intake:
         listener: where fronts connect.
         device: learns of their slabs.
         max_rows: most rows that may run together with a batch's.
+        pulse: what every front is given to see when a batch was last begun.
 
     Attributes:
         ended: the host has closed the lifeline.
+        on_inject: takes the faults that a front asks for; unless it is set, they are ignored.
     """
 
     def __init__(
-        self, lifeline: ControlSocket, listener: socket.socket, device: Device, max_rows: Callable[[Job], int]
+        self,
+        lifeline: ControlSocket,
+        listener: socket.socket,
+        device: Device,
+        max_rows: Callable[[Job], int],
+        pulse: Slab,
     ) -> None:
         self._lifeline = lifeline.sock
         self._listener = listener
         self._device = device
         self._max_rows = max_rows
+        self._pulse = pulse
         self._waiting: deque[Handed] = deque()
         self._fronts: dict[int, FrontConnection] = {}  # by file descriptor
         self._strangers: dict[int, ControlSocket] = {}  # connected, but have not greeted
         self.ended = False
+        self.on_inject: Callable[[Inject], None] = _ignore
         self._poll = select.epoll()
         self._poll.register(self._lifeline, select.EPOLLIN)
         self._poll.register(listener, select.EPOLLIN)
@@ -198,6 +207,8 @@ class Intake:
             for message in front.control.receive():
                 if isinstance(message, Job):
                     self._waiting.append(Handed(front, message))
+                elif isinstance(message, Inject):
+                    self.on_inject(message)
         except BlockingIOError:
             return
         except (EOFError, OSError, ValueError, msgspec.DecodeError) as error:
@@ -228,7 +239,7 @@ class Intake:
         del self._strangers[fd]
         slabs: list[Slab] = []
         try:
-            hello, fds = control.receive_greeting()
+            hello, fds = control.receive_greeting(Hello)
             for number, each in enumerate(fds):
                 try:
                     slabs.append(Slab(each, hello.slab_bytes))
@@ -237,7 +248,7 @@ class Intake:
                         os.close(left)
                     raise
             front = FrontConnection(control, slabs, self._device, self._wait_to_write)
-            control.send(Ready(self._device.name, os.getpid()))
+            control.greet(Ready(self._device.name, os.getpid()), [self._pulse.fd])
         except (EOFError, OSError, ValueError, msgspec.DecodeError) as error:
             _log.warning("front not accepted", error=str(error))
             for slab in slabs:
@@ -246,6 +257,10 @@ class Intake:
             control.sock.close()
             return
         self._fronts[fd] = front
+
+
+def _ignore(inject: Inject) -> None:
+    _log.warning("faults ignored: this engine was started without faults.enabled", rules=len(inject.rules))
 
 
 def _check_peer(sock: socket.socket) -> None:

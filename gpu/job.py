@@ -10,10 +10,12 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import TypeVar
 
 import msgspec
 
 from ..bus.columns import Field, Schema
+from ..bus.faults import Rule
 
 MAX_UNSENT_BYTES = 64 << 20  # the errors of a front's batches are a fraction of it
 MAX_SLABS = 128  # of a front: what one message may carry is bounded by the kernel at 253
@@ -43,6 +45,7 @@ class Job(msgspec.Struct, array_like=True, tag="job"):
         parameters: encoded map.
         alive: offset of (rows,) bool; the front clears rows whose caller has gone, also while the batch runs.
         free: offset from which results may be written.
+        began: offset at which the engine writes when it begins the batch, 0 before; negative: nobody asks.
     """
 
     id: int
@@ -53,6 +56,7 @@ class Job(msgspec.Struct, array_like=True, tag="job"):
     parameters: bytes
     alive: int
     free: int
+    began: int = -1
 
     @property
     def lane(self) -> tuple[str, bytes, Schema]:
@@ -81,7 +85,7 @@ class Done(msgspec.Struct, array_like=True, tag="done"):
 
 
 class Hello(msgspec.Struct, array_like=True, tag="hello"):
-    """A front introduces itself, the file descriptors of its slabs beside the message.
+    """A front's first message, the file descriptors of its slabs beside it.
 
     Attributes:
         slab_bytes: size of each slab.
@@ -92,6 +96,9 @@ class Hello(msgspec.Struct, array_like=True, tag="hello"):
 
 class Ready(msgspec.Struct, array_like=True, tag="ready"):
     """An engine has loaded what it serves, and knows the front's slabs: it waits for batches.
+
+    To a front it is the engine's first message, the file descriptor of its pulse beside it: eight bytes of shared
+    memory in which the engine writes when it last began a batch, whosever.
 
     Attributes:
         device: its name.
@@ -108,7 +115,20 @@ class Report(msgspec.Struct, array_like=True, tag="report"):
     figures: dict[str, float]
 
 
-Message = Job | Done | Hello | Ready | Report
+class Inject(msgspec.Struct, array_like=True, tag="inject"):
+    """A front asks its engine to misbehave; only an engine that was started for it does.
+
+    Attributes:
+        name: of the order, the same from every front; an engine takes it once.
+        rules: what goes wrong from now on, in place of what did before.
+    """
+
+    name: str
+    rules: list[Rule]
+
+
+Message = Job | Done | Hello | Ready | Report | Inject
+First = TypeVar("First", Hello, Ready)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
@@ -154,27 +174,28 @@ class ControlSocket:
             raise TimeoutError("the other end does not read")
         return not self._unsent
 
-    def greet(self, hello: Hello, fds: list[int]) -> None:
-        """Send the first message of a front, with its slabs.
+    def greet(self, first: Hello | Ready, fds: list[int]) -> None:
+        """Send this end's first message, with file descriptors.
 
         Raises:
             OSError: the other end is gone.
         """
-        body = _encoder.encode(hello)
+        body = _encoder.encode(first)
         socket.send_fds(self.sock, [_LENGTH.pack(len(body)) + body], fds)
 
-    def receive_greeting(self) -> tuple[Hello, list[int]]:
-        """The first message of a front, and the file descriptors of its slabs.
+    def receive_greeting(self, kind: type[First]) -> tuple[First, list[int]]:
+        """The other end's first message, and the file descriptors beside it.
 
         Raises:
             EOFError: it went away.
-            msgspec.DecodeError: it is no front.
+            BlockingIOError: it has not spoken yet (non-blocking).
+            msgspec.DecodeError: it says something else.
         """
         data, fds, _, _ = socket.recv_fds(self.sock, 1 << 10, MAX_SLABS)
         if not data:
             raise EOFError
         try:
-            return msgspec.msgpack.decode(data[_LENGTH.size :], type=Hello), list(fds)
+            return msgspec.msgpack.decode(data[_LENGTH.size :], type=kind), list(fds)
         except BaseException:
             for fd in fds:
                 os.close(fd)

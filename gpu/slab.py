@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from ..bus.columns import Array
 
 ALIGN = 64  # bytes: a cache line, and what vector loads and later device copies like
+TIME = struct.Struct("d")  # monotonic time, s: the processes of a host share its clock
 
 
 class Slab:
@@ -44,6 +46,15 @@ class Slab:
     def array(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
         """An array over the slab's memory, writable, in C order."""
         return np.ndarray(shape, dtype, self._map, offset)
+
+    def stamp(self, offset: int, time_s: float) -> None:
+        """Write a time, in one store."""
+        TIME.pack_into(self.view, offset, time_s)
+
+    def stamped(self, offset: int) -> float:
+        """The time written there."""
+        time_s: float = TIME.unpack_from(self.view, offset)[0]
+        return time_s
 
     def offset_of(self, address: int, size: int) -> int | None:
         """Where memory of this process lies in the slab, if it does."""

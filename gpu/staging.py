@@ -12,16 +12,18 @@ from ..bus.frames import RowError, Run
 from .admission import LaneSpec
 from .job import Done, Job, Part
 from .planner import Plan, Span
-from .slab import Slab, align
+from .slab import TIME, Slab, align
 
 
 def stage(number: int, plan: Plan, spec: LaneSpec, slab: Slab, slab_number: int) -> Job:
-    """Lay a batch's columns out in a slab: first the flags of rows alive, then column after column."""
+    """Lay a batch's columns out in a slab: first the flags of rows alive and the time it begins, then the columns."""
     view, rows = slab.view, plan.rows
     view[:rows] = b"\1" * rows
     for position in plan.gone:
         view[position] = 0
-    free = align(rows)
+    began = -(-rows // TIME.size) * TIME.size
+    slab.stamp(began, 0.0)
+    free = align(began + TIME.size)
     parts: list[Part] = []
     for name, field in spec.schema:
         width = field.row_bytes
@@ -38,7 +40,7 @@ def stage(number: int, plan: Plan, spec: LaneSpec, slab: Slab, slab_number: int)
             parts.append(part)
             free = part.data + part.data_bytes
         free = align(free)
-    return Job(number, slab_number, spec.operation.name, rows, parts, spec.parameters, 0, free)
+    return Job(number, slab_number, spec.operation.name, rows, parts, spec.parameters, 0, free, began)
 
 
 def _stage_variable(name: str, spec: LaneSpec, columns: list[tuple[Span, Column]], slab: Slab, free: int) -> Part:

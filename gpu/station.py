@@ -17,12 +17,14 @@ class Running:
         plan: its rows.
         spec: what they have in common.
         slab: number of the slab they lie in.
+        began: offset in it at which the engine writes when it begins.
         started: when it was handed over, monotonic time, s.
     """
 
     plan: Plan
     spec: LaneSpec
     slab: int
+    began: int
     started: float
 
 
@@ -34,7 +36,6 @@ class Station:
         place: what the planner knows of it.
         free: numbers of the slabs that hold nothing.
         running: what it has, by the batch's number.
-        ended: when it last ended a batch: one that was handed over before has begun no earlier, monotonic time, s.
     """
 
     def __init__(self, engine: Engine, first_rows: int) -> None:
@@ -42,4 +43,12 @@ class Station:
         self.place = Place(engine.name, first_rows=first_rows)
         self.free = list(range(len(engine.slabs)))
         self.running: dict[int, Running] = {}
-        self.ended = 0.0
+
+    def since(self, running: Running) -> float:
+        """When a batch began, or, while it waits, what it waits for: it is the engine's time that is limited.
+
+        One that waits counts from when the engine last began any, whosever: that which keeps it waiting has run no
+        longer. Monotonic time, s.
+        """
+        began = self.engine.slabs[running.slab].stamped(running.began)
+        return began or max(running.started, self.engine.began)

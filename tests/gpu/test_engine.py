@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -323,7 +324,12 @@ class Link:
         slab.view[: len(x)] = b"\1" * len(x)
         slab.array(64, x.dtype, x.shape)[...] = x
         parts = [Part("x", Field("i8"), 64, x.nbytes)]
-        self.engine.submit(Job(number, number, "test.together", len(x), parts, b"\x80", 0, 1024))
+        slab.stamp(512, 0.0)
+        self.engine.submit(Job(number, number, "test.together", len(x), parts, b"\x80", 0, 1024, 512))
+
+    def began(self, number: int) -> float:
+        """When a batch of its began."""
+        return self.engine.slabs[number].stamped(512)
 
     async def answer(self) -> tuple[int, list[int], int, list[tuple[int, str, str]]]:
         """A batch's number, its answer, the rows that it ran together with, and its errors."""
@@ -419,6 +425,22 @@ class TestSeveralFronts:
             link.submit(1, 2)
             assert await link.answer() == (1, [20], 1, [])
             assert link.engine.restarts == 1
+
+    async def test_front_whose_batch_waits_sees_that_others_begin(
+        self, links: tuple[Link, Link], tmp_path: Path
+    ) -> None:
+        running, waiting = links
+        (tmp_path / "hold").touch()
+        before = time.monotonic()
+        running.submit(0, 7)
+        await appears(tmp_path / "runs")
+        after = time.monotonic()
+        waiting.submit(1, 1)
+        assert before < running.began(0) == waiting.engine.began < after
+        assert waiting.began(1) == 0.0
+        (tmp_path / "hold").unlink()
+        await waiting.answer()
+        assert after < waiting.began(1) == running.engine.began
 
     async def test_front_connects_while_there_is_no_engine(self, host: EngineHost, links: tuple[Link, Link]) -> None:
         os.kill(host.pid, signal.SIGKILL)

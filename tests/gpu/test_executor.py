@@ -217,6 +217,52 @@ def test_tensors_are_answers_too(slab: Slab) -> None:
     np.testing.assert_allclose(read(slab, done.parts[0], 3), a @ b, rtol=1e-6)
 
 
+class TestBegin:
+    """The engine writes when a batch begins, for whoever watches its time."""
+
+    BEGAN = 1 << 15
+
+    @pytest.fixture
+    def times(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """What the clock will say."""
+        given = [10.0, 20.0, 30.0, 40.0]
+        monkeypatch.setattr("aikoryu.gpu.executor.time.monotonic", lambda: given.pop(0))
+        return given
+
+    def pieces(self, count: int) -> list[Piece]:
+        made = [Piece(lay_out(slab, "test.given", x=X), slab) for slab in (Slab.create(1 << 16) for _ in range(count))]
+        for job, _ in made:
+            job.began = self.BEGAN
+        return made
+
+    def test_it_is_there_while_the_operation_runs(self, times: list[float]) -> None:
+        (piece,), pulse, seen = self.pieces(1), Slab.create(8), []
+
+        def operation(batch: Batch) -> Any:
+            seen.append((piece.slab.stamped(self.BEGAN), pulse.stamped(0)))
+            return {"y": batch["x"]}
+
+        Executor({"test.given": Given(operation, *IO)}, Device("cpu", 1), pulse).run([piece])
+        assert seen == [(10.0, 10.0)]
+
+    def test_pieces_run_again_one_by_one_begin_again(self, times: list[float]) -> None:
+        pieces, pulse = self.pieces(2), Slab.create(8)
+
+        def operation(batch: Batch) -> Any:
+            if batch.rows > len(X):
+                raise ZeroDivisionError
+            return {"y": batch["x"]}
+
+        Executor({"test.given": Given(operation, *IO)}, Device("cpu", 1), pulse).run(pieces)
+        assert [slab.stamped(self.BEGAN) for _, slab in pieces] == [20.0, 30.0]
+        assert pulse.stamped(0) == 30.0
+
+    def test_what_nobody_asks_for_is_not_written(self, slab: Slab) -> None:
+        before = bytes(slab.view[-64:])
+        run(slab, Given(lambda batch: {"y": batch["x"]}, *IO), x=X)
+        assert bytes(slab.view[-64:]) == before
+
+
 class TestBatch:
     def batch(self, *alive: bool) -> Batch:
         return Batch(len(alive), (), {}, None, np.array(alive), Device("cpu", 1))

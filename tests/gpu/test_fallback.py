@@ -224,6 +224,61 @@ async def test_batch_that_hangs_ends_its_engine_and_runs_on_the_spare(start: Any
     assert operation.ran == ["cpu"]
 
 
+class Clock:
+    """The front's, by hand, s."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("aikoryu.gpu.front.monotonic", made)
+    return made
+
+
+async def test_batch_that_waits_for_others_to_end_is_not_held_against_its_engine(start: Any, clock: Clock) -> None:
+    """Another front's batches are as slow as they may be, one after another; then one of them hangs."""
+    operation = Double(set())
+    rig = await start(operation, limits=Limits(limit_s=60.0))
+    rig.device.hold = True
+    rig.device.kill = rig.device.gone
+    asked = asyncio.ensure_future(rig.ask())
+    while not rig.device.jobs:  # noqa: ASYNC110 - it is this loop that hands over
+        await asyncio.sleep(0)
+    for began in (1001.0, 1060.0, 1119.0):
+        rig.device._pulse.stamp(0, began)
+    clock.now = 1178.9
+    rig.front._watch_limits()
+    assert rig.device._held, "it was ended for what others have"
+    clock.now = 1179.1
+    rig.front._watch_limits()
+    assert await asked == 4.0
+    assert operation.ran == ["cpu"]
+
+
+async def test_batch_that_hangs_is_found_though_the_engine_begins_others(start: Any, clock: Clock) -> None:
+    rig = await start(Double(set()), limits=Limits(limit_s=60.0))
+    rig.device.hold = True
+    killed: list[float] = []
+    rig.device.kill = lambda: killed.append(clock.now)
+    asked = asyncio.ensure_future(rig.ask())
+    while not rig.device.jobs:  # noqa: ASYNC110 - it is this loop that hands over
+        await asyncio.sleep(0)
+    (job,) = rig.device.jobs
+    rig.device.slabs[job.slab].stamp(job.began, 1050.0)
+    rig.device._pulse.stamp(0, 1105.0)
+    for clock.now in (1109.9, 1110.1):
+        rig.front._watch_limits()
+    assert killed == [1110.1]
+    rig.device.release()
+    assert await asked == 4.0
+
+
 async def test_caller_that_withdraws_while_its_batch_waits_to_run_again_is_not_run(start: Any) -> None:
     operation = Double(set())
     rig = await start(operation)

@@ -18,7 +18,7 @@ from aikoryu.bus.columns import Field
 from aikoryu.gpu.device import Device
 from aikoryu.gpu.intake import Handed, Intake
 from aikoryu.gpu.job import ControlSocket, Done, Hello, Job, Message, Part, Ready, Report
-from aikoryu.gpu.slab import Slab
+from aikoryu.gpu.slab import TIME, Slab
 
 WAIT_S = 30.0
 SLAB_BYTES = 4096
@@ -94,7 +94,9 @@ class Rig:
         stack.enter_context(self.host)
         stack.enter_context(theirs)
         self.device = Registering()
-        self.intake = Intake(ControlSocket(theirs), listener, self.device, lambda job: max_rows)
+        self.pulse = Slab.create(TIME.size)
+        stack.callback(self.pulse.close)
+        self.intake = Intake(ControlSocket(theirs), listener, self.device, lambda job: max_rows, self.pulse)
         self._stack = stack
 
     def connect(self) -> Front:
@@ -148,7 +150,12 @@ def test_front_is_told_who_serves_it(rig: Rig) -> None:
     front.greet()
     front.hand_over(1)
     rig.take()
-    assert front.hear(1) == [Ready("cpu", os.getpid())]
+    ready, fds = front.control.receive_greeting(Ready)
+    assert ready == Ready("cpu", os.getpid())
+    pulse = Slab(fds[0], TIME.size)
+    rig.pulse.stamp(0, 12.5)
+    assert pulse.stamped(0) == 12.5
+    pulse.close()
 
 
 class TestTogether:

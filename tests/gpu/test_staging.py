@@ -130,7 +130,8 @@ def test_batch_in_a_slab_is_its_rows_one_after_another(slab: Slab, batch: tuple[
     job = stage(7, plan, spec_of(schema), slab, 2)
     assert (job.id, job.slab, job.rows, job.operation) == (7, 2, plan.rows, "echo")
     assert bytes(slab.view[job.alive : job.alive + plan.rows]) == b"\1" * plan.rows
-    taken = [(job.alive, job.alive + plan.rows)]
+    assert (slab.stamped(job.began), job.began % 8) == (0.0, 0), "it has not begun"
+    taken = [(job.alive, job.alive + plan.rows), (job.began, job.began + 8)]
     for (name, field), part in zip(schema, job.parts, strict=True):
         assert (part.name, part.field) == (name, field)
         assert rows_in(part, plan.rows, slab) == [frame.blobs[name][row] for frame in frames for row in frame.chosen]
