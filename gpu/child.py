@@ -67,12 +67,14 @@ def _serve(intake: Intake, executor: Executor, streams: int) -> None:
     """
     running: dict[int, tuple[list[Handed], Running]] = {}
     free = list(range(streams))
+    alone = False
     reported = looked = time.monotonic()
     while not intake.ended:
-        taken = intake.take(wait=not running) if free else []
+        taken = intake.take(wait=not running) if free and not (alone and running) else []
         now = time.monotonic()
         if taken:
             stream = free.pop()
+            alone = taken[0].job.alone
             running[stream] = taken, executor.start([handed.piece for handed in taken], stream)
             looked = now
         for stream, (handed, batch) in list(running.items()):

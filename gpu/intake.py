@@ -148,12 +148,15 @@ class Intake:
         """Take a batch, and all others that may run together with it.
 
         Args:
-            wait: until there is one, or the engine is to end.
+            wait: until there is one, or the engine is to end; for an engine on which nothing runs. On another a batch
+                that is to run alone is not taken, nor any behind it: what runs is let come to its end.
         """
         self._look(wait=wait and not self._waiting)
         while wait and not self._waiting and not self.ended:
             self._look(wait=True)
-        return self._next() if self._waiting and not self.ended else []
+        if self.ended or not self._waiting or (self._waiting[0].job.alone and not wait):
+            return []
+        return self._next()
 
     def report(self, figures: dict[str, float]) -> None:
         """Tell every front the engine's figures."""
@@ -163,10 +166,10 @@ class Intake:
     def _next(self) -> list[Handed]:
         first = self._waiting.popleft()
         taken, left, rows = [first], deque[Handed](), first.job.rows
-        if self._waiting:
+        if self._waiting and not first.job.alone:
             most, lane = self._max_rows(first.job), first.job.lane
             for handed in self._waiting:
-                if rows + handed.job.rows <= most and handed.job.lane == lane:
+                if rows + handed.job.rows <= most and handed.job.lane == lane and not handed.job.alone:
                     taken.append(handed)
                     rows += handed.job.rows
                 else:

@@ -46,6 +46,7 @@ class Job(msgspec.Struct, array_like=True, tag="job"):
         alive: offset of (rows,) bool; the front clears rows whose caller has gone, also while the batch runs.
         free: offset from which results may be written.
         began: offset at which the engine writes when it begins the batch, 0 before; negative: nobody asks.
+        alone: nothing may run with it or beside it: engines may have died of it.
     """
 
     id: int
@@ -57,6 +58,7 @@ class Job(msgspec.Struct, array_like=True, tag="job"):
     alive: int
     free: int
     began: int = -1
+    alone: bool = False
 
     @property
     def lane(self) -> tuple[str, bytes, Schema]:

@@ -11,7 +11,7 @@ from ..bus.columns import FIXED, OFFSET, Array, Column
 from ..bus.frames import RowError, Run
 from .admission import LaneSpec
 from .job import Done, Job, Part
-from .planner import Plan, Span
+from .planner import ALONE_RUNS, Plan, Span
 from .slab import TIME, Slab, align
 
 
@@ -40,7 +40,8 @@ def stage(number: int, plan: Plan, spec: LaneSpec, slab: Slab, slab_number: int)
             parts.append(part)
             free = part.data + part.data_bytes
         free = align(free)
-    return Job(number, slab_number, spec.operation.name, rows, parts, spec.parameters, 0, free, began)
+    alone = plan.runs >= ALONE_RUNS
+    return Job(number, slab_number, spec.operation.name, rows, parts, spec.parameters, 0, free, began, alone)
 
 
 def _stage_variable(name: str, spec: LaneSpec, columns: list[tuple[Span, Column]], slab: Slab, free: int) -> Part:

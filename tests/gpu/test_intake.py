@@ -58,6 +58,10 @@ class Front:
     def hand_over(self, number: int, operation: str = "echo", rows: int = 3, p: bytes = b"", field: str = "f4") -> None:
         self.control.send(Job(number, 0, operation, rows, [Part("x", Field(field), 64, 4 * rows)], p, 0, 128))
 
+    def hand_over_suspect(self, number: int) -> None:
+        """A batch of the same lane that is to run alone."""
+        self.control.send(Job(number, 0, "echo", 3, [Part("x", Field("f4"), 64, 12)], b"", 0, 128, alone=True))
+
     def hear(self, count: int) -> list[Message]:
         """The next messages."""
         while len(self.heard) < count:
@@ -184,6 +188,23 @@ class TestTogether:
         for number, rows in enumerate([3, 3, 3, 1, 9], 1):
             front.hand_over(number, rows=rows)
         assert [rig.numbers(), rig.numbers(), rig.numbers()] == [[1, 2, 4], [3], [5]]
+
+    def test_batch_that_is_to_run_alone_is_neither_joined_nor_joins(self, rig: Rig) -> None:
+        first, second = rig.front(), rig.front()
+        first.hand_over(1)
+        first.hand_over_suspect(2)
+        first.hand_over(3)
+        first.hand_over_suspect(4)
+        second.hand_over(5)
+        assert sorted(rig.numbers()) == [1, 3, 5]
+        assert [rig.numbers(), rig.numbers()] == [[2], [4]]
+
+    def test_batch_that_is_to_run_alone_waits_until_nothing_runs_and_holds_up_what_came_after(self, rig: Rig) -> None:
+        front = rig.front()
+        front.hand_over_suspect(1)
+        front.hand_over(2, operation="other")
+        assert rig.intake.take(wait=False) == []
+        assert [rig.numbers(), rig.numbers()] == [[1], [2]]
 
     def test_who_need_not_wait_is_told_of_nothing(self, rig: Rig) -> None:
         front = rig.front()

@@ -18,7 +18,7 @@ from aikoryu.bus.frames import Reply, Request, decode_reply, encode
 from aikoryu.gpu.admission import LaneSpec
 from aikoryu.gpu.job import Done
 from aikoryu.gpu.ops.echo import Echo
-from aikoryu.gpu.planner import Lane, Place, Plan, Span, Ticket
+from aikoryu.gpu.planner import ALONE_RUNS, Lane, Place, Plan, Span, Ticket
 from aikoryu.gpu.slab import ALIGN, Slab
 from aikoryu.gpu.staging import Answers, stage
 
@@ -185,6 +185,15 @@ def _assert_same(found: Column, expected: Column, rows: int) -> None:
     else:
         assert isinstance(theirs, np.ndarray)
         assert (ours.shape, ours.dtype, ours.tobytes()) == (theirs.shape, theirs.dtype, theirs.tobytes())
+
+
+@pytest.mark.parametrize(("runs", "alone"), [(0, False), (ALONE_RUNS - 1, False), (ALONE_RUNS, True)])
+def test_batch_that_engines_died_of_runs_alone(slab: Slab, runs: int, alone: bool) -> None:
+    schema = (("x", Field("u1")),)
+    request = Request(v=1, n=1, cols={"x": column_of(schema[0][1], [b"\1"])})
+    plan = plan_of([Frame(1, {}, [(0, 1)], request)])
+    plan.runs = runs
+    assert stage(1, plan, spec_of(schema), slab, 0).alone == alone
 
 
 def test_answers_of_a_whole_batch_are_not_copied(slab: Slab) -> None:
