@@ -8,7 +8,6 @@ timer a request. One sweeper serves all deadlines.
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from functools import lru_cache
@@ -17,21 +16,22 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from .columns import pack
-from .errors import BadFrame, BadParameter, BusError, Busy, Closed, Disconnected, Expired, NoWorker
-from .frames import Cancel, Reply, decode_reply, encode
+from .errors import BadFrame, BadParameter, BusError, Closed, Disconnected, Expired, NoWorker
+from .frames import Cancel, decode_reply, encode
 from .outbox import Building, Envelope, as_columns, as_row, cuts, encode_parameters, rows_of, type_key
 from .outgoing import Outgoing
 from .pending import Answer, Gathered, ManyRows, Pending, RowsFailed, SingleRows
+from .resends import Resends
 from .stream import Source, Stream
 from .subjects import Subjects
 from .transport import Message, Subscription, Transport, no_responders
 
-BUSY_RETRIES = 2
 MANY_BYTES = 256 * 1024  # frames of a call_many: nobody waits for the first of them alone
 MANY_ROWS = 4096
 MANY_IN_FLIGHT_BYTES = 4 * 1024 * 1024
 FRAME_OVERHEAD = 4096  # headroom of a frame's map, names and offsets below max_payload, bytes
-RESEND_DELAY_S = 0.05
+HELD = "held"  # last token of the subject on which workers say what they hold
+PARTS_S = 1.0  # that parts of an answer may come after the last
 MAX_TIMEOUT_S = 86400.0
 MAX_ENVELOPES = 256  # remembered, parameters and all: making one takes 1 µs of a lone call's 28
 
@@ -63,6 +63,15 @@ class Client:
         self._building: dict[tuple[Any, ...], Building] = {}
         self._envelopes = lru_cache(MAX_ENVELOPES, typed=True)(self._new_envelope)
         self._pending: dict[int, Pending] = {}
+        self._resends = Resends(
+            self._pending,
+            self.number,
+            subjects.control,
+            f"{self._inbox}.{HELD}",
+            self._publish,
+            self._outgoing,
+            transport,
+        )
         self._withdrawn: dict[int, list[int]] = {}
         self._last_id = 0
         self._sweep_at = float("inf")
@@ -94,7 +103,7 @@ class Client:
             parameters: the operation's parameters.
             timeout_s: how long to wait; the client's own unless given.
             priority: 0 normal, 1 high, -1 low.
-            idempotent: send again after a lost connection instead of failing with `Disconnected`.
+            idempotent: it may run twice: sent again when it, or its answer, may be lost, instead of failing.
 
         Returns:
             A future; cancel it, or the task that awaits it, to withdraw the row. It raises the bus's errors.
@@ -209,6 +218,7 @@ class Client:
             self.withdraw(pending.id, [])
             pending.fail(Closed("the client was closed before the answer came"))
         self._pending.clear()
+        self._resends.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self._outgoing.drain()
@@ -280,9 +290,11 @@ class Client:
         self._pending[pending.id] = pending
         if pending.deadline < self._sweep_at:
             self._sweep_no_later_than(pending.deadline)
-        self._publish(pending)
+        if pending.idempotent and not self._resends.watching:
+            self._resends.watch()
+        self._publish(pending, pending.payload)
 
-    def _publish(self, pending: Pending) -> None:
+    def _publish(self, pending: Pending, payload: bytes) -> None:
         def failed(error: BusError) -> None:
             # A frame that could not leave a lost connection is sent again when it is back.
             if pending.idempotent and isinstance(error, Disconnected):
@@ -290,64 +302,50 @@ class Client:
             if self._pending.pop(pending.id, None) is not None:
                 pending.fail(error)
 
-        self._outgoing.send(pending.subject, pending.payload, f"{self._inbox}.{pending.id}", failed)
+        self._outgoing.send(pending.subject, payload, f"{self._inbox}.{pending.id}", failed)
 
     def _on_reply(self, message: Message) -> None:
         number = message.subject.rpartition(".")[2]
         pending = self._pending.get(int(number)) if number.isdecimal() and len(number) < 20 else None
         if pending is None:
+            if number == HELD:
+                self._resends.on_holding(message)
             return
         if not message.data:
             # Else a worker asks whether anybody still listens here; that the subject exists is the answer.
-            if no_responders(message):
-                self._on_no_responders(pending)
+            if no_responders(message) and not self._resends.unserved(pending):
+                del self._pending[pending.id]
+                pending.fail(
+                    NoWorker(f"no worker serves {pending.subject}: start one, or correct the operation's name")
+                )
             return
         try:
             reply = decode_reply(message.data)
-            if reply.err and self._retry_if_busy(pending, reply):
+            self._resends.served(pending.subject)
+            if reply.err and self._resends.refused(pending, reply):
                 return
             pending.deliver(reply)
         except BusError as error:
             del self._pending[pending.id]
             pending.fail(error)
             return
-        # A frame that was sent again may be with two workers: the last word of one is not that of the other.
-        if pending.open <= 0 or (reply.last and not pending.resent):
+        if pending.open <= 0:
             del self._pending[pending.id]
-            if pending.open > 0:
-                pending.fail(BusError("the worker closed the request without answering every row"))
+        elif pending.idempotent:
+            self._resends.partly_answered(pending, reply.last)
+        elif reply.last:
+            self._loop.call_later(PARTS_S, self._close_early, pending)
 
-    def _on_no_responders(self, pending: Pending) -> None:
-        if pending.idempotent and pending.resent:
-            # After a lost connection the worker may need a moment longer than we did.
-            self._loop.call_later(RESEND_DELAY_S * (1 + random.random()), self._again, pending)
-            return
-        del self._pending[pending.id]
-        pending.fail(NoWorker(f"no worker serves {pending.subject}: start one, or correct the operation's name"))
-
-    def _retry_if_busy(self, pending: Pending, reply: Reply) -> bool:
-        """Send a frame again that a full queue refused whole, at most twice and within its deadline."""
-        if len(reply.err) != 1 or reply.err[0].code != Busy.code or reply.err[0].n not in (0, pending.rows):
-            return False
-        if pending.attempts == BUSY_RETRIES:
-            return False
-        pending.attempts += 1
-        delay_s = reply.err[0].retry_ms / 1000 * pending.attempts * (0.5 + random.random())
-        if self._loop.time() + delay_s >= pending.deadline:
-            return False
-        self._loop.call_later(delay_s, self._again, pending)
-        return True
-
-    def _again(self, pending: Pending) -> None:
-        if pending.id in self._pending:
-            self._publish(pending)
+    def _close_early(self, pending: Pending) -> None:
+        """Fail what no part has answered, though the last came a while ago."""
+        if self._pending.pop(pending.id, None) is not None:
+            pending.fail(BusError("the worker closed the request without answering every row"))
 
     def _on_reconnect(self) -> None:
         """Send again what may be; whoever held the rest may have run it or not."""
         for pending in list(self._pending.values()):
             if pending.idempotent:
-                pending.resent = True
-                self._publish(pending)
+                self._resends.send_again(pending)
             else:
                 del self._pending[pending.id]
                 pending.fail(Disconnected("the connection was lost; the call may or may not have run"))

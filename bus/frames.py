@@ -7,7 +7,7 @@ documented types or raises one of the bus's errors; whether the columns suit an 
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from .errors import BadColumn, BadFrame, BadVersion, BusError, Busy
 
 VERSION = 1
 MAX_ROWS = 1 << 22
+MAX_ASKED = 512  # frames of one question: a small message, and a worker looks each up
 LONGEST_MESSAGE = 500  # characters of an error
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -37,7 +38,8 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
         cols: columns by name, `n` rows each.
         client: number of the sending client; with `id` the key under which a repeated frame is recognised. 0 for a
             client that keeps no such number.
-        id: number of the frame, the client's own.
+        id: number of the frame, the client's own; used once.
+        again: how often the frame has been sent before. A copy under a number that came already is dropped.
         p: parameters, an undecoded map.
         ttl_ms: time the caller will wait, from its sending, ms; 0 for no limit.
         prio: 0 normal, 1 high, -1 low.
@@ -53,6 +55,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     cols: dict[ColumnName, Column] = {}
     client: Count = 0
     id: Count = 0
+    again: Count = 0
     p: msgspec.Raw = _NO_PARAMETERS
     ttl_ms: Count = 0
     prio: Annotated[int, msgspec.Meta(ge=-1, le=1)] = 0
@@ -92,6 +95,7 @@ class Reply(msgspec.Struct, omit_defaults=True, kw_only=True):
         err: rows that got none.
         by: who answered.
         seq: number of the part of a stream this answers.
+        again: the number under which the frame it answers had been sent.
         last: the frame is now answered whole.
         ctl: a stream is open; its parts go to this subject.
         credit: rows of a stream that may be unanswered at once.
@@ -104,6 +108,7 @@ class Reply(msgspec.Struct, omit_defaults=True, kw_only=True):
     err: list[RowError] = []
     by: By | None = None
     seq: int = 0
+    again: int = 0
     last: bool = False
     ctl: str = ""
     credit: int = 0
@@ -119,6 +124,21 @@ class Cancel(msgspec.Struct, omit_defaults=True):
     v: int = VERSION
 
 
+class Question(msgspec.Struct, omit_defaults=True):
+    """To every worker, with a reply subject: who holds these frames of a client?"""
+
+    client: Count
+    ids: Annotated[list[Count], msgspec.Meta(max_length=MAX_ASKED)]
+    v: int = VERSION
+
+
+class Holding(msgspec.Struct, omit_defaults=True):
+    """A worker's answer to a `Question`: those it holds. One that holds none says nothing."""
+
+    ids: list[Count]
+    v: int = VERSION
+
+
 class _Version(msgspec.Struct):
     v: int = 0
 
@@ -131,7 +151,11 @@ _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(Request)
 _replies = msgspec.msgpack.Decoder(Reply)
 _cancels = msgspec.msgpack.Decoder(Cancel)
+_questions = msgspec.msgpack.Decoder(Question)
+_holdings = msgspec.msgpack.Decoder(Holding)
 _json_requests = msgspec.json.Decoder(_JsonRequest)
+
+Said = TypeVar("Said", Cancel, Question, Holding)
 
 _INTEGERS = frozenset(name for name, dtype in FIXED.items() if dtype.kind in "iu" and name != "bf16")
 
@@ -176,19 +200,37 @@ def decode_reply(payload: bytes) -> Reply:
 
 
 def decode_cancel(payload: bytes) -> Cancel:
-    """Read a cancel frame.
+    """Read a cancel frame; raises as `decode_question`."""
+    return _decoded(_cancels, payload, "cancel")
+
+
+def decode_question(payload: bytes) -> Question:
+    """Read a question.
 
     Raises:
         BadFrame: these bytes are not one.
-        BadVersion: it is a frame, of a later version.
+        BadVersion: it is one, of a later version.
     """
-    try:
-        cancel = _cancels.decode(payload)
-    except _UNREADABLE as error:
-        raise _explain(payload, False, error, "cancel") from None
-    if cancel.v != VERSION:
-        raise BadVersion(f"the frame is of version {cancel.v}, this worker speaks {VERSION}")
-    return cancel
+    return _decoded(_questions, payload, "question")
+
+
+def decode_holding(payload: bytes) -> Holding:
+    """Read the answer to a question; raises as `decode_question`."""
+    return _decoded(_holdings, payload, "holding")
+
+
+def sent_again(payload: bytes, again: int, left_s: float) -> bytes:
+    """A request frame as it is sent once more.
+
+    Args:
+        payload: as it was sent first, in MessagePack.
+        again: how often it has been sent before.
+        left_s: time the caller will still wait, s.
+    """
+    request = _requests.decode(payload)
+    request.again = again
+    request.ttl_ms = max(1, round(1000 * left_s))
+    return encode(request)
 
 
 def is_json(payload: bytes) -> bool:
@@ -213,7 +255,7 @@ def encode_json(reply: Reply) -> bytes:
     document = msgspec.structs.asdict(reply)
     rows = sum(count for _, count in reply.at)
     document["cols"] = {name: _json_column(column, rows) for name, column in reply.cols.items()}
-    for empty in ("seq", "ctl", "credit"):
+    for empty in ("seq", "again", "ctl", "credit"):
         if not document[empty]:
             del document[empty]
     return msgspec.json.encode(document)
@@ -277,6 +319,16 @@ def _cut_runs(runs: list[Run], rows: int) -> tuple[list[Run], list[Run]]:
         if taken < count:
             second.append((start + taken, count - taken))
     return first, second
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[Said], payload: bytes, what: str) -> Said:
+    try:
+        said = decoder.decode(payload)
+    except _UNREADABLE as error:
+        raise _explain(payload, False, error, what) from None
+    if said.v != VERSION:
+        raise BadVersion(f"the {what} frame is of version {said.v}, this side speaks {VERSION}")
+    return said
 
 
 def _explain(payload: bytes, json: bool, error: Exception, what: str = "request") -> BusError:

@@ -43,12 +43,30 @@ class Pending:
         rows: how many it has; 0 until it is sent.
         open: rows that have no answer yet.
         deadline: loop time at which the caller gives up, s.
-        idempotent: it may be sent again after a lost connection.
-        attempts: times it was sent again because the worker was busy.
-        resent: it was sent again after a lost connection.
+        idempotent: it may be sent again whenever its answer may be lost.
+        again: times it was sent again, for whatever reason.
+        busy: times it was sent again because the worker was busy.
+        resent: it was sent again although a worker may have taken it: two may answer.
+        heard: loop time at which it was last heard of, or will be sent again, s; 0 until somebody looks.
+        asked: loop time at which workers were asked about it, s; 0 if they were not since it was last heard of.
+        unserved: loop time since which nobody has served its subject, s; 0 while somebody seems to.
     """
 
-    __slots__ = ("attempts", "deadline", "id", "idempotent", "open", "payload", "resent", "rows", "subject")
+    __slots__ = (
+        "again",
+        "asked",
+        "busy",
+        "deadline",
+        "heard",
+        "id",
+        "idempotent",
+        "open",
+        "payload",
+        "resent",
+        "rows",
+        "subject",
+        "unserved",
+    )
 
     def __init__(self, id_: int, subject: str, payload: bytes, rows: int, deadline: float, idempotent: bool) -> None:
         self.id = id_
@@ -58,8 +76,12 @@ class Pending:
         self.open = rows
         self.deadline = deadline
         self.idempotent = idempotent
-        self.attempts = 0
+        self.again = 0
+        self.busy = 0
         self.resent = False
+        self.heard = 0.0
+        self.asked = 0.0
+        self.unserved = 0.0
 
     def deliver(self, reply: Reply) -> None:
         """Hand out the rows and errors of one reply; `open` is 0 when every row has been answered.
@@ -175,12 +197,18 @@ class ManyRows(Pending):
     def take(self, reply: Reply, columns: dict[str, Any]) -> None:
         position = 0
         for start, count in reply.at:
-            unanswered = self._answered.count(0, start, start + count)
-            if unanswered:
-                self.whole.put(self.offset + start, count, columns, position)
-                self._answered[start : start + count] = b"\1" * count
-                self.open -= unanswered
+            if not self._answered.count(1, start, start + count):  # as in most replies
+                self._put(start, count, columns, position)
+            elif self._answered.count(0, start, start + count):
+                for row in range(start, start + count):
+                    if not self._answered[row]:
+                        self._put(row, 1, columns, position + row - start)
             position += count
+
+    def _put(self, start: int, count: int, columns: dict[str, Any], position: int) -> None:
+        self.whole.put(self.offset + start, count, columns, position)
+        self._answered[start : start + count] = b"\1" * count
+        self.open -= count
 
     def fail_rows(self, first: int, count: int, error: BusError) -> None:
         for row in range(first, first + count):

@@ -647,7 +647,7 @@ async def test_timeout_around_a_call_withdraws_it(client: Client, worker: Worker
 
 def busy(request: Request, retry_ms: int = 40) -> Iterable[Reply]:
     # As a worker refuses a frame: all of its rows, by their number.
-    yield Reply(id=request.id, err=[RowError(0, "busy", "full", request.n, retry_ms)], last=True)
+    yield Reply(id=request.id, err=[RowError(0, "busy", "full", request.n, retry_ms)], again=request.again, last=True)
 
 
 async def test_busy_frame_is_sent_again_twice_and_then_raises(

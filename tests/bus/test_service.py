@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from aikoryu.bus import copies
 from aikoryu.bus.columns import Column, pack, unpack
 from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.errors import BadColumn, Busy
@@ -187,7 +188,7 @@ async def test_answer_is_copied_before_answer_returns(service: Service, operatio
     assert asker.replies[0]["cols"]["y"]["d"] == b"\1\2"
 
 
-async def test_frame_sent_again_while_it_is_held_is_answered_once(
+async def test_copy_of_a_frame_is_dropped_while_it_is_held_and_after(
     service: Service, operation: Operation, asker: Asker
 ) -> None:
     asker.ask(frame())
@@ -198,11 +199,142 @@ async def test_frame_sent_again_while_it_is_held_is_answered_once(
     assert [held.key for held in operation.held] == [(7, 1), (7, 2), (8, 1)]
     for held in operation.held:
         operation.echo(held)
+    asker.ask(frame())
     await turns()
     assert len(asker.inbox) == 3
-    asker.ask(frame())  # answered before: it is a new one
+    assert len(operation.held) == 3
+    assert service.rejected == {"copy": 2}
+    assert service.held == {}
+
+
+async def test_frame_sent_again_is_run_again_once_it_was_answered(
+    service: Service, operation: Operation, asker: Asker
+) -> None:
+    asker.ask(frame())
+    asker.ask(frame(again=1))  # its rows are under way
     await turns()
-    assert len(operation.held) == 4
+    (held,) = operation.held
+    operation.echo(held)
+    await turns()
+    assert [reply["again"] for reply in asker.replies] == [1]
+    for again in (2, 2, 1, 0):  # the answer was lost: sent again, a copy of that, and two that were delayed
+        asker.ask(frame(again=again))
+    await turns()
+    assert len(operation.held) == 2
+    operation.echo(operation.held[1])
+    await turns()
+    assert [reply["again"] for reply in asker.replies] == [1, 2]
+    assert service.held == {}
+
+
+async def test_frame_sent_again_while_it_is_partly_answered_runs_whole(
+    service: Service, operation: Operation, asker: Asker
+) -> None:
+    asker.ask(frame())
+    await turns()
+    (first,) = operation.held
+    service.answer(first, [(0, 1)], {}, [])
+    for again in (0, 1):
+        asker.ask(frame(again=again))
+    await turns()
+    assert len(operation.held) == 2
+    operation.echo(operation.held[1])
+    service.answer(first, [(1, 1)], {}, [])
+    await turns()
+    assert [reply["last"] for reply in asker.replies if "last" in reply] == [True, True]
+    assert service.held == {}
+
+
+async def test_copies_are_known_for_a_bounded_number_of_frames(
+    service: Service, operation: Operation, asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "MOST_FRAMES", 10)
+    for number in range(35):
+        asker.ask(frame(id=number))
+        asker.ask(frame(id=max(0, number - 10)))
+    await turns()
+    assert len(operation.held) == 35
+    asker.ask(frame(id=1, again=0))
+    await turns()
+    assert len(operation.held) == 35  # forgotten, but held
+    for held in operation.held:
+        operation.echo(held)
+    asker.ask(frame(id=2))
+    await turns()
+    assert len(operation.held) == 36
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+def question(*ids: int, **fields: Any) -> bytes:
+    payload: bytes = msgpack.packb({"client": 7, "ids": ids, **fields})
+    return payload
+
+
+async def test_question_is_answered_with_the_frames_held_after_the_answers_given(
+    service: Service, operation: Operation, asker: Asker
+) -> None:
+    for number in range(5):
+        asker.ask(frame(id=number))
+    asker.ask(frame(id=5, client=8))
+    await turns()
+    operation.echo(operation.held[1])
+    asker.ask(question(*range(9)), subject=SUBJECTS.control)
+    await turns()
+    answer, holding = asker.replies
+    assert answer["id"] == 1
+    assert holding == {"ids": [0, 2, 3, 4]}
+
+
+async def test_question_about_nothing_held_is_not_answered(operation: Operation, asker: Asker) -> None:
+    asker.ask(frame())
+    await turns()
+    asker.ask(question(3, 4), subject=SUBJECTS.control)
+    asker.ask(question(1, client=9), subject=SUBJECTS.control)
+    await turns()
+    assert asker.inbox == []
+
+
+async def test_frame_of_a_caller_that_was_gone_is_not_held(operation: Operation, asker: Asker) -> None:
+    asker.ask(frame())
+    asker.ask(frame(id=2))
+    await turns()
+    for withdrawn in ({"client": 7, "id": 1}, {"client": 7, "id": 2, "rows": [1]}):
+        asker.ask(msgpack.packb(withdrawn), reply="", subject=SUBJECTS.control)
+    asker.ask(question(1, 2), subject=SUBJECTS.control)
+    await turns()
+    assert asker.replies == [{"ids": [2]}]  # somebody waits for its other row
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        (b"", "bad_frame"),
+        (b"garbage", "bad_frame"),
+        (question(-1), "bad_frame"),
+        (question(*range(513)), "bad_frame"),
+        (question(1, v=2), "bad_version"),
+    ],
+)
+async def test_bad_question_is_counted(
+    service: Service, operation: Operation, asker: Asker, payload: bytes, code: str
+) -> None:
+    with capture_logs() as logs:
+        asker.ask(payload, subject=SUBJECTS.control)
+        await turns()
+    assert service.rejected == {code: 1}
+    assert asker.inbox == []
+    assert logs == []
+
+
+async def test_question_that_wants_its_answer_elsewhere_is_counted(
+    service: Service, operation: Operation, asker: Asker
+) -> None:
+    asker.ask(frame())
+    asker.ask(question(1), reply="somewhere.else", subject=SUBJECTS.control)
+    await turns()
+    assert service.rejected == {"bad_reply": 1}
 
 
 async def test_nameless_clients_are_told_apart(operation: Operation, asker: Asker) -> None:
@@ -254,7 +386,7 @@ async def test_bad_frame_is_answered_with_its_code_and_counted(
     service: Service, operation: Operation, asker: Asker, payload: bytes, code: str
 ) -> None:
     asker.ask(payload)
-    asker.ask(frame())
+    asker.ask(frame(id=2))
     await turns()
     assert len(operation.held) == 1
     (reply,) = asker.replies
@@ -580,8 +712,8 @@ async def test_frame_sent_again_after_rows_were_let_go_runs_again(
     request = frame(client=3, id=1)
     asker.ask(request)
     await turns()
-    asker.ask(msgpack.packb({"client": 3, "id": 1, "v": 1}), subject=SUBJECTS.control)
-    asker.ask(request)
+    asker.ask(msgpack.packb({"client": 3, "id": 1, "v": 1}), reply="", subject=SUBJECTS.control)
+    asker.ask(frame(client=3, id=1, again=1))
     await turns()
     first, second = operation.held
     assert service.held[3, 1] is second
