@@ -1,7 +1,7 @@
 """Faults at run time: whoever may asks every worker to misbehave, and each says whether it will.
 
 A message to the subject `faults` replaces all rules; none ends them. It is {v, rules: [text]} in MessagePack or JSON,
-and so are the answers: {v, worker, rules}, or {v, worker, code, message} from a worker that does not.
+and so are the answers, {v, worker, rules, code, message}: what is in force there now, and why it is not what was asked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Order(msgspec.Struct):
     v: int = VERSION
 
 
-class Answer(msgspec.Struct, omit_defaults=True):
+class Answer(msgspec.Struct):
     """What a worker says to it.
 
     Attributes:

@@ -28,7 +28,7 @@ TIMED_KINDS = ("slow", "delay")
 DEFAULT_S = 0.05
 LONGEST_S = 3600.0
 
-_NUMBER = r"\d+(?:\.\d+)?"
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _FORM = re.compile(rf"([a-z]+)(?:=({_NUMBER}))?(?::({_NUMBER})(?:@({_NUMBER})-({_NUMBER}))?|@({_NUMBER}))")
 
 
