@@ -13,6 +13,9 @@ from asyncio.subprocess import DEVNULL, Process
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
+
+import structlog
 
 from ..config.settings import ServerSettings
 from .errors import ServerFailed
@@ -22,7 +25,11 @@ START_S = 30.0
 STOP_S = 5.0
 POLL_S = 0.01
 TAIL_LINES = 20
+RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+STEADY_S = 30.0  # a server that lived so long is started again at once
 LOG_BYTES = 8 * 2**20
+
+_log = structlog.get_logger(__name__)
 
 # A fresh interpreter asks the kernel for SIGTERM when its parent dies and then becomes the server: the request outlives
 # exec. (`preexec_fn` would run Python between fork and exec, which can deadlock beside the threads of torch.) A parent
@@ -40,11 +47,12 @@ if os.getppid() == int(sys.argv[1]):
 class EmbeddedServer:
     """A nats-server that lives as long as this context manager, and never longer than the thread that started it.
 
-    The kernel ends it (SIGTERM) when that thread ends, `kill -9` of the process included; start it from the main
-    thread's loop. A killed process leaves its temporary folder behind.
+    If it ends by itself it is started again, at the same address and on the same data. The kernel ends it (SIGTERM) when
+    that thread ends, `kill -9` of the process included; start it from the main thread's loop. A killed process leaves
+    its temporary folder behind.
 
     Attributes:
-        url: where it listens, `nats://127.0.0.1:4222`; set once it has started.
+        url: where it listens, `nats://127.0.0.1:4222`; set once it has started, and kept.
     """
 
     url: str
@@ -58,8 +66,10 @@ class EmbeddedServer:
         """
         self._settings = settings
         self._extra_config = extra_config
+        self._port = settings.port
         self._folder: Path | None = None
         self._process: Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -80,14 +90,18 @@ class EmbeddedServer:
         binary = find_server()
         folder = self._folder = Path(tempfile.mkdtemp(prefix="aikoryu-nats-"))
         try:
-            self._process = await self._spawn(binary, folder)
-            self.url = await self._wait_listening(self._process, folder)
+            process = await self._launch(binary, folder)
         except BaseException:
             await self.stop()
             raise
+        self._keeper = asyncio.create_task(self._keep(binary, folder, process), name="aikoryu-server-keeper")
 
     async def stop(self) -> None:
         """End the server: SIGTERM, which saves what JetStream holds, and SIGKILL after 5 s. Idempotent."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+            self._keeper = None
         process, self._process = self._process, None
         folder, self._folder = self._folder, None
         try:
@@ -96,6 +110,40 @@ class EmbeddedServer:
         finally:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        """The server's process; 0 while there is none."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else 0
+
+    async def _launch(self, binary: str, folder: Path) -> Process:
+        """Start the process, and return it when it listens."""
+        _forget_address(folder)
+        process = self._process = await self._spawn(binary, folder)
+        self.url = await self._wait_listening(process, folder)
+        self._port = urlsplit(self.url).port or 0
+        return process
+
+    async def _keep(self, binary: str, folder: Path, process: Process) -> None:
+        """Start the server again whenever it ends."""
+        loop = asyncio.get_running_loop()
+        began, attempt = loop.time(), 0
+        while True:
+            if process.returncode is None:
+                code = await process.wait()
+                _log.error("nats-server lost", exit_code=code)
+                if loop.time() - began > STEADY_S:
+                    attempt = 0
+            await asyncio.sleep(RESTART_DELAYS_S[min(attempt, len(RESTART_DELAYS_S) - 1)])
+            attempt += 1
+            try:
+                process, began = await self._launch(binary, folder), loop.time()
+            except (ServerFailed, OSError) as error:
+                _log.error("nats-server not restarted", attempt=attempt, error=str(error))
+                if self._process is not None:
+                    await _end(self._process)
+            else:
+                _log.info("nats-server restarted", url=self.url, attempt=attempt)
 
     async def _spawn(self, binary: str, folder: Path) -> Process:
         config = folder / "nats.conf"
@@ -112,12 +160,15 @@ class EmbeddedServer:
             )
 
     def _config(self, folder: Path) -> str:
+        durable = {"store_dir": self._settings.store_dir or str(folder / "data")}
+        if self._settings.sync_interval:
+            durable["sync_interval"] = self._settings.sync_interval
         own = {
             "host": self._settings.host,
             # The server picks the free port (-1) and says which in its ports file, so nobody can take it in between.
-            "port": self._settings.port or -1,
+            "port": self._port or -1,
             "max_payload": self._settings.max_payload_bytes,
-            "jetstream": {"store_dir": self._settings.store_dir or str(folder / "data")},
+            "jetstream": durable,
             "ports_file_dir": str(folder),
             "log_file": str(folder / "log"),
             "logfile_size_limit": LOG_BYTES,
@@ -139,7 +190,7 @@ class EmbeddedServer:
         tail = _tail(folder)
         if "address already in use" in tail:
             raise ServerFailed(
-                f"port {self._settings.port} of {self._settings.host} is taken: stop what listens there, "
+                f"port {self._port} of {self._settings.host} is taken: stop what listens there, "
                 "or set server.port to another one (0 = any free one)"
             )
         raise ServerFailed(f"nats-server ended with status {process.returncode}; {tail}")
@@ -182,6 +233,12 @@ def _listening(folder: Path) -> str | None:
         except ValueError:
             return None
     return None
+
+
+def _forget_address(folder: Path) -> None:
+    """Remove the ports file of a server that was killed."""
+    for path in folder.glob("*.ports"):
+        path.unlink()
 
 
 def _tail(folder: Path) -> str:

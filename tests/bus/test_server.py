@@ -1,12 +1,15 @@
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import nats
@@ -200,6 +203,82 @@ async def test_a_start_that_is_cancelled_leaves_nothing(temporary: Path, monkeyp
         async with asyncio.timeout(0.2):
             await EmbeddedServer(FREE_PORT).start()
     assert os.listdir(temporary) == []
+
+
+async def test_a_server_that_is_killed_comes_back_where_it_was_with_its_data(temporary: Path) -> None:
+    async with EmbeddedServer(FREE_PORT) as server:
+        url, pid = server.url, server.pid
+        client = await nats.connect(url)
+        await client.jetstream().add_stream(name="jobs", subjects=["jobs.>"])
+        await client.jetstream().publish("jobs.a", b"kept")
+        await client.close()
+        for _ in range(2):  # its second life is looked after as well
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda old=pid: server.pid not in (0, old) and accepts(url))  # type: ignore[misc]
+            pid = server.pid
+        assert server.url == url
+        client = await nats.connect(url)
+        assert (await client.jetstream().get_msg("jobs", 1)).data == b"kept"
+        await client.close()
+    assert not accepts(url)
+    assert os.listdir(temporary) == []
+
+
+async def test_a_server_that_does_not_come_back_is_tried_again(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, refused = temporary.parent / "taken", temporary.parent / "refused"
+    refuse = "if (folder.parent.parent / 'taken').exists(): (folder.parent.parent / 'refused').open('a').write('.')\n"
+    fake_server(temporary, monkeypatch, f"{refuse}else:\n {ANNOUNCE} signal.pause()")
+    monkeypatch.setattr(server_module, "RESTART_DELAYS_S", (0.0,))
+    async with EmbeddedServer(FREE_PORT) as server:
+        pid = server.pid
+        taken.touch()
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: refused.exists() and len(refused.read_text()) > 2)
+        taken.unlink()
+        await until(lambda: server.pid not in (0, pid) and bool(list(temporary.glob("*/x.ports"))))
+    assert os.listdir(temporary) == []
+
+
+async def test_a_stop_while_it_comes_back_leaves_nothing(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_server(
+        temporary,
+        monkeypatch,
+        f"if (folder.parent.parent / 'before').exists(): signal.pause()\n(folder.parent.parent / 'before').touch()\n"
+        f"{ANNOUNCE}signal.pause()",
+    )
+    monkeypatch.setattr(server_module, "RESTART_DELAYS_S", (0.0,))
+    written = temporary.parent / "pid"
+    async with EmbeddedServer(FREE_PORT) as server:
+        first = server.pid
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: written.read_text() not in ("", str(first)))
+    assert not exists(int(written.read_text()))
+    assert os.listdir(temporary) == []
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize(
+    ("given", "always", "seconds"),
+    [("", False, 120), ("always", True, None), ("10s", False, 10), ("500ms", False, 0.5)],
+)
+async def test_data_is_synced_as_the_settings_say(
+    given: str, always: bool, seconds: float | None, temporary: Path
+) -> None:
+    async with EmbeddedServer(ServerSettings(port=0, sync_interval=given), extra_config='http: "127.0.0.1:-1"'):
+        (ports,) = temporary.glob("*/*.ports")
+        monitoring = json.loads(ports.read_text())["monitoring"][0]
+
+        def asked() -> dict[str, Any]:
+            with urllib.request.urlopen(f"{monitoring}/jsz") as response:
+                config: dict[str, Any] = json.load(response)["config"]
+                return config
+
+        config = await asyncio.to_thread(asked)
+    assert config.get("sync_always", False) is always
+    if seconds is not None:
+        assert config["sync_interval"] == seconds * 1e9
 
 
 PARENT = """
