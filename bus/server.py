@@ -47,9 +47,9 @@ if os.getppid() == int(sys.argv[1]):
 class EmbeddedServer:
     """A nats-server that lives as long as this context manager, and never longer than the thread that started it.
 
-    If it ends by itself it is started again, at the same address and on the same data. The kernel ends it (SIGTERM) when
-    that thread ends, `kill -9` of the process included; start it from the main thread's loop. A killed process leaves
-    its temporary folder behind.
+    If it ends by itself it is started again, at the same address and on the same data. The kernel ends it (SIGTERM)
+    when that thread ends, `kill -9` of the process included; start it from the main thread's loop. A killed process
+    leaves its temporary folder behind.
 
     Attributes:
         url: where it listens, `nats://127.0.0.1:4222`; set once it has started, and kept.

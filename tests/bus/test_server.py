@@ -16,6 +16,7 @@ import nats
 import pytest
 import trustme
 from nats.aio.client import Client
+from structlog.testing import capture_logs
 
 from aikoryu.bus import server as server_module
 from aikoryu.bus.errors import ServerFailed
@@ -231,13 +232,16 @@ async def test_a_server_that_does_not_come_back_is_tried_again(
     refuse = "if (folder.parent.parent / 'taken').exists(): (folder.parent.parent / 'refused').open('a').write('.')\n"
     fake_server(temporary, monkeypatch, f"{refuse}else:\n {ANNOUNCE} signal.pause()")
     monkeypatch.setattr(server_module, "RESTART_DELAYS_S", (0.0,))
-    async with EmbeddedServer(FREE_PORT) as server:
-        pid = server.pid
-        taken.touch()
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda: refused.exists() and len(refused.read_text()) > 2)
-        taken.unlink()
-        await until(lambda: server.pid not in (0, pid) and bool(list(temporary.glob("*/x.ports"))))
+    with capture_logs() as told:
+        async with EmbeddedServer(FREE_PORT) as server:
+            pid = server.pid
+            taken.touch()
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: refused.exists() and len(refused.read_text()) > 2)
+            taken.unlink()
+            await until(lambda: told[-1]["event"] == "nats-server restarted")
+            assert server.pid not in (0, pid)
+    assert [each["event"] for each in told][:3] == ["nats-server lost", *["nats-server not restarted"] * 2]
     assert os.listdir(temporary) == []
 
 
