@@ -86,14 +86,14 @@ def users(subjects: Subjects, callers: Iterable[str], agents: Iterable[str], sys
     return [
         *(caller(subjects, name) for name in callers),
         *(agent(subjects, name) for name in agents),
-        worker(subjects, systems, [*callers, *agents]),
-        operator(),
+        worker(subjects, systems, [*callers, *agents, OPERATOR]),
+        operator(subjects),
     ]
 
 
 def caller(subjects: Subjects, name: str) -> User:
     """Asks workers and agents, at once or for later, and hears nothing but the answers."""
-    return User(name, _asks(subjects), (_all(name),), never=(f"{subjects.root}.topic.>", *_outcomes(subjects)))
+    return User(name, _asks(subjects), (_all(name),), never=(f"{subjects.root}.topic.>", *_not_asked(subjects)))
 
 
 def agent(subjects: Subjects, name: str) -> User:
@@ -106,7 +106,7 @@ def agent(subjects: Subjects, name: str) -> User:
         name,
         _asks(subjects),
         (_all(name), f"{subjects.root}.agent.{name}.>", f"{subjects.root}.topic.>"),
-        never=_outcomes(subjects),
+        never=_not_asked(subjects),
         answers=True,
     )
 
@@ -118,16 +118,19 @@ def worker(subjects: Subjects, systems: Iterable[str], askers: Iterable[str]) ->
     return User(
         WORKER,
         (*map(_all, askers), *_outcomes(subjects), *_takes(subjects), *_keeps(subjects)),
-        (_all(WORKER), subjects.control, f"{subjects.control}.*", *served, *told, _kept_under(subjects, LEASES)),
+        (
+            *(_all(WORKER), subjects.control, f"{subjects.control}.*", subjects.faults),
+            *(*served, *told, _kept_under(subjects, LEASES)),
+        ),
     )
 
 
-def operator() -> User:
-    """Makes streams, looks after them and removes them.
+def operator(subjects: Subjects) -> User:
+    """Makes streams, looks after them and removes them; has workers that are set to do so misbehave.
 
     Nobody else may: who makes a stream may have it record any subject, inboxes included.
     """
-    return User(OPERATOR, ("$JS.API.>",), (_all(OPERATOR),))
+    return User(OPERATOR, ("$JS.API.>", subjects.faults), (_all(OPERATOR),))
 
 
 def server_config(
@@ -185,6 +188,11 @@ def _outcomes(subjects: Subjects) -> tuple[str, ...]:
     """What becomes of jobs, for workers to say."""
     names = JobSubjects(subjects)
     return (names.result("*"), names.dead_letter("*", ">"))
+
+
+def _not_asked(subjects: Subjects) -> tuple[str, ...]:
+    """What is under the root, and no request."""
+    return (*_outcomes(subjects), subjects.faults)
 
 
 def _takes(subjects: Subjects) -> list[str]:

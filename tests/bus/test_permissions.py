@@ -16,6 +16,7 @@ import trustme
 from aikoryu.agents.jobs import Jobs
 from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.errors import ConnectionFailed
+from aikoryu.bus.fault_control import FaultControl, inject
 from aikoryu.bus.frames import Request, encode
 from aikoryu.bus.jetstream import JetStream
 from aikoryu.bus.job_worker import JobWorker
@@ -28,7 +29,7 @@ from aikoryu.bus.service import Held, Service
 from aikoryu.bus.subjects import Subjects
 from aikoryu.bus.transport import Message, no_responders
 from aikoryu.cli import main
-from aikoryu.config import JobSettings, ServerSettings
+from aikoryu.config import FaultSettings, JobSettings, ServerSettings
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "security.md").read_text("utf-8")
 MATMUL = "aikoryu.v1.default.matrix.matmul"
@@ -274,6 +275,28 @@ async def test_jobs_are_done_and_their_results_found(connect: Connect) -> None:
     assert [connection.statistics().permission_errors for connection in (worker, *users)] == [0, 0, 0]
 
 
+async def test_only_the_operator_has_workers_misbehave(connect: Connect) -> None:
+    worker, subjects = await connect("worker"), Subjects()
+    settings, applied = FaultSettings(enabled=True), list[str]()
+    control = FaultControl(
+        worker,
+        subjects,
+        "w1",
+        settings,
+        lambda reply: reply.startswith(f"{inbox('operator')}."),
+        lambda order, rules: applied.extend(rule.kind for rule in rules),
+    )
+    await control.start()
+    await worker.flush()
+    for user in ("alice", "planner"):
+        assert await inject(await connect(user), subjects, ["die:1"], 0.1) == []
+    assert applied == []
+    (answer,) = await inject(await connect("operator"), subjects, ["raise:1"], 0.5)
+    assert (answer.worker, answer.rules) == ("w1", ["raise:1"])
+    assert applied == ["raise"]
+    await control.stop()
+
+
 async def test_a_worker_with_the_seed_of_a_caller_says_what_it_may_not(connect: Connect) -> None:
     alice = await connect("alice")
     with pytest.raises(ConnectionFailed, match=r"does not let this user subscribe to aikoryu\.v1\.default\.ctl\.w1, "):
@@ -357,7 +380,7 @@ def test_a_name_that_would_not_be_one_user_is_refused(callers: list[str], agents
 
 
 def test_a_system_cannot_be_that_of_agents() -> None:
-    for reserved in ("agent", "topic", "ctl"):
+    for reserved in ("agent", "topic", "ctl", "faults"):
         with pytest.raises(ValueError, match="cannot be called"):
             users(Subjects(), ["a"], ["b"], [reserved])
 

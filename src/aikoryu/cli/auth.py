@@ -207,7 +207,7 @@ def _what_next(directory: Path, settings: Settings, admitted: list[User], askers
         return " ".join(f"--set {quote(f'{key}={value}')}" for key, value in {**shared, **own, **more}.items())
 
     operations = "".join(f" --operations {quote(module)}" for module in settings.worker.operations)
-    prefixes = ",".join(map(inbox, [*askers, WORKER]))  # a worker asks itself for the jobs it has taken
+    prefixes = ",".join(map(inbox, [*askers, OPERATOR, WORKER]))  # a worker asks itself for the jobs it has taken
     lines = [
         f"{directory} holds {CONFIG}, and the seeds of {', '.join(user.name for user in admitted)}.",
         "Who has a seed is that user: give each to its user alone.",
