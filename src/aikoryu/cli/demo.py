@@ -43,8 +43,13 @@ they ask in the same moment. Every answer is checked. The table at the end says
 what it came to; the exit status is 0 only if no answer is wrong or missing.
 Ctrl-C ends the load early.
 
+With --faults one fault after the other happens under load: engines, fronts and
+the server are killed, batches raise and hang, messages are dropped. The table
+says what became of the calls; the picture shows who answered them, when.
+
   aikoryu demo
-  aikoryu demo --agents 256 --seconds 60"""
+  aikoryu demo --agents 256 --seconds 60
+  aikoryu demo --faults --picture faults.svg"""
 
 
 def add(commands: Commands) -> None:
@@ -52,6 +57,8 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, "demo", "many agents against one worker, every answer checked", _DESCRIPTION)
     parser.add_argument("--agents", type=_count, default=64, metavar="N", help="how many (default 64)")
     parser.add_argument("--seconds", type=_seconds, default=20.0, metavar="S", help="how long they ask (default 20)")
+    parser.add_argument("--faults", action="store_true", help="let one fault after the other happen instead")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw their timeline there, .svg or .png")
     add_settings(parser)
     parser.set_defaults(run=run)
 
@@ -60,6 +67,12 @@ def run(options: argparse.Namespace) -> int:
     """Run it, print the table, and return 1 if an answer is wrong or missing."""
     settings = settings_of(options, log__level="warning")
     configure_logging(settings.log)
+    if options.faults:
+        from .chaos.drill import demonstrate
+
+        return uvloop.run(demonstrate(settings, options.picture))
+    if options.picture:
+        raise Failed("--picture is of faults: add --faults")
     return uvloop.run(Demo(settings, options.agents, options.seconds).run())
 
 

@@ -29,9 +29,14 @@ Said = TypeVar("Said")
 
 
 class Child(Generic[Said]):
-    """A process of the demo, from outside; made by `child`."""
+    """A process of the demo, from outside; made by `child`.
+
+    Attributes:
+        pid: its number.
+    """
 
     def __init__(self, name: str, process: Process, says: type[Said]) -> None:
+        self.pid = process.pid
         self._name = name
         self._process = process
         self._says = says
@@ -74,7 +79,7 @@ async def child(name: str, module: str, task: object, says: type[Said]) -> Async
     """
     process = await asyncio.create_subprocess_exec(
         # With -m the module would be run a second time, for this package imports it.
-        *(sys.executable, "-c", f"from {__package__} import {module}; {module}.main()"),
+        *(sys.executable, "-c", f"import {__package__}.{module} as child; child.main()"),
         stdin=PIPE,
         stdout=PIPE,
         limit=LINE_BYTES,
