@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from ..gpu.worker import Worker
 
 _DESCRIPTION = """\
-Run a NATS server and a worker, on loopback. Ctrl-C or SIGTERM stops both after
-the requests the worker has accepted are answered, a second one at once.
+Run a NATS server and a worker, on loopback; either is started again if it dies.
+Ctrl-C or SIGTERM stops both after the requests the worker has accepted are
+answered, a second one at once.
 
   aikoryu up
   aikoryu up --set server.port=4333 --set cpu.threads=2
+  aikoryu up --set server.store_dir=data --set server.sync_interval=always
   aikoryu up --operations examples/own_operation.py"""
 
 
@@ -62,9 +64,14 @@ def _what_next(worker: Worker | Fleet, settings: Settings, *, asked_anyway: bool
     where = "" if asked_anyway else f" --nats {settings.nats.url}"
     examples = ["ls", "call matrix.matmul a='[[1,2],[3,4]]' b='[[1,0],[0,1]]'"]
     examples += [f"call {name} text='hello'" for name in worker.operations if name.startswith("models.embed.")]
+    kept = settings.server.store_dir
+    durable = (
+        f"in {kept}" if kept else "in a temporary folder, and go with it: --set server.store_dir=FOLDER keeps them"
+    )
     return "\n".join(
         [
             f"Aikoryu {VERSION} is up: NATS at {settings.nats.url}, {len(worker.operations)} operations.",
+            f"Jobs and their results are {durable}.",
             "",
             "In another terminal:",
             *(f"  aikoryu {example}{where}" for example in examples),
