@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import break_even, device_plot, markdown, render_device
+from benchmarks import break_even, device_plot, kpi_table, markdown, render_device
 from benchmarks.processes import ROOT
 from benchmarks.record import FAULTS, RESULTS
 
@@ -28,9 +28,10 @@ def load(folder: Path) -> Results:
     return {name: json.loads(path.read_text()) for name in NAMES if (path := folder / f"{name}.json").exists()}
 
 
-def section(results: Results, on_gpu: Results) -> str:
+def section(results: Results, on_gpu: Results, kpi: dict[str, Any] | None = None) -> str:
     """README's section: each figure with a goal, and on what it was measured, without a GPU and with one."""
     parts = [_section(results) if results else "" if on_gpu else ABSENT, render_device.section(on_gpu)]
+    parts += [kpi_table.section(kpi)] if kpi else []
     return "\n\n".join(filter(None, parts))
 
 
@@ -45,9 +46,10 @@ def _section(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def page(results: Results, on_gpu: Results) -> str:
+def page(results: Results, on_gpu: Results, kpi: dict[str, Any] | None = None) -> str:
     """The results' own page: all figures, the break-even batches, and every contestant in every shape."""
-    return "\n\n".join([*_parts(results), *render_device.page(on_gpu)]) + "\n"
+    parts = [*_parts(results), *render_device.page(on_gpu), *(kpi_table.page(kpi) if kpi else ())]
+    return "\n\n".join(parts) + "\n"
 
 
 def _parts(results: Results) -> list[str]:
@@ -162,10 +164,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail with the difference if there is one")
     options = parser.parse_args()
 
-    results, on_gpu = load(RESULTS), render_device.load(RESULTS)
+    results, on_gpu, kpi = load(RESULTS), render_device.load(RESULTS), kpi_table.load(RESULTS)
     texts = {
-        README: with_section(README.read_text(), section(results, on_gpu)),
-        RESULTS / "README.md": page(results, on_gpu),
+        README: with_section(README.read_text(), section(results, on_gpu, kpi)),
+        RESULTS / "README.md": page(results, on_gpu, kpi),
     }
     if options.check:
         sys.exit("".join(_difference(path, text) for path, text in texts.items()) or 0)

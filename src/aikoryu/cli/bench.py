@@ -16,6 +16,7 @@ BENCHMARKS = {
     "bus": "rows echoed over it, against its peers",
     "matrix": "products, from front to front and beside plain torch",
     "embed": "sentences, against other ways to embed them",
+    "kpi": "what a million rows cost on the GPU path and on the CPU path",
 }
 _HELP = "; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items())
 
@@ -26,7 +27,8 @@ the benchmark's name goes to it.
   aikoryu bench bus --help
   aikoryu bench bus --rounds 1 --seconds 2
   aikoryu bench matrix --device cuda
-  aikoryu bench embed --device cuda --quick"""
+  aikoryu bench embed --device cuda --quick
+  aikoryu bench kpi --device cuda"""
 
 
 def add(commands: Commands) -> None:
