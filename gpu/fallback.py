@@ -35,12 +35,16 @@ class Fallback:
         """No engine takes batches."""
         return not self.device.slots and not (self.spare and self.spare.slots)
 
+    def state(self, operation: str) -> State:
+        """What an operation's breaker lets through to the device."""
+        breaker = self.breakers.get(operation)
+        return breaker.state if breaker is not None else State.CLOSED
+
     def home(self, operation: str) -> Place:
         """Where new rows of an operation belong."""
         if self.spare is None:
             return self.device
-        breaker = self.breakers.get(operation)
-        trusted = breaker is None or breaker.state is State.CLOSED
+        trusted = self.state(operation) is State.CLOSED
         # Where neither takes batches, rows wait for the device.
         return self.spare if self.spare.slots and not (trusted and self.device.slots) else self.device
 

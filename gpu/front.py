@@ -90,7 +90,7 @@ class Front:
             station.engine.on_lost = partial(self._on_lost, station)
             station.engine.on_ready = partial(self._on_ready, station)
         service.on_cancel = self._on_cancel
-        telemetry.watch(self.planner, service, engines[0])
+        telemetry.watch(self.planner, service, engines)
         telemetry.watch_fallback(self.fallback)
 
     def accept(self, held: Held) -> None:

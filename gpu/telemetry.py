@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from .fallback import Fallback
 from .job import Done
 from .nvml import READINGS, Health
-from .planner import Plan, Planner
+from .planner import Place, Plan, Planner
 
 if TYPE_CHECKING:
     from ..bus.service import Service
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 _SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _ROWS = tuple(float(1 << n) for n in range(14))
-_REPORTED = {
+_OF_ENGINES = {
+    "engine_up": "1 while the engine takes batches",
+    "engine_restarts": "Times the engine was lost and came back",
     "device_allocated_bytes": "Memory of the device that the engine's tensors use",
     "device_reserved_bytes": "Memory of the device that the engine holds, in use or kept for the next batch",
     "residents_device_bytes": "Resident tensors on the device",
@@ -42,6 +44,7 @@ class Telemetry:
         registry: Prometheus registry to expose.
         batches, rows: run so far, by operation.
         largest: largest batch so far, by operation, rows.
+        spare_rows: of `rows` those that were run on the spare.
     """
 
     def __init__(self) -> None:
@@ -49,6 +52,8 @@ class Telemetry:
         self.batches: dict[str, int] = {}
         self.rows: dict[str, int] = {}
         self.largest: dict[str, int] = {}
+        self.spare_rows: dict[str, int] = {}
+        self._spare: Place | None = None
         self._stages: dict[str, _Stages] = {}
         label = ["operation"]
 
@@ -74,8 +79,14 @@ class Telemetry:
             registry=self.registry,
         )
 
-    def watch(self, planner: Planner, service: Service, engine: Engine) -> None:
-        """Read queue lengths, rejections and the engine's state whenever somebody asks."""
+    def watch(self, planner: Planner, service: Service, engines: Sequence[Engine]) -> None:
+        """Read queue lengths, rejections and the engines' states whenever somebody asks.
+
+        Args:
+            planner: its places are the engines', in the same order.
+            service: where frames come from.
+            engines: the device, and the spare behind it.
+        """
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"aikoryu_{name}", text, registry=self.registry)
@@ -83,20 +94,19 @@ class Telemetry:
         gauge("lanes", "Lanes known").set_function(lambda: len(planner.lanes))
         gauge("waiting_rows", "Rows that wait").set_function(lambda: planner.waiting_rows)
         gauge("waiting_bytes", "Bytes of the rows that wait").set_function(lambda: planner.waiting_bytes)
-        gauge("running_batches", "Batches the engine has").set_function(lambda: planner.running)
+        gauge("running_batches", "Batches the engines have").set_function(lambda: planner.running)
         gauge("held_frames", "Frames not answered whole").set_function(lambda: len(service.held))
-        gauge("engine_up", "1 while the engine takes batches").set_function(lambda: float(planner.places[0].slots > 0))
-        gauge("engine_restarts", "Times the engine was started again").set_function(lambda: engine.restarts)
         self.registry.register(
             _Counts("aikoryu_frames_rejected", "Frames refused, by error code", lambda: service.rejected, "code")
         )
-        self.registry.register(_Figures(lambda: engine.figures, _REPORTED))
-        if engine.name.startswith("cuda"):
+        self.registry.register(_Engines(engines, planner.places))
+        if engines[0].name.startswith("cuda"):
             readings = {name: text for name, (text, _) in READINGS.items()}
-            self.registry.register(_Figures(Health(engine.name).read, readings))
+            self.registry.register(_Figures(Health(engines[0].name).read, readings))
 
     def watch_fallback(self, fallback: Fallback) -> None:
-        """Read the breakers' states whenever somebody asks."""
+        """Read the breakers' states whenever somebody asks, and tell the spare's rows from others."""
+        self._spare = fallback.spare
         self.registry.register(
             _Counts(
                 "aikoryu_breaker_opened",
@@ -116,6 +126,8 @@ class Telemetry:
         self.batches[operation] = self.batches.get(operation, 0) + 1
         self.rows[operation] = self.rows.get(operation, 0) + plan.rows
         self.largest[operation] = max(self.largest.get(operation, 0), plan.rows)
+        if plan.place is self._spare:
+            self.spare_rows[operation] = self.spare_rows.get(operation, 0) + plan.rows
         first, last = plan.spans[0].ticket.arrived, plan.spans[-1].ticket.arrived
         stages = self._stages_of(operation)
         stages.queue.observe(now - first)
@@ -185,6 +197,25 @@ class _Counts(Collector):
         yield family
 
 
+class _Engines(Collector):
+    """Each engine's state, and the figures that it has told of itself."""
+
+    def __init__(self, engines: Sequence[Engine], places: Sequence[Place]) -> None:
+        self._engines = engines
+        self._places = places
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for engine, place in zip(self._engines, self._places, strict=True):
+            own = {"engine_up": float(place.slots > 0), "engine_restarts": float(engine.restarts)}
+            for name, value in (own | dict(engine.figures)).items():
+                if name not in families:
+                    text = _OF_ENGINES.get(name, "Reported by the engine")
+                    families[name] = GaugeMetricFamily(f"aikoryu_{name}", text, labels=["engine"])
+                families[name].add_metric([engine.name], value)
+        return families.values()
+
+
 class _Figures(Collector):
     """Figures kept elsewhere, by the metric's name without its prefix, read when somebody asks."""
 
@@ -194,4 +225,4 @@ class _Figures(Collector):
 
     def collect(self) -> Iterable[Metric]:
         for name, value in self._figures().items():
-            yield GaugeMetricFamily(f"aikoryu_{name}", self._texts.get(name, "Reported by the engine"), value)
+            yield GaugeMetricFamily(f"aikoryu_{name}", self._texts[name], value)

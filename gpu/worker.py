@@ -157,7 +157,9 @@ class Worker:
             "engine": self._engines[0].name,
             "batches": telemetry.batches.get(operation, 0),
             "rows": telemetry.rows.get(operation, 0),
+            "spare_rows": telemetry.spare_rows.get(operation, 0),
             "largest_batch": telemetry.largest.get(operation, 0),
+            "breaker": self._front.fallback.state(operation).name.lower(),
         }
 
 

@@ -9,7 +9,7 @@ import pytest
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.bus.subjects import Subjects
 from aikoryu.cli import main
-from aikoryu.cli.ls import operations_of
+from aikoryu.cli.ls import _breakers, operations_of
 from aikoryu.config import ServerSettings
 
 from .conftest import Start
@@ -49,13 +49,29 @@ async def test_no_worker_is_a_failure_that_says_what_to_start(start: Start) -> N
         assert command.end() == 1
 
 
-def test_figures_are_summed_over_workers_of_the_namespace() -> None:
-    def endpoint(namespace: str, engine: str, rows: int) -> dict[str, object]:
-        data = {"engine": engine, "batches": 2, "rows": rows, "largest_batch": rows - 1}
-        subject = f"aikoryu.v1.{namespace}.echo"
-        counts = {"num_requests": 3, "num_errors": 1, "processing_time": 10}
-        return {"subject": subject, "metadata": {}, "data": data, **counts}
+def endpoint(namespace: str, engine: str, rows: int, breaker: str = "closed") -> dict[str, object]:
+    data = {"engine": engine, "batches": 2, "rows": rows, "largest_batch": rows - 1}
+    fallback = {"spare_rows": 0 if breaker == "closed" else rows, "breaker": breaker}
+    subject = f"aikoryu.v1.{namespace}.echo"
+    counts = {"num_requests": 3, "num_errors": 1, "processing_time": 10}
+    return {"subject": subject, "metadata": {}, "data": data | fallback, **counts}
 
+
+def test_breakers_that_are_not_closed_are_told_of() -> None:
+    states = ("closed", "open", "half_open", "open")
+    workers = [{"endpoints": [endpoint("here", "cuda:0", 1000, state)]} for state in states]
+    (echo,) = operations_of(workers, Subjects("aikoryu", "here"))
+    assert (echo.kept_off, echo.spare_rows) == (3, 3000)
+    lines = [line.split("  ") for line in _breakers([echo]).splitlines()]
+    assert [[cell.strip() for cell in line if cell] for line in lines] == [
+        ["BREAKERS", "OPEN", "HALF OPEN", "ROWS ON SPARE"],
+        ["echo", "2", "1", "3,000"],
+    ]
+    (well,) = operations_of(workers[:1], Subjects("aikoryu", "here"))
+    assert not well.kept_off
+
+
+def test_figures_are_summed_over_workers_of_the_namespace() -> None:
     workers = [
         {"endpoints": [endpoint("here", "cpu", 5)]},
         {"endpoints": [endpoint("here", "cuda0", 7), endpoint("there", "cpu", 9)]},

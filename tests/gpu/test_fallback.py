@@ -213,6 +213,21 @@ async def test_reply_says_who_answered_and_why(start: Any) -> None:
     assert said == [("cpu", "operation_failed")] * 2 + [("cpu", "breaker_open"), ("cpu", "engine_down")]
 
 
+async def test_rows_run_on_the_spare_are_counted(start: Any) -> None:
+    operation = Double({"cuda:0"})
+    rig = await start(operation, cool_s=0.0)
+    telemetry = rig.front.telemetry
+    assert rig.front.fallback.state(rig.name) is State.CLOSED
+    await rig.ask()
+    assert (telemetry.rows[rig.name], telemetry.spare_rows[rig.name]) == (2, 1)
+    await rig.ask()
+    assert rig.front.fallback.state(rig.name) is State.OPEN
+    operation.ill.clear()
+    await rig.ask()
+    assert (telemetry.rows[rig.name], telemetry.spare_rows[rig.name]) == (5, 2)
+    assert rig.front.fallback.state(rig.name) is State.CLOSED
+
+
 async def test_batch_that_hangs_ends_its_engine_and_runs_on_the_spare(start: Any) -> None:
     operation = Double(set())
     rig = await start(operation, limits=Limits(limit_s=0.05))

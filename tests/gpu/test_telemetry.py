@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aikoryu.gpu import telemetry as telemetries
 from aikoryu.gpu.nvml import READINGS
-from aikoryu.gpu.planner import Limits
+from aikoryu.gpu.planner import Limits, Place, Planner
 from aikoryu.gpu.telemetry import Telemetry
 
 StartRig = Callable[..., Awaitable[Any]]
@@ -82,12 +82,25 @@ async def test_queue_lengths_are_read_when_somebody_asks(start_rig: StartRig) ->
 
 async def test_engine_that_is_lost_is_seen(rig: Any) -> None:
     on_ready, rig.engine.on_ready = rig.engine.on_ready, lambda: None
-    assert samples(rig)["aikoryu_engine_up", ""] == 1
+    assert samples(rig)["aikoryu_engine_up", "cpu"] == 1
     rig.engine.lose()
-    assert samples(rig)["aikoryu_engine_up", ""] == 0
+    assert samples(rig)["aikoryu_engine_up", "cpu"] == 0
     on_ready()
     found = samples(rig)
-    assert (found["aikoryu_engine_up", ""], found["aikoryu_engine_restarts", ""]) == (1, 1)
+    assert (found["aikoryu_engine_up", "cpu"], found["aikoryu_engine_restarts", "cpu"]) == (1, 1)
+
+
+async def test_engines_are_told_apart() -> None:
+    engines: list[Any] = [
+        SimpleNamespace(name=name, restarts=restarts, figures={"residents_count": count})
+        for name, restarts, count in (("cpu", 3, 10.0), ("cpu-spare", 0, 20.0))
+    ]
+    planner = Planner(Limits(), Place("cpu", 0), Place("cpu-spare", 2))
+    watched: Any = SimpleNamespace(telemetry=Telemetry())
+    watched.telemetry.watch(planner, SimpleNamespace(held={}, rejected={}), engines)
+    found = samples(watched)
+    for metric, values in {"engine_up": (0, 1), "engine_restarts": (3, 0), "residents_count": (10, 20)}.items():
+        assert (found[f"aikoryu_{metric}", "cpu"], found[f"aikoryu_{metric}", "cpu-spare"]) == values
 
 
 async def test_refused_frames_are_counted_by_code(rig: Any) -> None:
@@ -123,10 +136,10 @@ async def test_batch_that_failed_is_observed_too(rig: Any, how: str) -> None:
 
 
 async def test_figures_of_the_engine_are_gauges(rig: Any) -> None:
-    assert ("aikoryu_device_allocated_bytes", "") not in samples(rig)
+    assert ("aikoryu_device_allocated_bytes", "cpu") not in samples(rig)
     rig.engine.figures = {"device_allocated_bytes": 5.0, "what_comes_later": 1.5}
     found = samples(rig)
-    assert (found["aikoryu_device_allocated_bytes", ""], found["aikoryu_what_comes_later", ""]) == (5, 1.5)
+    assert (found["aikoryu_device_allocated_bytes", "cpu"], found["aikoryu_what_comes_later", "cpu"]) == (5, 1.5)
 
 
 class TestHealth:
@@ -140,7 +153,7 @@ class TestHealth:
     def watched(self, rig: Any, device: str) -> Any:
         rig.engine.name = device
         rig.telemetry = Telemetry()
-        rig.telemetry.watch(rig.planner, rig.service, rig.engine)
+        rig.telemetry.watch(rig.planner, rig.service, [rig.engine])
         return rig
 
     async def test_gpu_of_the_engine_is_asked(self, rig: Any, health: dict[str, dict[str, float]]) -> None:
@@ -155,7 +168,7 @@ class TestHealth:
 
 async def test_every_metric_is_documented_and_no_other(rig: Any) -> None:
     rig.telemetry.watch_connection(lambda: {"reconnects": 0})
-    rig.engine.figures = dict.fromkeys(telemetries._REPORTED, 0.0)
+    rig.engine.figures = dict.fromkeys(telemetries._OF_ENGINES, 0.0)
     exposed = {
         line.split()[2] for line in generate_latest(rig.telemetry.registry).decode().splitlines() if "# TYPE" in line
     }

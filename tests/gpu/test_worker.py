@@ -135,7 +135,14 @@ async def test_discovery_tells_the_batches(start: Start) -> None:
     stats = await served.ask("$SRV.STATS.aikoryu.w1")
     echo = next(endpoint for endpoint in stats["endpoints"] if endpoint["name"] == "echo")
     assert (echo["num_requests"], echo["num_errors"]) == (1, 0)
-    assert echo["data"] == {"engine": "cpu", "batches": 1, "rows": 7, "largest_batch": 7}
+    assert echo["data"] == {
+        "engine": "cpu",
+        "batches": 1,
+        "rows": 7,
+        "spare_rows": 0,
+        "largest_batch": 7,
+        "breaker": "closed",
+    }
 
 
 async def test_discovery_tells_how_to_call_an_operation(start: Start) -> None:

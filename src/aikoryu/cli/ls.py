@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -50,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     operations = list(operations_of(workers, Subjects(settings.bus.prefix, settings.bus.namespace)))
     width = shutil.get_terminal_size((100, 24)).columns
     print(_workers_table(workers), _signatures(operations, width), _statistics(operations), sep="\n\n")
+    if any(operated.kept_off for operated in operations):
+        print("", _breakers(operations), sep="\n")
     return 0
 
 
@@ -66,7 +69,14 @@ class Operated:
     rows: int = 0
     largest: int = 0
     processing_ns: int = 0
+    spare_rows: int = 0
     engines: set[str] = field(default_factory=set)
+    breakers: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def kept_off(self) -> int:
+        """Workers that keep it from their device."""
+        return self.workers - self.breakers["closed"]
 
 
 def operations_of(workers: Iterable[Mapping[str, Any]], subjects: Subjects) -> Iterable[Operated]:
@@ -84,9 +94,11 @@ def operations_of(workers: Iterable[Mapping[str, Any]], subjects: Subjects) -> I
             operated.errors += endpoint["num_errors"]
             operated.batches += data["batches"]
             operated.rows += data["rows"]
+            operated.spare_rows += data["spare_rows"]
             operated.largest = max(operated.largest, data["largest_batch"])
             operated.processing_ns += endpoint["processing_time"]
             operated.engines.add(data["engine"])
+            operated.breakers[data["breaker"]] += 1
     return [operated for _, operated in sorted(found.items())]
 
 
@@ -133,6 +145,21 @@ def _statistics(operations: Iterable[Operated]) -> str:
     ]
     header = ["STATISTICS", "WORKERS", "FRAMES", "ERRORS", "ROWS", "BATCHES", "ROWS/BATCH", "MOST", "MS"]
     return table([header, *rows], "<>>>>>>>>")
+
+
+def _breakers(operations: Iterable[Operated]) -> str:
+    """Operations that fail on their device, and run on the spare instead."""
+    rows = [
+        [
+            operated.name,
+            f"{operated.breakers['open']:,}",
+            f"{operated.breakers['half_open']:,}",
+            f"{operated.spare_rows:,}",
+        ]
+        for operated in operations
+        if operated.kept_off
+    ]
+    return table([["BREAKERS", "OPEN", "HALF OPEN", "ROWS ON SPARE"], *rows], "<>>>")
 
 
 def _ago(since: datetime) -> str:
