@@ -103,8 +103,8 @@ class JobRuns:
         may_answer: whether a subject that a job names may be written to.
 
     Attributes:
-        stored, known, retried, buried: jobs whose result was stored, that were acknowledged because it was there, that
-            were given back, and dead-lettered.
+        taken, stored, known, retried, buried: jobs that came, whose result was stored, that were acknowledged because
+            it was there, that were given back, and dead-lettered.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class JobRuns:
         settings: JobSettings,
         may_answer: Callable[[str], bool],
     ) -> None:
-        self.stored = self.known = self.retried = self.buried = 0
+        self.taken = self.stored = self.known = self.retried = self.buried = 0
         self._pipeline = pipeline
         self._loopback = loopback
         self._names = names
@@ -123,16 +123,20 @@ class JobRuns:
         self._may_answer = may_answer
         self._taken: dict[int, Taken] = {}
         self._arrived: list[Taken] = []
-        self._number = 0
         self._loop = asyncio.get_running_loop()
         self._stopping = False
         self._idle = asyncio.Event()
         loopback.on_answer = self._on_answer
 
+    @property
+    def in_flight(self) -> int:
+        """Jobs that this worker has now."""
+        return len(self._taken)
+
     def take(self, message: Message, puller: Puller) -> None:
         """Look after a job that came; from now on it is this worker's."""
-        self._number += 1
-        taken = self._taken[self._number] = Taken(self._number, message, self._names, puller)
+        self.taken += 1
+        taken = self._taken[self.taken] = Taken(self.taken, message, self._names, puller)
         if self._stopping:
             self._give_back(taken, 0.0)
             return
