@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from ..bus.errors import BusError
 from ..config import VERSION, ConfigError, describe
-from . import auth, bench, call, demo, doctor, ls, up, worker
+from . import auth, bench, call, demo, doctor, faults, ls, up, worker
 from .failure import Failed
 
-COMMANDS = (up, worker, call, ls, demo, doctor, auth, bench)
+COMMANDS = (up, worker, call, ls, demo, doctor, auth, faults, bench)
 INTERRUPTED = 128 + 2  # as shells report a program that SIGINT ended
 
 _DESCRIPTION = """\
