@@ -15,6 +15,7 @@ from .nvml import READINGS, Health
 from .planner import Place, Plan, Planner
 
 if TYPE_CHECKING:
+    from ..bus.job_runs import JobRuns
     from ..bus.service import Service
     from .engine import Engine
 
@@ -111,7 +112,7 @@ class Telemetry:
             _Counts(
                 "aikoryu_breaker_opened",
                 "Times an operation was kept from the device",
-                lambda: {name: breaker.opened for name, breaker in fallback.breakers.items()},
+                lambda: {name: breaker.opened for name, breaker in list(fallback.breakers.items())},
                 "operation",
             )
         )
@@ -120,6 +121,10 @@ class Telemetry:
     def watch_connection(self, statistics: Callable[[], Mapping[str, int]]) -> None:
         """Read what happened to the connection whenever somebody asks: reconnects, errors, slow consumers."""
         self.registry.register(_Counts("aikoryu_connection_events", "What happened to the connection", statistics))
+
+    def watch_jobs(self, runs: JobRuns) -> None:
+        """Read what became of durable jobs whenever somebody asks."""
+        self.registry.register(_Jobs(runs))
 
     def on_start(self, operation: str, plan: Plan, now: float, staged: float) -> None:
         """A batch was handed to the engine at `staged`; its dispatch began at `now`."""
@@ -176,7 +181,7 @@ class _BreakerStates(Collector):
 
     def collect(self) -> Iterable[Metric]:
         family = GaugeMetricFamily("aikoryu_breaker_state", "0 closed, 1 open, 2 half open", labels=["operation"])
-        for name, breaker in self._fallback.breakers.items():
+        for name, breaker in list(self._fallback.breakers.items()):
             family.add_metric([name], breaker.state.value)
         yield family
 
@@ -192,7 +197,7 @@ class _Counts(Collector):
 
     def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily(self._name, self._text, labels=[self._label])
-        for kind, count in self._counts().items():
+        for kind, count in list(self._counts().items()):  # the loop may add some while a scrape's thread reads
             family.add_metric([kind], count)
         yield family
 
@@ -214,6 +219,22 @@ class _Engines(Collector):
                     families[name] = GaugeMetricFamily(f"aikoryu_{name}", text, labels=["engine"])
                 families[name].add_metric([engine.name], value)
         return families.values()
+
+
+class _Jobs(Collector):
+    """Durable jobs that came, and what became of them."""
+
+    def __init__(self, runs: JobRuns) -> None:
+        self._runs = runs
+
+    def collect(self) -> Iterable[Metric]:
+        runs = self._runs
+        yield CounterMetricFamily("aikoryu_jobs_taken", "Jobs that came", value=runs.taken)
+        yield CounterMetricFamily("aikoryu_jobs_stored", "Jobs whose result was stored", value=runs.stored)
+        yield CounterMetricFamily("aikoryu_jobs_known", "Jobs whose result was there already", value=runs.known)
+        yield CounterMetricFamily("aikoryu_jobs_retried", "Jobs given back to be tried again", value=runs.retried)
+        yield CounterMetricFamily("aikoryu_jobs_dead_lettered", "Jobs given up", value=runs.buried)
+        yield GaugeMetricFamily("aikoryu_jobs_in_flight", "Jobs that this worker has", value=runs.in_flight)
 
 
 class _Figures(Collector):

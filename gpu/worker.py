@@ -71,6 +71,7 @@ class Worker:
         self._front = Front(
             self._service, self._engines, self.operations, limits_of(settings), self.telemetry, breaker_of(settings)
         )
+        self.telemetry.watch_jobs(self._jobs.runs)
         if isinstance(transport, NatsConnection):
             self.telemetry.watch_connection(lambda: transport.statistics()._asdict())
         self._discovery = Discovery(transport, self._service, self.id, VERSION, self._details)

@@ -19,6 +19,7 @@ from aikoryu.gpu.planner import Limits, Place, Planner
 from aikoryu.gpu.telemetry import Telemetry
 
 StartRig = Callable[..., Awaitable[Any]]
+JOBS: Any = SimpleNamespace(taken=21, stored=6, known=5, retried=4, buried=3, in_flight=2)
 STAGES = ("queue", "window", "staging", "device", "reply")
 
 
@@ -166,8 +167,22 @@ class TestHealth:
         assert not [name for name, _ in samples(self.watched(rig, "cpu")) if name.startswith("aikoryu_gpu")]
 
 
+async def test_jobs_are_counted_by_what_became_of_them(rig: Any) -> None:
+    rig.telemetry.watch_jobs(JOBS)
+    told = {name: value for (name, _), value in samples(rig).items() if name.startswith("aikoryu_jobs_")}
+    assert told == {
+        "aikoryu_jobs_taken_total": 21,
+        "aikoryu_jobs_stored_total": 6,
+        "aikoryu_jobs_known_total": 5,
+        "aikoryu_jobs_retried_total": 4,
+        "aikoryu_jobs_dead_lettered_total": 3,
+        "aikoryu_jobs_in_flight": 2,
+    }
+
+
 async def test_every_metric_is_documented_and_no_other(rig: Any) -> None:
     rig.telemetry.watch_connection(lambda: {"reconnects": 0})
+    rig.telemetry.watch_jobs(JOBS)
     rig.engine.figures = dict.fromkeys(telemetries._OF_ENGINES, 0.0)
     exposed = {
         line.split()[2] for line in generate_latest(rig.telemetry.registry).decode().splitlines() if "# TYPE" in line
