@@ -134,8 +134,9 @@ class NatsClient(Client):
     def cut(self) -> None:
         """Shut the socket down in both directions under nats-py, which learns of it as of a lost network."""
         writer = getattr(self._transport, "_io_writer", None)
-        if writer is not None:
-            with suppress(OSError), socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as sock:
+        own = writer.get_extra_info("socket") if writer is not None else None
+        if own is not None:  # uvloop's closed transport has none
+            with suppress(OSError), socket.socket(fileno=os.dup(own.fileno())) as sock:
                 sock.shutdown(socket.SHUT_RDWR)
 
     @property
