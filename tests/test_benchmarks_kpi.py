@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -39,7 +40,7 @@ def from_the_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
 def process(proc: Path, pid: int, parent: int, *, name: str = "python", ticks: int = 0, smaps: str = "") -> None:
     folder = proc / str(pid)
     folder.mkdir()
-    fields = ["S", str(parent), *["0"] * 9, str(ticks), "0", "0", "0", *["0"] * 30]
+    fields = ["S", str(parent), *["7"] * 9, str(ticks), "10", "20", "30", *["7"] * 30]  # utime, stime, cutime, cstime
     (folder / "stat").write_text(f"{pid} ({name}) {' '.join(fields)}\n")
     (folder / "status").write_text("Name:\tx\nVmHWM:\t     500 kB\nVmRSS:\t     400 kB\n")
     if smaps:
@@ -50,8 +51,8 @@ def test_family_is_a_process_and_all_below_it(tmp_path: Path) -> None:
     from benchmarks.kpi_meter import family
 
     process(tmp_path, 1, 0)
-    process(tmp_path, 10, 1, name="a) S 7 (b")
-    process(tmp_path, 11, 10)
+    process(tmp_path, 10, 1)
+    process(tmp_path, 11, 10, name="a) S 7 (b")
     process(tmp_path, 12, 11)
     process(tmp_path, 20, 1)
     assert sorted(family(10, tmp_path)) == [10, 11, 12]
@@ -60,8 +61,8 @@ def test_family_is_a_process_and_all_below_it(tmp_path: Path) -> None:
 def test_cpu_time_is_that_of_processes_which_are_there(tmp_path: Path) -> None:
     from benchmarks import kpi_meter
 
-    process(tmp_path, 10, 1, ticks=3 * kpi_meter._TICKS)
-    assert kpi_meter.cpu_seconds([10, 99], tmp_path) == 3.0
+    process(tmp_path, 10, 1, ticks=40)
+    assert kpi_meter.cpu_seconds([10, 99], tmp_path) == (40 + 10 + 20 + 30) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_library_counts_once_and_whole(tmp_path: Path) -> None:
