@@ -90,7 +90,9 @@ class Injector:
             answer: Mapping[str, Any] = run(batch, device)
             return answer
         self.injected[rule.kind] += 1
-        _log.warning("fault injected", kind=rule.kind, operation=operation.name, rows=batch.rows)
+        count = self.injected[rule.kind]
+        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th: many faults are not as many lines
+            _log.warning("fault injected", kind=rule.kind, operation=operation.name, rows=batch.rows, count=count)
         match rule.kind:
             case "raise":
                 self.fail()

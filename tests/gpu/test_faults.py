@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -28,7 +31,9 @@ from aikoryu.config import (
     Settings,
     WorkerSettings,
 )
+from aikoryu.gpu.device import Device, OutOfMemory
 from aikoryu.gpu.engines import catalogue_of
+from aikoryu.gpu.faults import injector
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.job import Inject
 from aikoryu.gpu.registry import load
@@ -208,6 +213,81 @@ async def test_engine_process_that_dies_hangs_or_loses_its_device_is_followed_by
     with pytest.raises(OperationFailed):
         await served.client.call("echo", {"x": X})
     assert engine.restarts == 4, "the next one is told what is in force"
+
+
+def test_memory_that_is_not_there_is_the_devices_own_error(device: Device) -> None:
+    with device.stream(), pytest.raises(RuntimeError) as raised:
+        injector([], device).memory()
+    assert isinstance(device.explain(raised.value), OutOfMemory)
+
+
+def test_slow_device_takes_as_long_as_it_is_told(device: Device) -> None:
+    slow = injector([], device)
+    with device.stream():
+        slow.slow(0.01)  # a GPU's clock is measured the first time
+        device.synchronize()
+        before = time.monotonic()
+        slow.slow(0.1)
+        device.synchronize()
+    assert 0.08 < time.monotonic() - before < 0.5
+
+
+@pytest.mark.gpu
+class TestCuda:
+    """With real faults, which cost the process its context."""
+
+    @pytest.fixture(autouse=True)
+    def _gpu(self) -> None:
+        torch = pytest.importorskip("torch", reason="needs the extra `worker`")
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+    @pytest.mark.parametrize("without", ["", "cupy"])
+    def test_context_is_poisoned_with_cupy_or_without(self, without: str) -> None:
+        if not without:
+            pytest.importorskip("cupy", reason="needs the extra `cuda12` or `cuda13`")
+        command = [sys.executable, "-c", textwrap.dedent(POISONED), without]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S * 4, check=False)
+        assert told.stdout.splitlines() == ["enqueued", "lost"], told.stderr
+
+    async def test_every_fault_of_the_gpu_is_answered_all_the_same(self, serve: Serve) -> None:
+        behind = WorkerSettings(name="w1", device="cuda:0", spare="cpu")
+        limits = BatchSettings(max_bytes=1 << 20, limit_s=2.0)
+        served = await serve(settings(worker=behind, batch=limits), engines=0)
+        gpu, _ = served.worker._engines
+        lost = 0
+        for kind in ("raise", "memory", "wrong", "slow=0.1", "poison", "hang", "die"):
+            place = served.worker._front._stations[0].place
+            async with asyncio.timeout(4 * WAIT_S):
+                while not place.slots:  # noqa: ASYNC110 - another process comes back
+                    await asyncio.sleep(0.01)
+            (answer,) = await served.inject(f"{kind}@0")
+            assert answer.code == ""
+            await served.echo(rows=4)
+            lost += kind in ("poison", "hang", "die")
+            assert gpu.restarts == lost, kind
+
+
+POISONED = """
+    import os, sys
+    if sys.argv[1]:
+        sys.modules[sys.argv[1]] = None
+    import torch
+    from aikoryu.gpu.cuda import CudaDevice
+    from aikoryu.gpu.device import DeviceLost
+    from aikoryu.gpu.faults import injector
+
+    device = CudaDevice("cuda:0", threads=1)
+    device.open()
+    with device.stream():
+        injector([], device).poison()
+        print("enqueued", flush=True)
+        try:
+            device.mark().wait()
+        except DeviceLost:
+            print("lost", flush=True)
+    os._exit(0)  # what is left of the context could hang an orderly end
+"""
 
 
 @pytest.mark.usefixtures("without_torch")
