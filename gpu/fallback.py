@@ -2,17 +2,43 @@
 
 Pure: the time is an argument, nothing is awaited. A worker has a device, and on a GPU a *spare* beside it, the CPU. An
 operation whose breaker is open, or whose device is down, goes to the spare; a batch that failed on the device through
-no fault of its rows is run again there. An engine that died with a batch may have died of it: the second time its
-frames run one by one, so that the guilty one fails alone.
+no fault of its rows is run again there, in parts as small as a lane's first batch, or its first callers would wait for
+as long as the whole batch takes there. An engine that died with a batch may have died of it: the second time its frames
+run one by one, so that the guilty one fails alone.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, fields
+
 from .breaker import Breaker, BreakerLimits, State
 from .operation import Operation
-from .planner import Place, Plan, Span
+from .parts import cut, split
+from .planner import Place, Plan
 
 MAX_RUNS = 3  # of a batch that its engine does not survive
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Whether a batch failed on the device through the device's fault: if all its parts end well on the spare.
+
+    Attributes:
+        left: parts that have not.
+    """
+
+    left: int
+
+
+@dataclass(slots=True)
+class Part(Plan):
+    """A part, on the spare, of a batch that failed on the device.
+
+    Attributes:
+        verdict: on the device, and shared by all parts.
+    """
+
+    verdict: Verdict = field(kw_only=True)
 
 
 class Fallback:
@@ -72,14 +98,20 @@ class Fallback:
         if plan.place is self.device:
             if breaker is not None:
                 breaker.succeeded()
-        elif plan.reason == "operation_failed":
-            self._breaker(operation).failed(now)
+        elif isinstance(plan, Part) and plan.reason == "operation_failed":
+            plan.verdict.left -= 1
+            if not plan.verdict.left:
+                self._breaker(operation).failed(now)
 
-    def failed(self, plan: Plan, operation: Operation) -> Place | None:
-        """Where a batch runs again whose operation raised; None: its callers get the error."""
+    def failed(self, plan: Plan, operation: Operation) -> tuple[Place | None, list[Plan]]:
+        """Where a batch runs again whose operation raised, and as which batches; None: its callers get the error."""
         if self.spare is None or not self.spare.slots or plan.place is self.spare or not operation.pure:
-            return None
-        return self.spare
+            return None, [plan]
+        parts = cut(plan, self.spare.first_rows)
+        verdict = Verdict(len(parts))
+        return self.spare, [
+            Part(*(getattr(part, each.name) for each in fields(Plan)), verdict=verdict) for part in parts
+        ]
 
     def died(self, place: Place, operations: set[str], now: float) -> None:
         """An engine died while it had batches of these operations."""
@@ -91,7 +123,13 @@ class Fallback:
         """Where a batch runs again whose engine died, and as which batches; None: its callers get the error."""
         if not operation.pure or plan.runs + 1 >= MAX_RUNS:
             return None, [plan]
-        return self.refuge(plan.place), [plan] if plan.runs == 0 else split(plan)
+        place = self.refuge(plan.place)
+        plans = split(plan) if plan.runs else [plan]
+        return place, [part for each in plans for part in self.parts(each, place)]
+
+    def parts(self, plan: Plan, place: Place) -> list[Plan]:
+        """A batch that ran elsewhere, as batches for this place."""
+        return [plan] if place is plan.place else cut(plan, place.first_rows)
 
     def refuge(self, place: Place) -> Place:
         """Where batches of an engine that died go: to the other one if that takes any, or they wait for the next."""
@@ -100,18 +138,3 @@ class Fallback:
 
     def _breaker(self, operation: str) -> Breaker:
         return self.breakers.setdefault(operation, Breaker(self._limits))
-
-
-def split(plan: Plan) -> list[Plan]:
-    """A batch as one batch for each frame."""
-    parts: list[Plan] = []
-    position = 0
-    for span in plan.spans:
-        if not parts or parts[-1].spans[-1].ticket is not span.ticket:
-            parts.append(Plan(plan.lane, plan.place, [], 0, [], plan.runs, plan.reason))
-        part = parts[-1]
-        part.gone.update(part.rows + row for row in range(span.count) if position + row in plan.gone)
-        part.spans.append(Span(span.ticket, span.start, span.count))
-        part.rows += span.count
-        position += span.count
-    return parts

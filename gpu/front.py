@@ -23,7 +23,8 @@ from .engine import Engine
 from .fallback import Fallback
 from .job import Done
 from .operation import Operation
-from .planner import Limits, Plan, Planner, Span, Ticket
+from .parts import by_frame
+from .planner import Limits, Place, Plan, Planner, Span, Ticket
 from .staging import Answers, stage
 from .station import Running, Station
 from .telemetry import Telemetry
@@ -139,6 +140,7 @@ class Front:
         for plan in planner.due(now):
             if plan.expired:
                 self._expire(plan.expired)
+                plan.expired = []  # should it have to run again
             if plan.rows:
                 self._start(plan, now)
         if planner.waiting_rows:
@@ -192,10 +194,11 @@ class Front:
             return  # of an engine that was given up: its rows have been answered
         plan, operation = running.plan, running.spec.operation
         self.planner.finished(plan, done.run_us / 1e6, whole=not done.failed)
-        again = self.fallback.failed(plan, operation) if done.failed == OperationFailed.code else None
-        if again is not None:
-            self.telemetry.on_again(done.failed, plan.rows)
-            self.planner.run_again(plan, again, done.failed)
+        again = None
+        if done.failed == OperationFailed.code:
+            again, parts = self.fallback.failed(plan, operation)
+            if again is not None:
+                self._run_again(parts, again, done.failed)
         elif not done.failed:
             self._ended(plan, operation.name)
         try:
@@ -208,6 +211,12 @@ class Front:
         finally:
             station.free.append(running.slab)
         self.telemetry.on_done(operation.name, plan, done, monotonic() - before)
+
+    def _run_again(self, plans: list[Plan], place: Place, reason: str) -> None:
+        """Let what is left of a batch that came to nothing run again, there."""
+        for plan in plans:
+            self.telemetry.on_again(reason, plan.rows)
+            self.planner.run_again(plan, place, reason)
 
     def _ended(self, plan: Plan, operation: str) -> None:
         """A batch ended well: perhaps the device is trusted again, or not any more."""
@@ -226,8 +235,9 @@ class Front:
             refuge = self.fallback.refuge(place)
             if not place.slots and refuge is not place:
                 for plan in place.again:
-                    plan.place = refuge
-                refuge.again.extend(place.again)
+                    for part in self.fallback.parts(plan, refuge):
+                        part.place = refuge
+                        refuge.again.append(part)
                 place.again.clear()
 
     def _answer(self, station: Station, running: Running, done: Done) -> None:
@@ -235,7 +245,7 @@ class Front:
         plan = running.plan
         answers = Answers(station.engine.slabs[running.slab], done, plan.rows)
         position = 0
-        for spans in _by_frame(plan.spans):
+        for spans in by_frame(plan.spans):
             held: Held = spans[0].ticket.frame
             queue_us = int(1e6 * (running.started - held.arrived))
             by = By(station.engine.name, plan.rows, queue_us, done.run_us, plan.reason)
@@ -260,7 +270,7 @@ class Front:
 
     def _refuse(self, spans: list[Span], error: BusError) -> None:
         """Answer rows with one error, each frame once."""
-        for of_frame in _by_frame(spans):
+        for of_frame in by_frame(spans):
             errors = [row_error(error, span.start, span.count) for span in of_frame]
             self._service.answer(of_frame[0].ticket.frame, [], {}, errors)
 
@@ -295,9 +305,7 @@ class Front:
             if place is None:
                 self._fail(running.plan, EngineLost(f"the {station.engine.name} engine ended while it ran the batch"))
                 continue
-            self.telemetry.on_again(EngineLost.code, running.plan.rows)
-            for plan in plans:
-                self.planner.run_again(plan, place, EngineLost.code)
+            self._run_again(plans, place, EngineLost.code)
         self._move_lanes()
         if self.fallback.down:
             self._down_since = now
@@ -363,14 +371,3 @@ def _positions(plan: Plan, ticket: Ticket, rows: set[int]) -> Iterator[int]:
             for row in rows.intersection(range(span.start, span.start + span.count)):
                 yield position + row - span.start
         position += span.count
-
-
-def _by_frame(spans: list[Span]) -> list[list[Span]]:
-    """Consecutive spans of one frame together: a frame gets one reply a batch."""
-    groups: list[list[Span]] = []
-    for span in spans:
-        if groups and groups[-1][0].ticket is span.ticket:
-            groups[-1].append(span)
-        else:
-            groups.append([span])
-    return groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 
 from aikoryu.bus.client import Client
-from aikoryu.bus.errors import EngineLost, OperationFailed
+from aikoryu.bus.errors import EngineLost, Expired, OperationFailed
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.service import Service
 from aikoryu.bus.subjects import Subjects
 from aikoryu.gpu.batch import Batch
 from aikoryu.gpu.breaker import BreakerLimits, State
 from aikoryu.gpu.device import Device
-from aikoryu.gpu.fallback import Fallback, split
+from aikoryu.gpu.fallback import Fallback
 from aikoryu.gpu.front import Front
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.operation import Operation
@@ -213,6 +214,59 @@ async def test_reply_says_who_answered_and_why(start: Any) -> None:
     assert said == [("cpu", "operation_failed")] * 2 + [("cpu", "breaker_open"), ("cpu", "engine_down")]
 
 
+@pytest.mark.parametrize("how", ["raises", "dies"])
+async def test_first_rows_are_answered_after_one_small_batch_on_the_spare(start: Any, how: str) -> None:
+    rig = await start(Double({"cuda:0"} if how == "raises" else set()))
+    answered: list[int] = []
+    answer = rig.service.answer
+
+    def watch(held: Any, at: Any, *rest: Any) -> None:
+        answered.append(sum(count for _, count in at))
+        answer(held, at, *rest)
+
+    rig.service.answer = watch
+    rig.device.hold = rig.spare.hold = True
+    x = np.arange(100.0, 250.0)
+    asked = asyncio.ensure_future(rig.client.call_many(rig.name, {"x": x}))
+    while not rig.device.jobs:  # noqa: ASYNC110 - it is this loop that hands over
+        await asyncio.sleep(0)
+    if how == "raises":
+        rig.device.release()
+    else:
+        rig.device.gone()
+    while not rig.spare.jobs:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert answered == []
+    rig.spare._run(rig.spare._held.pop(0))
+    assert answered == [64]
+    rig.spare.release()
+    np.testing.assert_array_equal((await asked)["y"], 2 * x)
+    assert (answered, [job.rows for job in rig.spare.jobs]) == ([64, 64, 22], [64, 64, 22])
+
+
+async def test_row_that_expired_is_refused_once_though_its_batch_runs_again(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await start(Double(set()))
+    rig.device.hold = True
+    before = []
+    for x in (1.0, 2.0):  # they fill the engine
+        before.append(asyncio.ensure_future(rig.ask(x)))
+        while len(rig.device.jobs) < len(before):  # noqa: ASYNC110 - it is this loop that hands over
+            await asyncio.sleep(0)
+    late = asyncio.ensure_future(rig.client.call(rig.name, {"x": 3.0}, timeout_s=5.0))
+    stays = asyncio.ensure_future(rig.ask(4.0))
+    while rig.front.planner.waiting_rows < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    monkeypatch.setattr("aikoryu.gpu.front.monotonic", lambda: time.monotonic() + 7.0)
+    rig.device.run_held()
+    rig.device.gone()
+    assert await asyncio.gather(*before, stays) == [2.0, 4.0, 8.0]
+    with pytest.raises(Expired):
+        await late
+    assert rig.front.telemetry.registry.get_sample_value("aikoryu_rows_dropped_total", {"reason": "expired"}) == 1
+
+
 async def test_rows_run_on_the_spare_are_counted(start: Any) -> None:
     operation = Double({"cuda:0"})
     rig = await start(operation, cool_s=0.0)
@@ -333,15 +387,44 @@ class TestDecisions:
         plan.runs = 2
         assert fallback.lost(plan, operation)[0] is None
 
-    def test_split_keeps_who_withdrew(self) -> None:
-        plan = self.plan(Place("cpu", 1), [2, 3])
-        plan.gone = {1, 2, 4}
-        assert [part.gone for part in split(plan)] == [{1}, {0, 2}]
+    def test_what_runs_again_on_the_spare_is_cut_to_a_first_batch(self) -> None:
+        device, spare, operation = Place("cuda:0", 1), Place("cpu", 1, first_rows=64), Double(set())
+        fallback = Fallback(device, spare, BreakerLimits())
+        for decide in (fallback.failed, fallback.lost):
+            place, parts = decide(self.plan(device, [10, 50, 100, 30]), operation)
+            assert place is spare
+            assert [[span.count for span in part.spans] for part in parts] == [[10, 50], [64], [36], [30]]
+        suspects = fallback.lost(self.plan(device, [10, 100], runs=1), operation)[1]
+        assert [part.rows for part in suspects] == [10, 64, 36]
+        assert [part.rows for part in fallback.lost(self.plan(spare, [100]), operation)[1]] == [100]
+
+    def test_device_is_to_blame_once_when_every_part_ends_well(self) -> None:
+        device, spare, operation = Place("cuda:0", 1), Place("cpu", 1, first_rows=64), Double(set())
+        fallback = Fallback(device, spare, BreakerLimits(failures=1))
+        parts = fallback.failed(self.plan(device, [100, 100]), operation)[1]
+        for part in parts:
+            assert fallback.state(operation.name) is State.CLOSED
+            part.place, part.reason = spare, "operation_failed"
+            fallback.ended(part, operation.name, 0.0)
+        assert len(parts) == 4
+        assert fallback.state(operation.name) is State.OPEN
+        assert fallback.breakers[operation.name].opened == 1
+
+    def test_rows_are_to_blame_when_one_part_fails_there_too(self) -> None:
+        device, spare, operation = Place("cuda:0", 1), Place("cpu", 1, first_rows=64), Double(set())
+        fallback = Fallback(device, spare, BreakerLimits(failures=1))
+        bad, *good = fallback.failed(self.plan(device, [100, 100]), operation)[1]
+        for part in (bad, *good):
+            part.place, part.reason = spare, "operation_failed"
+        assert fallback.failed(bad, operation) == (None, [bad])
+        for part in good:
+            fallback.ended(part, operation.name, 0.0)
+        assert fallback.state(operation.name) is State.CLOSED
 
     def test_without_a_spare_there_is_nowhere_to_go(self) -> None:
         place = Place("cpu", 1)
         fallback = Fallback(place, None, BreakerLimits())
-        assert fallback.failed(self.plan(place, [1]), Double(set())) is None
+        assert fallback.failed(self.plan(place, [1]), Double(set()))[0] is None
         assert fallback.home("test.double") is place
         assert not fallback.down
         place.slots = 0
@@ -353,7 +436,7 @@ class TestDecisions:
         fallback.died(device, {operation.name}, 0.0)
         assert fallback.breakers[operation.name].state is State.OPEN
         assert fallback.home(operation.name) is device
-        assert fallback.failed(self.plan(device, [1]), operation) is None
+        assert fallback.failed(self.plan(device, [1]), operation)[0] is None
         assert fallback.refuge(device) is device
         spare.slots = 1
         assert fallback.home(operation.name) is spare
