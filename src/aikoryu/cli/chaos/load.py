@@ -157,7 +157,8 @@ class Load:
     def _rows(self, first: int, count: int) -> Array:
         """The numbers of consecutive calls, (count, WIDTH) float64: no two calls have one in common."""
         first += self._task.offset
-        return np.arange(WIDTH * first, WIDTH * (first + count), dtype=np.float64).reshape(count, WIDTH)
+        rows: Array = np.arange(WIDTH * first, WIDTH * (first + count), dtype=np.float64)
+        return rows.reshape(count, WIDTH)
 
 
 async def call(task: LoadTask, asked: asyncio.Event) -> None:

@@ -103,12 +103,10 @@ class Run:
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
         """Ask the workers for their figures all the while."""
-        watching = asyncio.create_task(self._watch())
-        try:
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch())
             yield
-        finally:
             watching.cancel()
-            await asyncio.wait({watching})
 
     def _now(self) -> float:
         return time.monotonic() - self._began_s
