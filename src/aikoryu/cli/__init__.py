@@ -38,6 +38,9 @@ with a NATS server of your own:
   aikoryu ls --nats nats://10.0.0.1:4222
   aikoryu auth init DIRECTORY    users and rights for it
 
+with a worker that may fail, --set faults.enabled=true:
+  aikoryu faults die@3 drop:0.01   its engine dies, messages are lost
+
 in the source tree:
   aikoryu bench bus    the bus against what one would use instead
 
