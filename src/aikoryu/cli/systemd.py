@@ -11,6 +11,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+LONGEST_S = 1.0  # rather a lost word than a loop that hangs: the socket holds few, and systemd may be slow
+
 
 def tell(state: str) -> None:
     """Send one assignment, `READY=1`; a service manager that does not listen is no reason to fail."""
@@ -19,7 +21,7 @@ def tell(state: str) -> None:
         return
     name = f"\0{address[1:]}" if address[0] == "@" else address  # of the abstract namespace
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)  # rather a lost word than a loop that waits
+        sock.settimeout(LONGEST_S)
         sock.sendto(state.encode(), name)
 
 
