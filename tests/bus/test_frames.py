@@ -24,11 +24,15 @@ from aikoryu.bus.frames import (
     MAX_ROWS,
     By,
     Cancel,
+    Holding,
+    Question,
     Reply,
     Request,
     RowError,
     decode_cancel,
+    decode_holding,
     decode_parameters,
+    decode_question,
     decode_reply,
     decode_request,
     encode,
@@ -36,6 +40,7 @@ from aikoryu.bus.frames import (
     halves,
     is_json,
     retry_ms,
+    sent_again,
 )
 
 ROWS = np.array([[1, 2], [3, 4]], "<f4")
@@ -121,6 +126,21 @@ def test_cancel_goes_both_ways() -> None:
     assert (cancel.client, cancel.id, cancel.rows, cancel.stream) == (5, 6, [], 0)
 
 
+def test_question_and_its_answer_go_both_ways() -> None:
+    assert msgpack.unpackb(encode(Question(5, [6, 7]))) == {"client": 5, "ids": [6, 7]}
+    question = decode_question(msgpack.packb({"client": 5, "ids": [6]}))
+    assert (question.client, question.ids) == (5, [6])
+    assert msgpack.unpackb(encode(Holding([6]))) == {"ids": [6]}
+    assert decode_holding(msgpack.packb({"ids": [6, 7]})).ids == [6, 7]
+
+
+def test_frame_sent_again_says_so_and_is_the_same_otherwise() -> None:
+    first = encode(Request(v=1, n=2, client=5, id=6, cols={"x": pack(ROWS), "s": pack(["a", "é"])}, ttl_ms=100, prio=1))
+    found = msgpack.unpackb(sent_again(first, 2, 0.0304))
+    assert found == {**msgpack.unpackb(first), "again": 2, "ttl_ms": 30}
+    assert msgpack.unpackb(sent_again(first, 3, -1.0))["ttl_ms"] == 1
+
+
 @given(
     st.integers(0, 2**63 - 1),
     st.integers(0, MAX_ROWS),
@@ -145,9 +165,9 @@ def test_columns_are_views_of_the_payload() -> None:
 
 # --- bad input -------------------------------------------------------------------------------------------------------
 
-DECODERS = [decode_request, decode_reply, decode_cancel]
+DECODERS = [decode_request, decode_reply, decode_cancel, decode_question, decode_holding]
 Decoder = Callable[[bytes], Any]
-any_decoder = pytest.mark.parametrize("decode", DECODERS, ids=["request", "reply", "cancel"])
+any_decoder = pytest.mark.parametrize("decode", DECODERS, ids=["request", "reply", "cancel", "question", "holding"])
 
 DEEP = 2_000_000
 HOSTILE = {
@@ -285,7 +305,7 @@ def test_frame_of_a_later_version_is_named_as_such_whatever_its_shape(
 @pytest.mark.parametrize("version", [0, 2, 7])
 def test_frame_of_another_version_in_todays_shape_is_refused(decode: Decoder, version: int) -> None:
     with pytest.raises(BadVersion, match=str(version)):
-        decode(msgpack.packb({"v": version, "n": 1, "id": 1, "client": 1}))
+        decode(msgpack.packb({"v": version, "n": 1, "id": 1, "ids": [1], "client": 1}))
 
 
 def test_json_of_a_later_version_is_named_as_such() -> None:

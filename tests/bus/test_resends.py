@@ -7,6 +7,7 @@ import gc
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,16 @@ async def test_lost_request_is_sent_again(client: Client, workers: list[Worker],
     assert sum(len(worker.held) for worker in workers) == 1
 
 
+async def test_worker_has_half_a_second_to_say_what_it_holds(
+    client: Client, workers: list[Worker], bus: UnreliableBus
+) -> None:
+    for worker in workers:
+        worker.run_s = 3.0
+    bus.fate = lambda message: (0.45,) if message.subject.endswith(".held") else (0.0,)
+    assert await value(ask(client, 3)) == 6
+    assert len(bus.requests) == 1
+
+
 async def test_lost_holding_costs_a_run_and_no_answer(
     client: Client, workers: list[Worker], bus: UnreliableBus
 ) -> None:
@@ -311,6 +322,7 @@ async def test_loop_that_was_blocked_reads_before_it_sends_again(
 ) -> None:
     for worker in workers:
         worker.run_s = 1.6
+    bus.fate = lambda message: () if message.subject.endswith(".held") else (0.0,)
     call = ask(client, 3)
     await asyncio.sleep(1.3)
     assert len(bus.questions) == 1
@@ -383,8 +395,9 @@ async def test_subject_that_nobody_ever_served_is_told_at_once(
 
 
 async def test_word_of_nobody_that_comes_twice_sends_a_frame_once(
-    client: Client, workers: list[Worker], bus: UnreliableBus
+    client: Client, workers: list[Worker], bus: UnreliableBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(random, "random", lambda: 0.5)
     assert await value(ask(client, 1)) == 2
     for worker in workers:
         worker.die()
@@ -471,15 +484,17 @@ async def test_refusal_that_comes_twice_sends_a_frame_once(
 ) -> None:
     # At once, and when the frame has been sent again: else one that may run once would run twice.
     bus.fate = lambda message: (0.0, 0.0, 0.5) if message.subject.startswith("_INBOX") else (0.0,)
+
+    def refuse_two(worker: Worker, held: Held) -> None:
+        if held.request.again < 2:
+            refuse(worker, 0.04)(held)
+        else:
+            asyncio.get_running_loop().call_later(2.0, worker.answer, held)
+
     for worker in workers:
-        worker.answering = refuse(worker, 0.04)
-    call = ask(client, 3, idempotent=False)
-    await asyncio.sleep(0.01)
-    for worker in workers:
-        worker.run_s = 2.0
-        worker.answering = worker.answer
-    assert await value(call) == 6
-    assert [request.again for request in bus.requests] == [0, 1]
+        worker.answering = partial(refuse_two, worker)
+    assert await value(ask(client, 3, idempotent=False)) == 6
+    assert [request.again for request in bus.requests] == [0, 1, 2]
 
 
 async def test_frame_whose_worker_was_lost_is_tried_while_those_left_are_busy(
