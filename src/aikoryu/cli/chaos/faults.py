@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from .stage import Stage
 
-REST_S = 0.2
-"""Calls before the first fault, and between a fault and the next of its kind, at least, s."""
 OUTAGE_S = 1.0
 
 

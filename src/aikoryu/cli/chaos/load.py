@@ -1,4 +1,4 @@
-"""The load: one process that calls at a steady rate, and checks that each call gets its one right answer.
+"""The load: one process that calls at a steady rate until it is asked to end, and checks every answer.
 
 Lone calls and `call_many` take turns, in rows about as many of each. A row's numbers are its own, so that the answer of
 another row is a wrong one.
@@ -30,7 +30,7 @@ MANY = 32
 OPEN_CALLS = 4096
 """Most calls of a process without an answer: a worker's queue must not be what refuses them."""
 TICK_S = 0.004
-TELL_S = 0.5
+TELL_S = 0.25
 
 
 class LoadTask(msgspec.Struct):
@@ -39,8 +39,6 @@ class LoadTask(msgspec.Struct):
     Attributes:
         settings: how to reach the bus.
         rate: calls a second; 0 for as many as are answered.
-        calls: after how many it ends, unless it is to go on for `seconds`.
-        seconds: how long it calls at least, s.
         timeout_s: deadline of each call, s.
         began_s: the start of the timeline, monotonic time, s.
         offset: number of the first call; no other process has those that follow.
@@ -48,8 +46,6 @@ class LoadTask(msgspec.Struct):
 
     settings: Settings
     rate: float
-    calls: int
-    seconds: float
     timeout_s: float
     began_s: float
     offset: int
@@ -59,7 +55,6 @@ class Told(msgspec.Struct):
     """What it says now and then, and at its end."""
 
     account: Account
-    ended: bool = False
 
 
 class Load:
@@ -76,13 +71,11 @@ class Load:
         self._factors = np.full((MANY, WIDTH), FACTOR)
 
     async def run(self) -> None:
-        """Call until there were enough calls for long enough, then await what is open."""
+        """Call until asked to end, then await what is open."""
         task, started = self._task, time.monotonic()
         told = started
         while not self._asked.is_set():
             now = time.monotonic()
-            if self.ledger.calls >= task.calls and now - started >= task.seconds:
-                break
             due = int(task.rate * (now - started)) - self.ledger.calls if task.rate else OPEN_CALLS
             for _ in range(min(due, OPEN_CALLS - self._open) // (2 * MANY)):
                 self._call()
@@ -168,7 +161,7 @@ async def call(task: LoadTask, asked: asyncio.Event) -> None:
         async with connect(settings=task.settings) as bus:
             load = Load(task, bus, asked)
             await load.run()
-            tell(Told(load.ledger.account(), ended=True))
+            tell(Told(load.ledger.account()))
     except BusError as error:
         sys.exit(f"load: {error}")
 

@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
+from ...gpu.engine import EngineSpec
+from ..failure import Failed
+
 FRONT = "aikoryu.gpu.front_process"
 ENGINE = "aikoryu.gpu.child"
 
@@ -21,14 +26,29 @@ def descendants(pid: int) -> Iterator[int]:
                 yield from descendants(child)
 
 
-def running(pid: int, module: str) -> list[int]:
-    """Those among its descendants that run a module, oldest first."""
-    found = []
+def fronts(pid: int) -> list[int]:
+    """The worker's fronts, oldest first."""
+    return sorted(child for child, arguments in _commands(pid) if FRONT in arguments)
+
+
+def engine(pid: int, name: str) -> int:
+    """The worker's engine of that name; of two processes, the one that serves.
+
+    Raises:
+        Failed: there is none.
+    """
+    specs = {child: arguments[-1] for child, arguments in _commands(pid) if ENGINE in arguments}
+    named = [child for child, spec in specs.items() if msgspec.json.decode(spec, type=EngineSpec).called == name]
+    if not named:
+        raise Failed(f"the {name} engine is not running")
+    return min(named)
+
+
+def _commands(pid: int) -> Iterator[tuple[int, list[str]]]:
+    """Its descendants, and how each was called."""
     for child in descendants(pid):
         with suppress(OSError):
-            if module in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
-                found.append(child)
-    return sorted(found)
+            yield child, Path(f"/proc/{child}/cmdline").read_text().rstrip("\0").split("\0")
 
 
 def kill(pid: int) -> None:

@@ -12,7 +12,7 @@ from ...agents import connect
 from ...bus.errors import BusError
 from ..demo_process import Child, child
 from ..failure import Failed
-from .faults import REST_S, Fault
+from .faults import Fault
 from .ledger import BIN_S, Account
 from .load import OPERATION, LoadTask, Told
 from .stage import Stage
@@ -23,7 +23,8 @@ TIMEOUT_S = 30.0
 SAMPLE_S = 0.1
 RECOVER_S = 60.0
 SPACING = 10**12
-"""Numbers that a process of the load has for its calls; float64 holds all of them, and their products."""
+LOADS = 100
+"""Processes of the load that have so many numbers each for their calls; float64 holds them all, and their products."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,21 @@ class Outcome:
     account: Account
     on_spare: int
     recovered_s: float | None
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Processes that call, and what each has told of its calls."""
+
+    parts: list[Account]
+
+    @property
+    def account(self) -> Account:
+        """Of all of them together."""
+        whole = Account()
+        for part in self.parts:
+            whole.add(part)
+        return whole
 
 
 class Run:
@@ -73,32 +89,29 @@ class Run:
         Raises:
             Failed: a call was answered wrongly or not at all, without any fault.
         """
-        account = await self._load(0.0, 0, CALIBRATE_S, proxied=False)
-        if not account.clean:
+        async with self._load(0.0, proxied=False) as load:
+            await asyncio.sleep(CALIBRATE_S)
+        if not load.account.clean:
+            account = load.account
             raise Failed(f"without any fault {account.lost} calls were lost and {account.wrong} answered wrongly")
-        bins = [count for count in account.answered if count]
+        bins = [count for count in load.account.answered if count]
         steady = bins[len(bins) // 4 : -1] or bins
         self.capacity = sum(steady) / len(steady) / BIN_S
 
     async def under(self, fault: Fault, calls: int) -> Outcome:
         """Make calls, at least so many and for as long as the fault takes, and let it happen meanwhile."""
         rate = self._share * self.capacity
-        seconds = max(fault.seconds, calls / rate)
         before = len(self.timeline.samples)
-        loading = asyncio.create_task(self._load(rate, calls, seconds + 2 * REST_S, proxied=fault.proxied))
-        try:
-            await self._answers()
+        async with self._load(rate, proxied=fault.proxied) as load:
             began = self._now()
-            await fault.cause(self._stage, seconds)
+            await fault.cause(self._stage, max(fault.seconds, calls / rate))
             ended = self._now()
             self.timeline.periods.append(Period(fault.name, began, ended))
-            account = await loading
-        finally:
-            loading.cancel()
-            await asyncio.wait({loading})
+            while load.account.calls < calls:
+                await self._change()
         recovered = await self._recovered(ended)
         spare = sum(sample.spare_rows for sample in self.timeline.samples[before:])
-        return Outcome(fault, account, spare, recovered)
+        return Outcome(fault, load.account, spare, recovered)
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -111,42 +124,33 @@ class Run:
     def _now(self) -> float:
         return time.monotonic() - self._began_s
 
-    async def _answers(self) -> None:
-        """Return when the load is under way."""
-        had = sum(self.timeline.answered)
-        while sum(self.timeline.answered) == had:
-            await self._change()
-
-    async def _load(self, rate: float, calls: int, seconds: float, *, proxied: bool) -> Account:
-        """Let the processes of the load call, and await their accounts."""
+    @asynccontextmanager
+    async def _load(self, rate: float, *, proxied: bool) -> AsyncIterator[_Load]:
+        """Let the processes of the load call, from their first answers to the end of the block."""
         settings = self._stage.proxied if proxied else self._stage.settings
         async with AsyncExitStack() as stack:
             processes = []
             for _ in range(self._processes):
-                task = LoadTask(
-                    settings=settings,
-                    rate=rate / self._processes,
-                    calls=-(-calls // self._processes),
-                    seconds=seconds,
-                    timeout_s=TIMEOUT_S,
-                    began_s=self._began_s,
-                    offset=SPACING * self._loads,
-                )
-                self._loads = (self._loads + 1) % 100
+                offset = SPACING * self._loads
+                task = LoadTask(settings, rate / self._processes, TIMEOUT_S, self._began_s, offset)
+                self._loads = (self._loads + 1) % LOADS
                 processes.append(await stack.enter_async_context(child("load", "chaos.load", task, Told)))
-            parts = await asyncio.gather(*(self._hear(process) for process in processes))
-        whole = Account()
-        for part in parts:
-            whole.add(part)
-        return whole
+            load = _Load([Account() for _ in processes])
+            async with asyncio.TaskGroup() as hearing:
+                for number, process in enumerate(processes):
+                    hearing.create_task(self._hear(load, number, process))
+                while not load.account.right:
+                    await self._change()
+                yield load
+                for process in processes:
+                    process.finish()
 
-    async def _hear(self, process: Child[Told]) -> Account:
+    async def _hear(self, load: _Load, number: int, process: Child[Told]) -> None:
         """Follow a process of the load to its end."""
-        last = Account()
         while told := await process.hear():
-            self._note(last, told.account)
-            last = told.account
-        return last
+            self._note(load.parts[number], told.account)
+            load.parts[number] = told.account
+            self._changed.set()
 
     def _note(self, before: Account, now: Account) -> None:
         """Add what was answered since then to the timeline."""
@@ -154,7 +158,6 @@ class Run:
         bins += [0] * (len(now.answered) - len(bins))
         for number, count in enumerate(now.answered):
             bins[number] += count - (before.answered[number] if number < len(before.answered) else 0)
-        self._changed.set()
 
     async def _watch(self) -> None:
         while True:

@@ -15,11 +15,12 @@ from ...bus.fault_control import inject
 from ...bus.server import EmbeddedServer
 from ...bus.subjects import Subjects
 from ...config import Settings
+from ...gpu.engines import devices_of
 from ..demo_process import Child, child
 from ..demo_worker import Ready
 from ..failure import Failed
 from ..up import on_embedded
-from .processes import ENGINE, FRONT, kill, running
+from .processes import engine, fronts, kill
 from .proxy import Proxy
 
 FRONTS = 2
@@ -72,22 +73,16 @@ class Stage:
             return await bus.workers(wait_s)
 
     def kill_front(self) -> None:
-        """Crash one of the fronts."""
-        kill(self._of_worker(FRONT)[0])
+        """Crash the front that has lived longest."""
+        kill(fronts(self._worker.pid)[0])
 
     def kill_engine(self) -> None:
-        """Crash the device's engine, which is started before the spare."""
-        kill(self._of_worker(ENGINE)[0])
+        """Crash the device's engine."""
+        kill(engine(self._worker.pid, devices_of(self.settings)[0]))
 
     def kill_server(self) -> None:
         """Crash the server; it is started again on its store."""
         kill(self._server.pid)
-
-    def _of_worker(self, module: str) -> list[int]:
-        found = running(self._worker.pid, module)
-        if not found:
-            raise Failed("the worker has no such process: this is a defect, tell it to Aikoryu's authors")
-        return found
 
 
 @asynccontextmanager
