@@ -5,17 +5,17 @@ Source: draft-ietf-opsawg-pcap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
 from struct import Struct
+from typing import Literal
 
 import numpy as np
 
+from .chain import RECORD_BYTES, Chain
 from .errors import BadCapture
 from .packet_index import Array, PacketIndex
 from .records import headers
 
-MAGIC = {
+MAGIC: dict[bytes, tuple[Literal["<", ">"], int]] = {
     b"\xd4\xc3\xb2\xa1": ("<", 1000),
     b"\xa1\xb2\xc3\xd4": (">", 1000),
     b"\x4d\x3c\xb2\xa1": ("<", 1),
@@ -24,7 +24,6 @@ MAGIC = {
 """First bytes of a file: its byte order, and nanoseconds in a unit of its times' fraction."""
 
 FILE_BYTES = 24
-RECORD_BYTES = 16
 
 
 class PcapScan:
@@ -48,21 +47,21 @@ class PcapScan:
         # The upper bits say whether frames end with a check sequence.
         self._link = Struct(order + "I").unpack(head[20:])[0] & 0xFFFF
         self._record = np.dtype([(name, order + "u4") for name in ("seconds", "fraction", "captured", "wire")])
-        self._length = Struct(order + "I")
         self._blob = blob
-        self._walk = self._offsets()
+        self._chain = Chain(blob, FILE_BYTES, order)
         self.truncated = False
 
     def take(self, limit: int) -> PacketIndex:
         """The next packets, `limit` of them, or fewer where the file ends."""
-        offsets = np.fromiter(islice(self._walk, limit), np.int64)
-        records = headers(self._blob, offsets - RECORD_BYTES, self._record)
-        rows = len(offsets)
+        places = self._chain.take(limit)
+        self.truncated = len(places) < limit and self._chain.at != len(self._blob)
+        records = headers(self._blob, places, self._record)
+        rows = len(places)
         time_ns = records["seconds"].astype(np.int64)
         time_ns *= 1_000_000_000
         time_ns += records["fraction"].astype(np.int64) * self._unit_ns
         return PacketIndex(
-            offset=offsets.astype(np.uint64),
+            offset=(places + RECORD_BYTES).astype(np.uint64),
             captured=records["captured"].astype(np.uint32),
             wire=records["wire"].astype(np.uint32),
             time_ns=time_ns,
@@ -70,16 +69,3 @@ class PcapScan:
             link=np.full(rows, self._link, np.uint16),
             interface=np.zeros(rows, np.uint32),
         )
-
-    def _offsets(self) -> Iterator[int]:
-        blob, length_at = self._blob.data, self._length.unpack_from
-        end = len(blob)
-        last = end - RECORD_BYTES
-        at = FILE_BYTES
-        while at <= last:
-            (length,) = length_at(blob, at + 8)
-            if length > last - at:
-                break
-            yield at + RECORD_BYTES
-            at += RECORD_BYTES + length
-        self.truncated = at != end
