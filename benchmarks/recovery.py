@@ -21,7 +21,8 @@ from aikoryu.cli.chaos.stage import LIMIT_S, Stage, stage
 from aikoryu.config import Settings
 from aikoryu.gpu.breaker import BreakerLimits
 from aikoryu.gpu.fallback import Fallback
-from aikoryu.gpu.planner import Lane, Place, Plan
+from aikoryu.gpu.lane import Lane
+from aikoryu.gpu.plan import Place, Plan
 
 CALLERS = 4
 STEADY = 50

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from .breaker import Breaker, BreakerLimits, State
 from .operation import Operation
 from .parts import cut, split
-from .planner import Place, Plan
+from .plan import Place, Plan
 
 MAX_RUNS = 3  # of a batch that its engine does not survive
 

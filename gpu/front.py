@@ -24,7 +24,8 @@ from .fallback import Fallback
 from .job import Done
 from .operation import Operation
 from .parts import by_frame
-from .planner import Limits, Place, Plan, Planner, Span, Ticket
+from .plan import Limits, Place, Plan, Span, Ticket
+from .planner import Planner
 from .staging import Answers, stage
 from .station import Running, Station
 from .telemetry import Telemetry
@@ -99,7 +100,7 @@ class Front:
 
         Raises:
             BadColumn, BadParameter, TooLarge: the frame does not suit the operation.
-            Busy: the queue, or the number of lanes, is at its limit.
+            Busy: the queue, its client's part of it, or the number of lanes is at its limit.
         """
         if monotonic() - self._down_since > DOWN_S:
             raise Busy(f"the {self.fallback.device.name} engine is down and being started again", retry_after_s=1.0)
@@ -108,8 +109,10 @@ class Front:
         request = held.request
         sent = held.payload_bytes // request.n  # the whole payload is held, whatever is in it
         row_bytes = max(1, spec.row_bytes + sent if spec.variable else max(spec.row_bytes, sent))
-        ticket = Ticket(held, lane, request.n, row_bytes, request.prio, held.arrived, held.deadline)
-        self.planner.offer(ticket, held.arrived)
+        ticket = Ticket(held, lane, request.n, row_bytes, request.prio, held.arrived, held.deadline, request.client)
+        displaced = self.planner.offer(ticket, held.arrived)
+        if displaced:
+            self._displace(displaced)
         lane.spec = spec
         lane.move(self.fallback.home(spec.operation.name))
         held.ticket = ticket
@@ -268,6 +271,12 @@ class Front:
         self.telemetry.on_drop("expired", sum(span.count for span in spans))
         self._refuse(spans, Expired("the deadline passed while the row waited in the worker's queue"))
 
+    def _displace(self, spans: list[Span]) -> None:
+        """Give rows back that left the queue for those of clients that hold less."""
+        self.telemetry.on_drop("displaced", sum(span.count for span in spans))
+        retry_after_s = self.planner.retry_after_s()
+        self._refuse(spans, Busy("others need the worker's queue: send less at once", retry_after_s=retry_after_s))
+
     def _refuse(self, spans: list[Span], error: BusError) -> None:
         """Answer rows with one error, each frame once."""
         for of_frame in by_frame(spans):
@@ -282,6 +291,8 @@ class Front:
         if waiting:
             self.telemetry.on_drop("cancelled", waiting)
             self._service.drop(held, waiting)
+        if not ticket.next:
+            return  # no batch has rows of it, and looking through thousands for each of thousands takes seconds
         chosen = set(wanted)
         for station in self._stations:
             for running in station.running.values():

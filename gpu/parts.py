@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .planner import Plan, Span
+from .plan import Plan, Span
 
 
 def by_frame(spans: Iterable[Span]) -> list[list[Span]]:

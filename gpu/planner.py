@@ -8,190 +8,61 @@ It is pure: the time is an argument, nothing is awaited, no device is known. The
   a deadline is near. While no slot is free every lane collects.
 - The highest priority goes first, raised by one for each `AGING_S` in which rows of it waited and none was served, so
   none starves; the age of a backlog raises nothing, or the longest queue would be the most urgent. Within a priority
-  the lane that has used the device least goes first, measured in seconds of it.
+  the lane that has used the device least goes first, in seconds of it for each client served.
+- Clients take turns within a lane (`fair_queue.py`), and none may fill the queue for the others (`room.py`).
 - A batch is held to `max_rows`, `max_bytes`, and the rows that take about `target_s` on the device at the lane's
-  measured pace, so that no lane holds up the others, nor abandoned work the next caller.
+  measured pace, so that no lane holds up the others, nor abandoned work the next caller. Of one client among others it
+  takes `CLIENT_SHARE` of that.
 - Each lane has a *place*, the engine its batches go to; the front may move it. A batch that runs again goes first, in
   the end alone.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 from ..bus.errors import Busy
+from .lane import Lane
+from .plan import Limits, Place, Plan, Span, Ticket
+from .room import Room
 
-AGING_S = 0.1
-PRIORITIES = (1, 0, -1)
 LEAST_PACED_ROWS = 16  # a slower pace must not shrink batches below this: smaller ones cost more a row, and so on down
+CLIENT_SHARE = 0.2  # of the time a batch is sized for, to one client among others: they wait behind such batches
 ALONE_RUNS = 2  # a batch that was started so often before, in vain, may be what its engines died of
-PACE_WEIGHT = 0.3  # of the newest batch in a lane's measured seconds a row
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What bounds batches and queues.
-
-    Attributes:
-        window_s: longest time a lane collects while a slot is free but the engine works, s.
-        max_rows, max_bytes: largest batch; bytes count inputs and outputs.
-        target_s: time on the device a batch is sized for, s.
-        queue_rows, queue_bytes: most that may wait; beyond, frames are refused with `busy`.
-        lanes: most lanes with rows waiting.
-        limit_s: longest time a batch may run; an engine that takes longer is ended, s.
-    """
-
-    window_s: float = 0.001
-    max_rows: int = 4096
-    max_bytes: int = 32 << 20
-    target_s: float = 0.05
-    queue_rows: int = 65536
-    queue_bytes: int = 256 << 20
-    lanes: int = 1024
-    limit_s: float = 60.0
-
-
-class Place:
-    """An engine, as far as the planner knows it.
-
-    Attributes:
-        name: the engine's.
-        slots: batches it takes: one running, the others staged ahead; 0 while it takes none.
-        running: batches it has.
-        again: batches formed already, which are to run there before any other.
-        alone: the batch that runs shares the engine with no other.
-        first_rows: most rows of a lane's first batch there, before its pace is known.
-        clock_s: least device time of the lanes that competed last: where a lane that comes anew begins, s.
-    """
-
-    def __init__(self, name: str, slots: int = 0, first_rows: int = 1 << 30) -> None:
-        self.name = name
-        self.slots = slots
-        self.running = 0
-        self.again: deque[Plan] = deque()
-        self.alone = False
-        self.first_rows = first_rows
-        self.clock_s = 0.0
-
-
-class Ticket:
-    """A frame's place in the queue: rows from `next` on have not been dispatched.
-
-    Attributes:
-        frame: whose rows; the planner does not look inside.
-        rows: of the frame.
-        row_bytes: inputs and outputs of one row; of variable width, those of the whole frame over its rows.
-        priority: 1, 0 or -1.
-        arrived, deadline: s.
-        gone: rows whose caller withdrew.
-    """
-
-    __slots__ = ("arrived", "deadline", "frame", "gone", "lane", "next", "priority", "row_bytes", "rows")
-
-    def __init__(
-        self, frame: Any, lane: Lane, rows: int, row_bytes: int, priority: int, arrived: float, deadline: float
-    ) -> None:
-        self.frame = frame
-        self.lane = lane
-        self.rows = rows
-        self.row_bytes = row_bytes
-        self.priority = priority
-        self.arrived = arrived
-        self.deadline = deadline
-        self.next = 0
-        self.gone: set[int] = set()
-
-    @property
-    def waiting(self) -> int:
-        """Rows not dispatched."""
-        return self.rows - self.next
-
-
-@dataclass(slots=True)
-class Span:
-    """Consecutive rows of one frame in a batch."""
-
-    ticket: Ticket
-    start: int
-    count: int
-
-
-class Lane:
-    """Rows that may share a batch, waiting.
-
-    Attributes:
-        key: what the rows have in common.
-        max_rows: the operation's own bound.
-        queues: tickets that wait, by priority.
-        served: when rows of each priority were last dispatched, s.
-        rows, bytes: waiting, those withdrawn not counted.
-        opened: when the oldest of them came, s.
-        deadline: no later than the earliest of theirs, s.
-        place: where its batches go.
-        used_s: device time the lane has used there, s, on the scale of all lanes.
-        row_s: device time of a row there, s, as measured lately; 0 for not yet.
-        spec: whatever the front keeps with the lane; the planner does not look inside.
-    """
-
-    def __init__(self, key: Hashable, max_rows: int, place: Place) -> None:
-        self.key = key
-        self.max_rows = max_rows
-        self.place = place
-        self.queues: dict[int, deque[Ticket]] = {priority: deque() for priority in PRIORITIES}
-        self.served = dict.fromkeys(PRIORITIES, float("-inf"))
-        self.rows = 0
-        self.bytes = 0
-        self.opened = 0.0
-        self.deadline = float("inf")
-        self.used_s = 0.0
-        self.row_s = 0.0
-        self.spec: Any = None
-
-    def move(self, place: Place) -> None:
-        """Let its batches go elsewhere from now on; nothing is known of its pace there."""
-        if place is not self.place:
-            self.place = place
-            self.used_s = place.clock_s
-            self.row_s = 0.0
-
-
-@dataclass(slots=True)
-class Plan:
-    """A batch to be run now.
-
-    Attributes:
-        lane: what its rows have in common.
-        place: where it is to run.
-        spans: the rows, in order.
-        rows: how many.
-        expired: tickets whose deadline had passed, with the rows (first, count) that were dropped.
-        runs: times it was started before.
-        reason: why it does not run where its lane does; empty if it does.
-        gone: positions of rows whose caller withdrew after it was formed.
-    """
-
-    lane: Lane
-    place: Place
-    spans: list[Span]
-    rows: int
-    expired: list[Span]
-    runs: int = 0
-    reason: str = ""
-    gone: set[int] = field(default_factory=set)
 
 
 class Planner:
-    """Forms batches for the engines of its places; a lane that comes anew belongs to the first."""
+    """Forms batches for the engines of its places; a lane that comes anew belongs to the first.
+
+    Attributes:
+        limits: of batches and queues.
+        places: the engines.
+        lanes: by key, those without rows among them.
+        room: what waits, and whose it is.
+    """
 
     def __init__(self, limits: Limits, *places: Place) -> None:
         self.limits = limits
         self.places = places
-        self.waiting_rows = 0
-        self.waiting_bytes = 0
         self.lanes: dict[Hashable, Lane] = {}
+        self.room = Room(limits.queue_rows, limits.queue_bytes)
+        self._open: dict[Lane, None] = {}  # lanes with rows
+        self._retry_s: float | None = None
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait."""
+        return self.room.rows
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Their bytes."""
+        return self.room.bytes
+
+    @property
+    def running(self) -> int:
+        """Batches that engines have."""
+        return sum(place.running for place in self.places)
 
     def lane(self, key: Hashable, max_rows: int) -> Lane:
         """The lane of this key, new if need be.
@@ -208,36 +79,38 @@ class Planner:
             lane = self.lanes[key] = Lane(key, max_rows, self.places[0])
         return lane
 
-    def offer(self, ticket: Ticket, now: float) -> None:
+    def offer(self, ticket: Ticket, now: float) -> list[Span]:
         """Queue a frame's rows; an empty queue takes any one frame, or a large one could never be served.
 
+        Returns:
+            Rows of a client that holds more than its share, which left to make room: they will not be dispatched.
+
         Raises:
-            Busy: the queue is full; nothing was queued.
+            Busy: the queue is full, or its client holds too much of it; nothing was queued, and nothing left.
         """
-        limits, lane = self.limits, ticket.lane
-        size = ticket.rows * ticket.row_bytes
-        full = self.waiting_rows + ticket.rows > limits.queue_rows or self.waiting_bytes + size > limits.queue_bytes
-        if full and self.waiting_rows:
-            raise Busy("the worker's queue is full", retry_after_s=self._retry_after_s())
+        lane, room = ticket.lane, self.room
+        rows, size = ticket.rows, ticket.rows * ticket.row_bytes
+        holding = room.enter(ticket.client, rows, size, now)
+        if holding is None:
+            raise Busy("the worker's queue is full", retry_after_s=self.retry_after_s())
+        ticket.holding = holding
         if lane.rows == 0:
+            self._open[lane] = None
             lane.opened = now
             lane.deadline = ticket.deadline
             lane.used_s = max(lane.used_s, lane.place.clock_s)
         elif ticket.deadline < lane.deadline:
             lane.deadline = ticket.deadline
-        lane.queues[ticket.priority].append(ticket)
-        lane.rows += ticket.rows
+        lane.queues[ticket.priority].add(ticket)
+        lane.rows += rows
         lane.bytes += size
-        self.waiting_rows += ticket.rows
-        self.waiting_bytes += size
-
-    @property
-    def running(self) -> int:
-        """Batches that engines have."""
-        return sum(place.running for place in self.places)
+        if room.rows > self.limits.queue_rows or room.bytes > self.limits.queue_bytes:
+            return self._make_room()
+        return []
 
     def due(self, now: float) -> list[Plan]:
         """The batches to start now; each takes a slot of its place until `finished`."""
+        self._retry_s = None
         return [plan for place in self.places for plan in self._due_at(place, now)]
 
     def run_again(self, plan: Plan, place: Place, reason: str) -> None:
@@ -264,11 +137,9 @@ class Planner:
         lane = plan.lane
         if lane.place is not plan.place:
             return
-        lane.used_s += run_s
-        if not whole:
-            return
-        pace = run_s / plan.rows
-        lane.row_s = pace if lane.row_s == 0.0 else lane.row_s + PACE_WEIGHT * (pace - lane.row_s)
+        lane.used_s += run_s / plan.weight
+        if whole:
+            lane.ran(run_s, plan.rows)
 
     def withdraw(self, ticket: Ticket, rows: Iterable[int]) -> int:
         """Forget rows whose caller no longer waits.
@@ -277,19 +148,23 @@ class Planner:
             How many of them were still waiting, and will not be dispatched.
         """
         gone = {row for row in rows if ticket.next <= row < ticket.rows and row not in ticket.gone}
-        ticket.gone.update(gone)
-        self._leave(ticket, len(gone))
-        _forget_withdrawn(ticket.lane)
+        if gone:
+            ticket.gone = ticket.gone | gone
+            ticket.left -= len(gone)
+            self._leave([Span(ticket, 0, len(gone))])
+            if not ticket.left:
+                ticket.lane.queues[ticket.priority].withdrawn(ticket)
         return len(gone)
 
     def expire(self, now: float) -> list[Span]:
         """Drop every waiting row whose deadline has passed; for when nothing is dispatched that would meet them."""
         expired: list[Span] = []
-        for lane in self.lanes.values():
+        for lane in list(self._open):
+            of_lane: list[Span] = []
             for queue in lane.queues.values():
-                for ticket in [ticket for ticket in queue if ticket.deadline <= now]:
-                    self._move(ticket, ticket.waiting, expired)
-                    queue.remove(ticket)
+                queue.expire(now, of_lane)
+            self._leave(of_lane)
+            expired += of_lane
         for place in self.places:
             late = [plan for plan in place.again if all(span.ticket.deadline <= now for span in plan.spans)]
             for plan in late:
@@ -302,10 +177,17 @@ class Planner:
         window_s = self.limits.window_s
         times = [
             min(lane.opened + window_s, lane.deadline - window_s)
-            for lane in self.lanes.values()
-            if lane.rows and lane.place.running < lane.place.slots
+            for lane in self._open
+            if lane.place.running < lane.place.slots
         ]
         return min(times, default=None)
+
+    def retry_after_s(self) -> float:
+        """About how long the rows that wait will take; looked at once between two looks at what is due."""
+        if self._retry_s is None:
+            estimate = sum(lane.rows * lane.row_s for lane in self._open)
+            self._retry_s = min(1.0, max(0.005, estimate / 2))
+        return self._retry_s
 
     def _due_at(self, place: Place, now: float) -> Iterator[Plan]:
         while place.running < place.slots and not place.alone:
@@ -317,16 +199,17 @@ class Planner:
                 place.alone = alone
                 yield place.again.popleft()
                 continue
-            ripe = [
-                lane for lane in self.lanes.values() if lane.rows and lane.place is place and self._is_ripe(lane, now)
-            ]
+            ripe = [lane for lane in self._open if lane.place is place and self._is_ripe(lane, now)]
             if not ripe:
                 break
-            lane = min(ripe, key=lambda lane: (-self._priority(lane, now), lane.used_s, lane.opened))
+            lane = ripe[0]
+            if len(ripe) > 1:
+                lane = min(ripe, key=lambda lane: (-lane.waiting(now)[0][0], lane.used_s, lane.opened))
+            clock_s = min(each.used_s for each in ripe)
             plan = self._take(lane, now)
             if plan.rows:
                 place.running += 1
-                place.clock_s = min(each.used_s for each in ripe)
+                place.clock_s = clock_s
             if plan.rows or plan.expired:
                 yield plan
 
@@ -339,85 +222,55 @@ class Planner:
             or now >= lane.deadline - self.limits.window_s
         )
 
-    def _batch_rows(self, lane: Lane) -> int:
+    def _batch_rows(self, lane: Lane, share: float = 1.0) -> int:
         rows = min(lane.max_rows, self.limits.max_rows)
         if lane.row_s == 0.0:
             return min(rows, lane.place.first_rows)
-        return min(rows, max(LEAST_PACED_ROWS, int(self.limits.target_s / lane.row_s)))
-
-    def _priority(self, lane: Lane, now: float) -> int:
-        return max(_raised(lane, priority, now) for priority, queue in lane.queues.items() if queue)
+        return min(rows, max(LEAST_PACED_ROWS, int(share * self.limits.target_s / lane.row_s)))
 
     def _take(self, lane: Lane, now: float) -> Plan:
         """Fill a batch from the lane's queues, the most urgent first."""
-        plan = Plan(lane, lane.place, [], 0, [])
-        waiting = [priority for priority, queue in lane.queues.items() if queue]
-        if len(waiting) > 1:
-            waiting.sort(key=lambda priority: _raised(lane, priority, now), reverse=True)
+        plan = Plan(lane, lane.place, [], 0, [], weight=0.0)
+        batch_rows = self._batch_rows(lane)
+        client_rows = self._batch_rows(lane, CLIENT_SHARE) if self.room.together(now) else batch_rows
         room_bytes = self.limits.max_bytes
-        for priority in waiting:
+        whole = lane.rows <= client_rows and lane.bytes <= room_bytes
+        for _, queue in lane.waiting(now):
             before = plan.rows
-            room_bytes = self._fill(plan, lane.queues[priority], room_bytes, now)
+            if whole:
+                queue.empty(plan, now)
+            else:
+                room_bytes = queue.fill(plan, batch_rows, client_rows, room_bytes, now)
             if plan.rows > before:
-                lane.served[priority] = now
-        _forget_withdrawn(lane)
-        self._reopen(lane, now)
+                queue.served = now
+        lane.passed += plan.rows
+        self._leave(plan.spans)
+        self._leave(plan.expired)
+        if lane.rows:
+            lane.reopen(self.limits.window_s, now)
         return plan
 
-    def _fill(self, plan: Plan, queue: deque[Ticket], room_bytes: int, now: float) -> int:
-        """Move rows from the head of a queue into the plan while they fit; the bytes still free."""
-        room_rows = self._batch_rows(plan.lane)
-        while queue and plan.rows < room_rows:
-            ticket = queue[0]
-            if ticket.deadline <= now:
-                self._move(ticket, ticket.waiting, plan.expired)
-            else:
-                fit = room_bytes // max(ticket.row_bytes, 1)
-                if fit < 1 and plan.rows:
-                    break
-                taken = self._move(ticket, min(room_rows - plan.rows, max(fit, 1)), plan.spans)
-                plan.rows += taken
-                room_bytes -= taken * ticket.row_bytes
-            if not ticket.waiting:
-                queue.popleft()
-        return room_bytes
+    def _make_room(self) -> list[Span]:
+        """Take out the newest frames of clients above their share, until what waits fits."""
+        displaced: list[Span] = []
+        while (holding := self.room.above_share()) is not None:
+            queues = (queue for lane in self._open for queue in lane.queues.values())
+            ticket = next(filter(None, (queue.newest(holding.client) for queue in queues)))
+            before = len(displaced)
+            ticket.move(ticket.rows, displaced)
+            self._leave(displaced[before:])
+        return displaced
 
-    def _move(self, ticket: Ticket, most: int, spans: list[Span]) -> int:
-        """Take up to `most` rows from the head of a ticket, as spans without the rows withdrawn; how many these are."""
-        first, end = ticket.next, min(ticket.rows, ticket.next + most)
-        ticket.next = end
-        moved = 0
-        if not ticket.gone:
-            spans.append(Span(ticket, first, end - first))
-            moved = end - first
-        else:
-            for row in range(first, end):
-                if row in ticket.gone:
-                    continue
-                last = spans[-1] if spans else None
-                if last is not None and last.ticket is ticket and last.start + last.count == row:
-                    last.count += 1
-                else:
-                    spans.append(Span(ticket, row, 1))
-                moved += 1
-        self._leave(ticket, moved)
-        return moved
-
-    def _leave(self, ticket: Ticket, rows: int) -> None:
-        size = rows * ticket.row_bytes
-        ticket.lane.rows -= rows
-        ticket.lane.bytes -= size
-        self.waiting_rows -= rows
-        self.waiting_bytes -= size
-
-    def _reopen(self, lane: Lane, now: float) -> None:
-        """Reset the window, and a deadline that has been met, to those of the rows left behind."""
-        heads = [queue[0] for queue in lane.queues.values() if queue]
-        if not heads:
+    def _leave(self, spans: list[Span]) -> None:
+        """Rows of one lane do not wait any more."""
+        if not spans:
             return
-        lane.opened = min(ticket.arrived for ticket in heads)
-        if now >= lane.deadline - self.limits.window_s:
-            lane.deadline = min(ticket.deadline for queue in lane.queues.values() for ticket in queue)
+        lane = spans[0].ticket.lane
+        rows, size = self.room.leave(spans)
+        lane.rows -= rows
+        lane.bytes -= size
+        if not lane.rows:
+            del self._open[lane]
 
     def _evict(self) -> bool:
         """Make room for a lane by forgetting the empty ones."""
@@ -425,21 +278,3 @@ class Planner:
         for key in empty:
             del self.lanes[key]
         return bool(empty)
-
-    def _retry_after_s(self) -> float:
-        """About how long the rows that wait will take."""
-        estimate = sum(lane.rows * lane.row_s for lane in self.lanes.values())
-        return min(1.0, max(0.005, estimate / 2))
-
-
-def _raised(lane: Lane, priority: int, now: float) -> int:
-    """A priority, raised by the time in which rows of it waited and none was served."""
-    since = max(lane.queues[priority][0].arrived, lane.served[priority])
-    return priority + int((now - since) / AGING_S)
-
-
-def _forget_withdrawn(lane: Lane) -> None:
-    """Let go of tickets none of whose rows is wanted, once the lane has nothing else."""
-    if lane.rows == 0:
-        for queue in lane.queues.values():
-            queue.clear()

@@ -25,7 +25,7 @@ from ..config import WorkerSettings
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
-    from .planner import Place
+    from .plan import Place
 
 BEAT_S = 1.0
 STUCK_S = 5.0  # a loop that has not turned for so long hangs

@@ -11,7 +11,8 @@ from ..bus.columns import FIXED, OFFSET, Array, Column
 from ..bus.frames import RowError, Run
 from .admission import LaneSpec
 from .job import Done, Job, Part
-from .planner import ALONE_RUNS, Plan, Span
+from .plan import Plan, Span
+from .planner import ALONE_RUNS
 from .slab import TIME, Slab, align
 
 

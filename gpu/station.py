@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .admission import LaneSpec
 from .engine import Engine
-from .planner import Place, Plan
+from .plan import Place, Plan
 
 
 @dataclass(slots=True)

@@ -12,7 +12,8 @@ from prometheus_client.registry import Collector
 from .fallback import Fallback
 from .job import Done
 from .nvml import READINGS, Health
-from .planner import Place, Plan, Planner
+from .plan import Place, Plan
+from .planner import Planner
 
 if TYPE_CHECKING:
     from ..bus.job_runs import JobRuns

@@ -30,7 +30,7 @@ from .engines import catalogue_of, own_engines
 from .front import Front
 from .job import Inject
 from .operation import Operation
-from .planner import Limits
+from .plan import Limits
 from .probes import Probes, Readiness, readiness
 from .registry import load
 from .tasks import together

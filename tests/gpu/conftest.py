@@ -27,7 +27,7 @@ from aikoryu.gpu.front import Front
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.operation import Operation
 from aikoryu.gpu.ops.echo import Echo
-from aikoryu.gpu.planner import Limits
+from aikoryu.gpu.plan import Limits
 from aikoryu.gpu.signature import Signature
 from aikoryu.gpu.telemetry import Telemetry
 

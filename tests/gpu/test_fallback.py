@@ -21,8 +21,9 @@ from aikoryu.gpu.device import Device
 from aikoryu.gpu.fallback import Fallback
 from aikoryu.gpu.front import Front
 from aikoryu.gpu.inline import InlineEngine
+from aikoryu.gpu.lane import Lane
 from aikoryu.gpu.operation import Operation
-from aikoryu.gpu.planner import Lane, Limits, Place, Plan, Span, Ticket
+from aikoryu.gpu.plan import Limits, Place, Plan, Span, Ticket
 from aikoryu.gpu.signature import Signature
 from aikoryu.gpu.telemetry import Telemetry
 

@@ -14,7 +14,7 @@ import pytest
 from aikoryu.bus.columns import Array, Column, pack
 from aikoryu.bus.service import Service
 from aikoryu.gpu import admission, front
-from aikoryu.gpu.planner import Limits
+from aikoryu.gpu.plan import Limits
 
 StartRig = Callable[..., Awaitable[Any]]
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aikoryu.gpu.fallback import Part, Verdict
+from aikoryu.gpu.lane import Lane
 from aikoryu.gpu.parts import cut, split
-from aikoryu.gpu.planner import Lane, Place, Plan, Span, Ticket
+from aikoryu.gpu.plan import Place, Plan, Span, Ticket
 
 PLACE = Place("cpu", 1)
 LANE = Lane("lane", 100, PLACE)

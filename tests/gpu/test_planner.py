@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aikoryu.bus.errors import Busy
-from aikoryu.gpu.planner import AGING_S, LEAST_PACED_ROWS, Lane, Limits, Place, Plan, Planner, Span, Ticket
+from aikoryu.gpu.lane import AGING_S, Lane
+from aikoryu.gpu.plan import Limits, Place, Plan, Span, Ticket
+from aikoryu.gpu.planner import LEAST_PACED_ROWS, Planner
 
 NEVER = float("inf")
 LOAD_S = 0.2

@@ -23,7 +23,7 @@ from aikoryu.config import ModelSettings, Settings, WorkerSettings
 from aikoryu.gpu import probes
 from aikoryu.gpu.engines import catalogue_of
 from aikoryu.gpu.inline import InlineEngine
-from aikoryu.gpu.planner import Place
+from aikoryu.gpu.plan import Place
 from aikoryu.gpu.probes import STUCK_S, readiness, why_not
 from aikoryu.gpu.registry import load
 from aikoryu.gpu.worker import Worker

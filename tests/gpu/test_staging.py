@@ -17,8 +17,10 @@ from aikoryu.bus.columns import FIXED, OFFSET, VARIABLE, Column, Field, Schema, 
 from aikoryu.bus.frames import Reply, Request, decode_reply, encode
 from aikoryu.gpu.admission import LaneSpec
 from aikoryu.gpu.job import Done
+from aikoryu.gpu.lane import Lane
 from aikoryu.gpu.ops.echo import Echo
-from aikoryu.gpu.planner import ALONE_RUNS, Lane, Place, Plan, Span, Ticket
+from aikoryu.gpu.plan import Place, Plan, Span, Ticket
+from aikoryu.gpu.planner import ALONE_RUNS
 from aikoryu.gpu.slab import ALIGN, Slab
 from aikoryu.gpu.staging import Answers, stage
 

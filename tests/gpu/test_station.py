@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from aikoryu.gpu.inline import InlineEngine
-from aikoryu.gpu.planner import Lane, Place, Plan
+from aikoryu.gpu.lane import Lane
+from aikoryu.gpu.plan import Place, Plan
 from aikoryu.gpu.station import Running, Station
 
 BEGAN = 64

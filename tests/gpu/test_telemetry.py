@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aikoryu.gpu import telemetry as telemetries
 from aikoryu.gpu.nvml import READINGS
-from aikoryu.gpu.planner import Limits, Place, Planner
+from aikoryu.gpu.plan import Limits, Place
+from aikoryu.gpu.planner import Planner
 from aikoryu.gpu.telemetry import Telemetry
 
 StartRig = Callable[..., Awaitable[Any]]

@@ -22,7 +22,7 @@ from aikoryu.bus.transport import Message
 from aikoryu.config import BatchSettings, CpuSettings, ModelSettings, Settings, WorkerSettings
 from aikoryu.gpu.engines import catalogue_of, engine_spec, slab_bytes
 from aikoryu.gpu.inline import InlineEngine
-from aikoryu.gpu.planner import Limits
+from aikoryu.gpu.plan import Limits
 from aikoryu.gpu.registry import load
 from aikoryu.gpu.worker import Worker, limits_of
 
