@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .frames import Request
 
-MOST_FRAMES = 16384  # of a generation, two of which are kept: 5 MiB at the most, 0.8 s of 20 000 frames a second
+MOST_FRAMES = 16384  # of a generation, two of which are kept: 8 MiB at the most, 0.8 s of 20 000 frames a second
 
 
 class Copies:
