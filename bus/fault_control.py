@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 import msgspec
+import structlog
 
 from ..config.settings import FaultSettings
 from .errors import BadFrame, BadVersion, BusError, Refused
@@ -21,6 +22,8 @@ from .subjects import Subjects
 from .transport import Message, Subscription, Transport, no_responders
 
 VERSION = 1
+
+_log = structlog.get_logger(__name__)
 
 Apply = Callable[[str, list[Rule]], None]
 """Takes the rules in force from now on, and before them a name for the order, the same in all processes it reached."""
@@ -93,6 +96,8 @@ class FaultControl:
                     "faults.rules are set while faults are off: remove them, or set faults.enabled=true as well"
                 )
             self._put("settings", self._settings.rules)
+        if self._settings.enabled:
+            _log.warning("this worker misbehaves when it is asked to: faults.enabled is set", rules=self._rules)
         self._subscription = await self._transport.subscribe(self._subjects.faults, self._on_message)
 
     async def stop(self) -> None:

@@ -186,8 +186,9 @@ async def test_messages_of_the_worker_are_lost_as_well(serve: Serve) -> None:
     faulty = served.worker._faulty
     assert faulty is not None
     lost = served.client.call("echo", {"x": X})
-    while not faulty.injected:  # noqa: ASYNC110 - of this loop's own turns
-        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        while not faulty.injected:  # noqa: ASYNC110 - of this loop's own turns
+            await asyncio.sleep(0)
     lost.cancel()
     await served.echo()
     assert faulty.injected == {"drop": 1}
