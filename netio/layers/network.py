@@ -60,13 +60,12 @@ def ipv4(walk: Walk, rows: Rows) -> None:
     if offload.any():
         total = xp.where(offload, walk.limit[rows] - at, total)
     more = fragment & MORE_FRAGMENTS != 0
-    walk.fragment[rows] |= more
+    if more.any():
+        walk.fragment[walk.numbers(rows)[more]] = True
     walk.put(
         rows,
         version=4,
-        src_high=0,
         src_low=head.u32(12),
-        dst_high=0,
         dst_low=head.u32(16),
         protocol=protocol,
         ttl=head.u8(8),
@@ -78,7 +77,7 @@ def ipv4(walk: Walk, rows: Rows) -> None:
         more_fragments=more,
         fragment_offset=offset,
     )
-    walk.go(rows, at + size, xp.where(offset == 0, walk.tables.after_ipv4[protocol], Kind.DONE))
+    walk.go(rows, at + size, walk.tables.after_ipv4[protocol] * (offset == 0))
     if whole is not None:
         part = walk.numbers(rows)[~whole]
         walk.put(part, dst_low=0)

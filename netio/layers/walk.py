@@ -15,8 +15,10 @@ Rows: TypeAlias = "Array | slice"
 MAX_IP_HEADERS = 16
 MAX_TAGS = 32
 
-# What a second IP header must not take over from the first.
-TRANSPORT_COLUMNS = (
+# What a second IP header must not take over from the first, because not every header fills it.
+PARTIAL_COLUMNS = (
+    "src_high",
+    "dst_high",
     "identification",
     "dont_fragment",
     "more_fragments",
@@ -191,7 +193,7 @@ class Walk:
             kept |= self._payload(second, entered["at"][second], entered["end"][second], entered["limit"][second])
             self.outer.append((second, kept))
             self.put(second, tunnel=entered["tunnel"][second], tunnel_id=entered["tunnel_id"][second])
-        for name in TRANSPORT_COLUMNS:
+        for name in PARTIAL_COLUMNS:
             self.columns[name][bare] = 0
         self._entered["tunnel"][bare] = 0
 
