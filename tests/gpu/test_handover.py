@@ -19,7 +19,7 @@ from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.registry import load
 from aikoryu.gpu.worker import Worker
 
-STOPS = 12
+STOPS = 6
 CALLERS = 16
 
 
