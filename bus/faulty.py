@@ -31,8 +31,8 @@ class Cuttable(Protocol):
 class FaultyTransport:
     """A `Transport` that passes everything on, but for what goes wrong.
 
-    Messages sent, and those that each subscription receives, are subject to its faults, but not where the subject begins
-    with `$`. What is held back was sent as far as its sender can tell: if it cannot be when its time comes, it is lost.
+    Messages sent, and those that each subscription receives, are subject to its faults, but not where the subject
+    begins with `$`. What is held back was sent as far as its sender can tell: if it cannot be later, it is lost.
 
     Args:
         transport: the connection.
