@@ -182,6 +182,10 @@ class WorkerSettings(Group):
         Literal["auto", "cpu", "none"],
         Meta(description="Engine that runs what the device cannot, the models loaded again; auto = cpu behind a GPU."),
     ] = "auto"
+    reserve: Annotated[
+        bool,
+        Meta(description="Keep a second, loaded process of each device's engine to take over; its memory twice."),
+    ] = False
     fronts: Annotated[
         int, Meta(ge=1, le=256, description="Processes that speak to the bus; they share the engines.")
     ] = 1

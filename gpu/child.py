@@ -1,14 +1,13 @@
 """The engine process: `python -m aikoryu.gpu.child LIFELINE LISTENER SPEC`.
 
-LIFELINE and LISTENER are sockets inherited from the host, SPEC is an `EngineSpec` in JSON. It ends when the host closes
-the lifeline or dies, and ignores signals to end: fronts drain first.
+LIFELINE and LISTENER are sockets inherited from the host, SPEC is an `EngineSpec` in JSON. It serves when the host says
+so, which may be long after it has loaded. It ends when the host closes the lifeline or dies, and ignores signals to
+end: fronts drain first.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 import sys
 import time
@@ -22,7 +21,8 @@ from .engine import EngineSpec
 from .executor import Executor, Running
 from .faults import injector
 from .intake import Handed, Intake
-from .job import ControlSocket, Ready
+from .job import Begin, ControlSocket, Ready
+from .lifetime import end_with_parent
 from .registry import load
 from .slab import TIME, Slab
 
@@ -31,15 +31,12 @@ SPIN_S = 0.0005  # a batch that runs longer is looked at now and then, not all t
 NAP_S = 0.00005
 EXIT_DEVICE_LOST = 70
 
-_PR_SET_PDEATHSIG = 1
 _log = structlog.get_logger(__name__)
 
 
 def main(lifeline_fd: str, listener_fd: str, spec_json: str) -> None:
     """Serve batches until the host closes the lifeline."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     spec = msgspec.json.decode(spec_json, type=EngineSpec)
     configure_logging(spec.log)
     lifeline = ControlSocket(socket.socket(fileno=int(lifeline_fd)))
@@ -48,15 +45,25 @@ def main(lifeline_fd: str, listener_fd: str, spec_json: str) -> None:
     pulse = Slab.create(TIME.size)
     executor = Executor(operations, device, pulse)
     executor.load()
+    lifeline.send(Ready(spec.device, os.getpid()))
+    if not _told_to_begin(lifeline):
+        return
     intake = Intake(lifeline, socket.socket(fileno=int(listener_fd)), device, executor.max_rows, pulse)
     if spec.faults:
         intake.on_inject = injector(operations.values(), device).take
-    lifeline.send(Ready(spec.device, os.getpid()))
     try:
         _serve(intake, executor, spec.streams)
     except DeviceLost as error:
         _log.critical("device lost", device=device.name, error=str(error))
         os._exit(EXIT_DEVICE_LOST)  # what is left of its context could hang an orderly end
+
+
+def _told_to_begin(lifeline: ControlSocket) -> bool:
+    """Wait for the host's word; false if it wants no engine any more."""
+    try:
+        return any(isinstance(message, Begin) for message in lifeline.receive())
+    except EOFError:
+        return False
 
 
 def _serve(intake: Intake, executor: Executor, streams: int) -> None:

@@ -30,9 +30,11 @@ def catalogue_of(settings: Settings, directory: WorkerDirectory | None = None) -
 
 def own_engines(settings: Settings, max_payload: int, directory: WorkerDirectory | None) -> list[ChildEngine]:
     """Engines for one front alone: of the first device of the settings, and its spare."""
-    specs = [engine_spec(settings, devices_of(settings)[0], directory), *spare_specs(settings, directory)]
-    room = slab_bytes(settings, max_payload)
-    return [ChildEngine(spec, slots_of(settings, spec.device), room) for spec in specs]
+    device, room = devices_of(settings)[0], slab_bytes(settings, max_payload)
+    spec = engine_spec(settings, device, directory)
+    engines = [ChildEngine(spec, slots_of(settings, device), room, settings.worker.reserve)]
+    engines += [ChildEngine(each, settings.cpu.slots, room) for each in spare_specs(settings, directory)]
+    return engines
 
 
 def devices_of(settings: Settings) -> list[str]:

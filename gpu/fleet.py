@@ -73,7 +73,9 @@ class Fleet:
         self._directory = WorkerDirectory(settings.residents.directory)
         specs = [engine_spec(settings, device, self._directory) for device in devices]
         specs += spare_specs(settings, self._directory)
-        self._hosts = [EngineHost(spec) for spec in specs]
+        self._hosts = [
+            EngineHost(spec, settings.worker.reserve and number < len(devices)) for number, spec in enumerate(specs)
+        ]
         addresses = [
             EngineAddress(host.address, spec.called, slots_of(settings, spec.device))
             for host, spec in zip(self._hosts, specs, strict=True)

@@ -7,9 +7,7 @@ ignores interrupts and SIGTERM, which a terminal or service manager sends to eve
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import signal
 import sys
 from typing import TextIO
 
@@ -23,20 +21,17 @@ from ..config import configure_logging
 from .engine import EngineLink
 from .engines import slab_bytes
 from .fleet import FrontSpec
+from .lifetime import end_with_parent
 from .probes import why_not
 from .worker import Worker
 
 EXIT_NOT_DRAINED = 1
 EXIT_NOT_STARTED = 2
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main() -> int:
     """Serve until standard input is closed; the exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as told:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the user's modules print is no word for the fleet
         spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=FrontSpec)

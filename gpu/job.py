@@ -97,10 +97,10 @@ class Hello(msgspec.Struct, array_like=True, tag="hello"):
 
 
 class Ready(msgspec.Struct, array_like=True, tag="ready"):
-    """An engine has loaded what it serves, and knows the front's slabs: it waits for batches.
+    """An engine's process waits for batches.
 
-    To a front it is the engine's first message, the file descriptor of its pulse beside it: eight bytes of shared
-    memory in which the engine writes when it last began a batch, whosever.
+    To its host it says that it has loaded. To a front it is the engine's first message, the file descriptor of its
+    pulse beside it: eight bytes of shared memory in which the engine writes when it last began a batch, whosever.
 
     Attributes:
         device: its name.
@@ -109,6 +109,10 @@ class Ready(msgspec.Struct, array_like=True, tag="ready"):
 
     device: str
     pid: int
+
+
+class Begin(msgspec.Struct, array_like=True, tag="begin"):
+    """A host lets an engine's process serve: until then it has loaded everything, and waits."""
 
 
 class Report(msgspec.Struct, array_like=True, tag="report"):
@@ -129,7 +133,7 @@ class Inject(msgspec.Struct, array_like=True, tag="inject"):
     rules: list[Rule]
 
 
-Message = Job | Done | Hello | Ready | Report | Inject
+Message = Job | Done | Hello | Ready | Begin | Report | Inject
 First = TypeVar("First", Hello, Ready)
 
 _encoder = msgspec.msgpack.Encoder()

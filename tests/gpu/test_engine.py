@@ -27,6 +27,7 @@ from aikoryu.bus.errors import EngineLost
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.subjects import Subjects
 from aikoryu.config import BatchSettings, CpuSettings, LogSettings, ModelSettings, Settings, WorkerSettings
+from aikoryu.gpu import engine_process
 from aikoryu.gpu import host as hosts
 from aikoryu.gpu.engine import EngineLink, EngineSpec
 from aikoryu.gpu.host import ChildEngine, EngineHost
@@ -72,9 +73,9 @@ class Watched:
 async def start_engine() -> AsyncIterator[StartEngine]:
     async with AsyncExitStack() as stack:
 
-        async def start(catalogue: Catalogue | None = None) -> Watched:
+        async def start(catalogue: Catalogue | None = None, reserve: bool = False) -> Watched:
             spec = EngineSpec("cpu", 1, 1, catalogue or Catalogue(), LogSettings(level="critical"))
-            watched = Watched(ChildEngine(spec, 2, 1 << 16))
+            watched = Watched(ChildEngine(spec, 2, 1 << 16, reserve))
             stack.push_async_callback(watched.engine.stop)
             await watched.engine.start()
             return watched
@@ -171,7 +172,7 @@ class TestChild:
     async def test_stop_is_bounded_where_the_process_hangs(
         self, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(hosts, "STOP_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(engine_process, "STOP_TIMEOUT_S", 0.1)
         watched = await start_engine()
         pid = watched.engine.host.pid
         os.kill(pid, signal.SIGSTOP)
@@ -209,7 +210,7 @@ class TestChild:
         pid = engine.host.pid
         starting.cancel()
         # Before the task has had its turn, as when it is the loop that ends.
-        async with asyncio.timeout(hosts.STOP_TIMEOUT_S / 2):
+        async with asyncio.timeout(engine_process.STOP_TIMEOUT_S / 2):
             await engine.stop()
             await asyncio.wait({starting})
         assert starting.cancelled()
@@ -223,7 +224,7 @@ class TestChild:
     async def test_engine_that_is_never_ready_is_given_up(
         self, start_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(hosts, "START_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(engine_process, "START_TIMEOUT_S", 0.1)
         endless = tmp_path / "endless.py"
         endless.write_text("import threading\nthreading.Event().wait()\n")
         with pytest.raises(RuntimeError, match="not ready within"):
@@ -248,14 +249,14 @@ class TestChild:
         watched = await start_engine()
         await watched.next_event()
         gc.collect()  # maps of slabs of other tests hold descriptors
-        spawn, open_before = hosts._spawn, len(os.listdir("/proc/self/fd"))
+        spawn, open_before = engine_process._spawn, len(os.listdir("/proc/self/fd"))
 
         def refuse_twice(*arguments: Any) -> subprocess.Popen[bytes]:
             if watched.engine.host.restarts <= 2:
                 raise BlockingIOError("no more processes")
             return spawn(*arguments)
 
-        monkeypatch.setattr(hosts, "_spawn", refuse_twice)
+        monkeypatch.setattr(engine_process, "_spawn", refuse_twice)
         os.kill(watched.engine.host.pid, signal.SIGKILL)
         assert await watched.next_event() == "lost"
         assert await watched.next_event() == "ready"
@@ -279,6 +280,123 @@ class TestChild:
         assert await watched.next_event() == "ready"
         watched.submit(1)
         assert (await watched.answer()).id == 1
+
+
+async def in_reserve(host: EngineHost) -> int:
+    """The process in reserve, when there is one."""
+    async with asyncio.timeout(WAIT_S):
+        while not host.reserve_pid:  # noqa: ASYNC110 - it is another process that loads
+            await asyncio.sleep(0.001)
+    return host.reserve_pid
+
+
+@pytest.mark.usefixtures("without_torch")
+class TestReserve:
+    async def test_process_in_reserve_takes_over_and_another_takes_its_place(self, start_engine: StartEngine) -> None:
+        watched = await start_engine(reserve=True)
+        host = watched.engine.host
+        assert await watched.next_event() == "ready"
+        for times in (1, 2):
+            first, second = host.pid, await in_reserve(host)
+            assert first != second
+            os.kill(first, signal.SIGKILL)
+            assert await watched.next_event() == "lost"
+            assert await watched.next_event() == "ready"
+            assert (host.pid, watched.engine._pid, host.restarts) == (second, second, times)
+            watched.submit(times)
+            assert (await watched.answer()).id == times
+
+    async def test_it_hears_no_front_before(self, start_engine: StartEngine) -> None:
+        watched = await start_engine(reserve=True)
+        await in_reserve(watched.engine.host)
+        for _ in range(20):
+            link = EngineLink(watched.engine.host.address, "cpu", 1, 1 << 16)
+            await link.start()
+            assert link._pid == watched.engine.host.pid
+            await link.stop()
+
+    async def test_its_death_does_not_touch_the_one_that_serves(
+        self, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(hosts, "RESTART_DELAYS_S", (0.0,))
+        watched = await start_engine(reserve=True)
+        host = watched.engine.host
+        serving, second = host.pid, await in_reserve(host)
+        os.kill(second, signal.SIGKILL)
+        while host.reserve_pid:  # noqa: ASYNC110 - it is another process that ends
+            await asyncio.sleep(0.001)
+        third = await in_reserve(host)
+        assert third not in (serving, second)
+        assert (host.pid, host.restarts, watched.events.qsize()) == (serving, 0, 1), "it was ready once"
+        watched.submit(1)
+        assert (await watched.answer()).id == 1
+
+    async def test_one_that_cannot_start_does_not_touch_the_one_that_serves(
+        self, start_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        operations = tmp_path / "flaky.py"
+        operations.write_text("")
+        spawn, spawned = engine_process._spawn, 0
+
+        def fails_twice(*arguments: Any) -> subprocess.Popen[bytes]:
+            nonlocal spawned
+            spawned += 1
+            operations.write_text("raise ImportError('not now')" if spawned in (2, 3) else "")
+            return spawn(*arguments)
+
+        monkeypatch.setattr(hosts, "RESTART_DELAYS_S", (0.0,))
+        monkeypatch.setattr(engine_process, "_spawn", fails_twice)
+        watched = await start_engine(Catalogue(modules=(str(operations),)), reserve=True)
+        serving = watched.engine.host.pid
+        await in_reserve(watched.engine.host)
+        assert (spawned, watched.engine.host.pid, watched.engine.host.restarts) == (4, serving, 0)
+
+    async def test_one_that_still_loads_serves_when_it_has(self, start_engine: StartEngine) -> None:
+        watched = await start_engine(reserve=True)
+        host = watched.engine.host
+        assert await watched.next_event() == "ready"
+        while host._loading is None:  # noqa: ASYNC110 - it is this loop that starts it
+            await asyncio.sleep(0)
+        loading = host._loading.pid
+        os.kill(host.pid, signal.SIGKILL)
+        assert await watched.next_event() == "lost"
+        assert await watched.next_event() == "ready"
+        assert (host.pid, host.restarts) == (loading, 1)
+        assert await in_reserve(host) != loading
+
+    async def test_engine_lost_while_the_start_of_the_reserve_rests_is_started_at_once(
+        self, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        watched = await start_engine(reserve=True)
+        host = watched.engine.host
+        assert await watched.next_event() == "ready"
+        second = await in_reserve(host)
+        monkeypatch.setattr(hosts, "RESTART_DELAYS_S", (0.0, 10 * WAIT_S))
+        os.kill(second, signal.SIGKILL)
+        while not host._reserve_losses:  # noqa: ASYNC110 - it is another process that ends
+            await asyncio.sleep(0.001)
+        os.kill(host.pid, signal.SIGKILL)
+        assert await watched.next_event() == "lost"
+        assert await watched.next_event() == "ready"
+
+    @pytest.mark.parametrize("loaded", [True, False])
+    async def test_stop_ends_both(
+        self, start_engine: StartEngine, capfd: pytest.CaptureFixture[str], loaded: bool
+    ) -> None:
+        watched = await start_engine(reserve=True)
+        host = watched.engine.host
+        while host._loading is None:  # noqa: ASYNC110 - it is this loop that starts it
+            await asyncio.sleep(0)
+        pids = [host.pid, host._loading.pid]
+        if loaded:
+            await in_reserve(host)
+        await watched.engine.stop()
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+        assert (host.pid, host.reserve_pid) == (0, 0)
+        assert capfd.readouterr().err == "", "one left in disorder"
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "one would be started again"
 
 
 HELD = """

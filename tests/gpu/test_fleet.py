@@ -223,12 +223,13 @@ async def test_stop_that_is_given_up_leaves_no_process(start: Start, bus: Bus, t
 
 
 async def test_stop_while_a_front_comes_back_leaves_no_process(start: Start) -> None:
+    others = asyncio.all_tasks()
     fleet = await start()
     os.kill(fleet._processes[0].pid, signal.SIGKILL)
     await until(lambda: 0 not in fleet._processes and children().count("aikoryu.gpu.front_process") == 2)
     assert await fleet.stop()
     assert children() == []
-    assert asyncio.all_tasks() == {asyncio.current_task()}, "it would be started again"
+    assert asyncio.all_tasks() == others, "it would be started again"
 
 
 @pytest.mark.parametrize("process", ["aikoryu.gpu.child", "aikoryu.gpu.front_process"])
@@ -318,6 +319,23 @@ async def test_cpu_behind_the_cpu_has_a_name_of_its_own(settings: Settings) -> N
     engines = EngineAddress(device, "cpu", 2), EngineAddress(spare, "cpu-spare", 2)
     assert [spec.engines for spec in fleet._specs] == [engines] * 2
     await fleet.stop()
+
+
+async def test_devices_have_a_reserve_and_the_spare_has_none(settings: Settings) -> None:
+    fleet = Fleet(replace(settings, worker=replace(settings.worker, device="cuda:0,cuda:1", reserve=True)))
+    assert [host._wants_reserve for host in fleet._hosts] == [True, True, False]
+    await fleet.stop()
+
+
+async def test_reserve_takes_over_for_every_front(start: Start, settings: Settings, bus: Bus) -> None:
+    fleet = await start(replace(settings, worker=replace(settings.worker, reserve=True)))
+    (host,) = fleet._hosts
+    await until(lambda: host.reserve_pid != 0)
+    first, second = host.pid, host.reserve_pid
+    os.kill(first, signal.SIGKILL)
+    after = {await answered(bus) for _ in range(20)}
+    assert after == {second}
+    assert host.pid == second
 
 
 @pytest.mark.parametrize(
