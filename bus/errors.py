@@ -79,6 +79,12 @@ class Busy(BusError):
         self.retry_after_s = retry_after_s
 
 
+class EngineDown(Busy):
+    """The worker's engine is being started again, and there is no other. Nothing was run; another worker may do it."""
+
+    code = "engine_down"
+
+
 class Expired(BusError):
     """The deadline passed before the answer came. A row may still have been run."""
 
@@ -139,7 +145,7 @@ class ServerFailed(BusError):
     code = "server_failed"
 
 
-_BY_CODE: dict[str, type[BusError]] = {cls.code: cls for cls in BusError.__subclasses__()}
+_BY_CODE: dict[str, type[BusError]] = {cls.code: cls for cls in [*BusError.__subclasses__(), EngineDown]}
 
 
 def from_wire(code: str, message: str) -> BusError:

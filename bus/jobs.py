@@ -25,6 +25,7 @@ from .errors import (
     BadValue,
     BadVersion,
     Busy,
+    EngineDown,
     NoTensor,
     NotOwner,
     TooLarge,
@@ -206,7 +207,7 @@ def after(outcome: Outcome, delivered: int, max_deliver: int, waited_s: float, l
     """
     if not outcome.err or outcome.err[0].code in FINAL:
         return Next.STORE
-    if outcome.err[0].code == Busy.code:
+    if outcome.err[0].code in (Busy.code, EngineDown.code):
         return Next.WAIT if waited_s < longest_wait_s or delivered >= max_deliver else Next.RETRY
     return Next.RETRY if delivered < max_deliver else Next.BURY
 

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from .errors import BusError, Busy
+from .errors import BusError, Busy, EngineDown
 from .frames import MAX_ASKED, Question, Reply, decode_holding, encode, sent_again
 from .outgoing import Outgoing
 from .pending import Pending
@@ -83,21 +83,24 @@ class Resends:
         self._served.add(subject)
 
     def refused(self, frame: Pending, reply: Reply) -> bool:
-        """Send a frame again, later, that a full queue refused whole; true also for a refusal that is out of date.
+        """Send a frame again, later, that was refused whole because there is no room, or no engine, for now.
 
         At most twice; until its deadline if a worker of it was lost, because those left have the work of two for a
-        while.
+        while, and if an engine is being started again. True also for a refusal that is out of date.
         """
-        if len(reply.err) != 1 or reply.err[0].code != Busy.code or reply.err[0].n not in (0, frame.rows):
+        if len(reply.err) != 1 or reply.err[0].n not in (0, frame.rows):
+            return False
+        down = reply.err[0].code == EngineDown.code
+        if not down and reply.err[0].code != Busy.code:
             return False
         now = self._loop.time()
         if reply.again < frame.again or frame.heard > now:
             return True
-        if frame.busy >= BUSY_RETRIES and not frame.resent:
+        if frame.busy >= BUSY_RETRIES and not (frame.resent or (down and frame.idempotent)):
             return False
         frame.busy += 1
-        retry_s = max(reply.err[0].retry_ms / 1000, LEAST_S)
-        return self._send_later(frame, now, retry_s * frame.busy * (0.5 + random.random()))
+        retry_s = max(reply.err[0].retry_ms / 1000, LEAST_S) * (1 if down else frame.busy)
+        return self._send_later(frame, now, retry_s * (0.5 + random.random()))
 
     def unserved(self, frame: Pending) -> bool:
         """Send a frame again, later, that found nobody where somebody was before; false if none comes for long."""

@@ -13,7 +13,7 @@ from time import monotonic
 
 import structlog
 
-from ..bus.errors import BusError, Busy, Cancelled, EngineLost, Expired, OperationFailed, from_wire
+from ..bus.errors import BusError, Busy, Cancelled, EngineDown, EngineLost, Expired, OperationFailed, from_wire
 from ..bus.frames import By, row_error
 from ..bus.service import Held, Service
 from .admission import Admission, LaneSpec
@@ -33,6 +33,7 @@ from .telemetry import Telemetry
 PROBE_S = 0.05  # rows that have waited this long: ask the server whether their caller is still there
 PROBE_AGAIN_S = 1.0  # before the same caller is asked again
 DOWN_S = 2.0  # the engine has been gone for so long: refuse frames, so that callers turn to other workers
+DOWN_AGAIN_S = 0.5  # before a caller should try again
 DOWN_LOOK_S = 0.1
 BACKLOG_BYTES = 64 << 20  # of answers that the connection has not taken: start nothing that would add to them
 BACKLOG_S = 0.005
@@ -103,7 +104,7 @@ class Front:
             Busy: the queue, its client's part of it, or the number of lanes is at its limit.
         """
         if monotonic() - self._down_since > DOWN_S:
-            raise Busy(f"the {self.fallback.device.name} engine is down and being started again", retry_after_s=1.0)
+            raise EngineDown(f"the {self.fallback.device.name} engine is being started again", retry_after_s=DOWN_AGAIN_S)
         spec = self._admission.admit(held.endpoint.name, held.request)
         lane = self.planner.lane(spec.key, spec.operation.max_rows)
         request = held.request

@@ -15,7 +15,7 @@ import pytest
 
 from aikoryu.bus.client import Client
 from aikoryu.bus.columns import pack, unpack
-from aikoryu.bus.errors import BusError, Busy, Expired, NoWorker
+from aikoryu.bus.errors import BusError, Busy, EngineDown, Expired, NoWorker
 from aikoryu.bus.frames import Question, Reply, Request, RowError, decode_question, decode_request, encode
 from aikoryu.bus.memory import MemoryBus, MemoryConnection, MemoryMessage
 from aikoryu.bus.service import Held, Service
@@ -510,6 +510,22 @@ async def test_frame_whose_worker_was_lost_is_tried_while_those_left_are_busy(
     assert not call.done()
     assert 5 < len(bus.requests) < 20
     left.answering = left.answer
+    assert await value(call) == 6
+
+
+async def test_idempotent_frame_is_tried_until_an_engine_is_there_again(
+    client: Client, workers: list[Worker], bus: UnreliableBus
+) -> None:
+    for worker in workers:
+        worker.answering = partial(worker.service.fail, error=EngineDown("being started", retry_after_s=0.5))
+    call = asyncio.ensure_future(ask(client, 3))
+    other = asyncio.ensure_future(ask(client, 4, idempotent=False))
+    await asyncio.sleep(8.0)
+    assert isinstance(other.exception(), EngineDown)
+    assert not call.done()
+    assert 10 < len(bus.requests) < 40
+    for worker in workers:
+        worker.answering = worker.answer
     assert await value(call) == 6
 
 

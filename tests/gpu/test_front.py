@@ -661,7 +661,7 @@ async def test_waiting_rows_expire_and_frames_are_refused_while_the_engine_is_do
     monkeypatch.setattr("aikoryu.gpu.front.DOWN_S", 0.0)
     await caller.send("echo", {"x": x(1)})
     await rig.settle()
-    assert [error.code for error in caller.replies[-1].err] == ["busy"]
+    assert [error.code for error in caller.replies[-1].err] == ["engine_down"]
     rig.engine.on_ready()
     await caller.send("echo", {"x": x(1)})
     await rig.settle()

@@ -150,8 +150,9 @@ class Load:
     def _rows(self, first: int, count: int) -> Array:
         """The numbers of consecutive calls, (count, WIDTH) float64: no two calls have one in common."""
         first += self._task.offset
-        rows: Array = np.arange(WIDTH * first, WIDTH * (first + count), dtype=np.float64)
-        return rows.reshape(count, WIDTH)
+        numbers = np.arange(WIDTH * first, WIDTH * (first + count), dtype=np.float64)
+        rows: Array = numbers.reshape(count, WIDTH)
+        return rows
 
 
 async def call(task: LoadTask, asked: asyncio.Event) -> None:
