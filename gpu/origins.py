@@ -28,7 +28,7 @@ from .origin import FOOTER_BYTES, Draft, Origin, Seen, Upload, digest, read_behi
 
 BLOCK_BYTES = 4096  # what a file takes at least, and a multiple of
 UPLOAD_S = 120.0  # an array of which no further part has come for so long is given up
-DRAFT_S = 86400.0  # a result that has been computed for so long is nobody's any more
+DRAFT_S = 86400.0  # a result that has been computed for so long is nobody's any more, nor is one whose process is gone
 SWEEP_S = 10.0
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,64}")
@@ -194,7 +194,7 @@ class Origins:
             BadValue: that is no key.
             TooLarge, Busy: it does not fit the budget, or not now.
         """
-        path = self._undone(key, f"{origin.serial}~draft")
+        path = self._undone(key, f"{origin.serial}-{os.getpid()}~draft")
         size = origin.nbytes + FOOTER_BYTES
         with self._claimed(path, size), _new(path) as file:
             # Taken now: a page that cannot be had when the mapping is written would end the process.
@@ -332,7 +332,8 @@ class Origins:
                 with suppress(FileNotFoundError):  # another process drops files, too
                     found = entry.stat()
                     kind = entry.name.rpartition("~")[2]
-                    if found.st_mtime + _UNDONE.get(kind, 0.0) <= now:
+                    left = kind == "draft" and _maker_is_gone(entry.name)
+                    if left or found.st_mtime + _UNDONE.get(kind, 0.0) <= now:
                         os.unlink(entry.path)
                         continue
                     used += _charge(found.st_size)
@@ -361,6 +362,12 @@ def _new(path: str) -> Iterator[int]:
 def _remove(path: str) -> None:
     with suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _maker_is_gone(draft: str) -> bool:
+    """Whether the engine process that a draft's name tells of has ended."""
+    pid = draft.removesuffix("~draft").rpartition("-")[2]
+    return not os.path.exists(f"/proc/{pid}")
 
 
 def _is_at(file: int, path: str) -> bool:

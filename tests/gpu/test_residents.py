@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -311,6 +312,17 @@ def test_draft_is_invisible_until_it_is_published(store: Origins, tmp_path: Path
     np.testing.assert_array_equal(get(store, "g.x", X), X)
     store.discard(store.draft("g.y", origin(X)))
     assert (files(tmp_path), store.used_bytes) == (["g.x"], BLOCK_BYTES)
+
+
+def test_draft_of_a_process_that_is_gone_goes_when_the_next_engine_starts(store: Origins, tmp_path: Path) -> None:
+    kept = store.draft("g.x", origin(X))
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    left = Path(kept.path.replace(f"-{os.getpid()}~", f"-{gone.pid}~"))
+    left.write_bytes(b"half")
+    Origins(tmp_path, 1 << 20).tidy()
+    assert [path.name for path in tmp_path.iterdir()] == [Path(kept.path).name]
+    store.discard(kept)
 
 
 def test_draft_may_take_long(store: Origins, clock: Clock, tmp_path: Path) -> None:
