@@ -68,11 +68,11 @@ class Fallback:
 
     def home(self, operation: str) -> Place:
         """Where new rows of an operation belong."""
-        if self.spare is None:
+        breaker = self.breakers.get(operation)
+        if self.device.slots and (breaker is None or breaker.state is State.CLOSED):
             return self.device
-        trusted = self.state(operation) is State.CLOSED
         # Where neither takes batches, rows wait for the device.
-        return self.spare if self.spare.slots and not (trusted and self.device.slots) else self.device
+        return self.spare if self.spare is not None and self.spare.slots else self.device
 
     def reason(self, operation: str) -> str:
         """Why rows of an operation go to the spare."""
