@@ -78,8 +78,8 @@ def dissect(
     for first in range(0, rows, BLOCK_PACKETS):
         block = slice(first, first + BLOCK_PACKETS)
         at = xp.minimum(offsets[block], len(blob)).astype("i8")
-        end = xp.minimum(at + lengths[block], len(blob))
-        limit = end if wire_lengths is None else xp.maximum(at + wire_lengths[block], end)
+        end = xp.minimum(at + lengths[block].astype("i8"), len(blob))
+        limit = end if wire_lengths is None else xp.maximum(at + wire_lengths[block].astype("i8"), end)
         kind = tables(xp).links[links[block]]
         part = {name: column[block] for name, column in columns.items()}
         walk = Walk(blob, at, end, limit.copy(), kind, part, tables(xp), xp)

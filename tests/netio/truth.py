@@ -83,14 +83,14 @@ def our_columns(index: PacketIndex, packets: Packets) -> dict[str, list[str]]:
     return columns
 
 
-def plain(name: str, value: str) -> str:
-    """A value of tshark's as we write it: the first label of a stack, signed times, nothing for 0."""
+def plain(name: str, values: list[str]) -> list[str]:
+    """A column of tshark's as we write it: the first label of a stack, signed times, nothing for 0."""
     if name == "mpls_labels":
-        return value.split("|")[0]
-    if name == "ts_ns" and int(value) >= 2**63:
+        return [value.split("|")[0] for value in values]
+    if name == "ts_ns":
         # A clock below 0, which tshark takes for one without a sign; 64 bits of nanoseconds hold the former alone.
-        return str((int(value) + 2**63) % 2**64 - 2**63)
-    return "" if value == "0" else value
+        values = [str((int(value) + 2**63) % 2**64 - 2**63) for value in values]
+    return ["" if value == "0" else value for value in values]
 
 
 def text(values: Any) -> list[str]:
