@@ -63,6 +63,7 @@ def described(done: Drill) -> list[dict[str, Any]]:
         {
             "fault": outcome.fault.name,
             "what": outcome.fault.what,
+            "happened": outcome.happened,
             "calls": outcome.account.calls,
             "lost": outcome.account.lost,
             "wrong": outcome.account.wrong,

@@ -145,7 +145,9 @@ class ServerFailed(BusError):
     code = "server_failed"
 
 
-_BY_CODE: dict[str, type[BusError]] = {cls.code: cls for cls in [*BusError.__subclasses__(), EngineDown]}
+_BY_CODE: dict[str, type[BusError]] = {cls.code: cls for cls in BusError.__subclasses__()} | {
+    EngineDown.code: EngineDown
+}
 
 
 def from_wire(code: str, message: str) -> BusError:

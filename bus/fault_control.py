@@ -1,14 +1,15 @@
 """Faults at run time: whoever may asks every worker to misbehave, and each says whether it will.
 
 A message to the subject `faults` replaces all rules; none ends them. It is {v, rules: [text]} in MessagePack or JSON,
-and so are the answers, {v, worker, rules, code, message}: what is in force there now, and why it is not what was asked.
+and so are the answers, {v, worker, rules, injected, code, message}: what is in force there now, what came of rules so
+far, and why the rules are not what was asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 import msgspec
@@ -24,6 +25,9 @@ from .transport import Message, Subscription, Transport, no_responders
 VERSION = 1
 
 _log = structlog.get_logger(__name__)
+
+Injected = Callable[[], Mapping[str, int]]
+"""Tells how often something went wrong so far, by kind: on this connection, and in the engine that fronts share."""
 
 Apply = Callable[[str, list[Rule]], None]
 """Takes the rules in force from now on, and before them a name for the order, the same in all processes it reached."""
@@ -42,11 +46,14 @@ class Answer(msgspec.Struct):
     Attributes:
         worker: its id; each front has one.
         rules: what is in force there now.
-        code, message: why they are not what was asked for; empty if they are.
+        injected: how often something went wrong so far, by kind; an engine's word is up to a second old, and begins
+            anew with each process.
+        code, message: why the rules are not what was asked for; empty if they are.
     """
 
     worker: str
     rules: list[str] = []
+    injected: dict[str, int] = {}
     code: str = ""
     message: str = ""
     v: int = VERSION
@@ -62,6 +69,7 @@ class FaultControl:
         settings: whether faults may be injected here, and which are in force from the start.
         may_answer: whether a reply subject may be answered.
         apply: puts rules in force.
+        injected: what came of them.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class FaultControl:
         settings: FaultSettings,
         may_answer: Callable[[str], bool],
         apply: Apply,
+        injected: Injected,
     ) -> None:
         self._transport = transport
         self._outgoing = Outgoing(transport)
@@ -80,6 +89,7 @@ class FaultControl:
         self._settings = settings
         self._may_answer = may_answer
         self._apply = apply
+        self._injected = injected
         self._rules: list[str] = []
         self._subscription: Subscription | None = None
 
@@ -115,7 +125,7 @@ class FaultControl:
             self._put(message.reply or secrets.token_hex(8), _decode(message.data))
         except BusError as error:
             answer.code, answer.message = error.code, str(error)
-        answer.rules = self._rules
+        answer.rules, answer.injected = self._rules, dict(self._injected())
         # A reply subject is anyone's to choose: an answer to an operation's would be a request of the worker.
         if self._may_answer(message.reply):
             encode = msgspec.json.encode if message.data.startswith(b"{") else msgspec.msgpack.encode

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
@@ -49,10 +50,13 @@ def main(lifeline_fd: str, listener_fd: str, spec_json: str) -> None:
     if not _told_to_begin(lifeline):
         return
     intake = Intake(lifeline, socket.socket(fileno=int(listener_fd)), device, executor.max_rows, pulse)
+    figures = [executor.figures]
     if spec.faults:
-        intake.on_inject = injector(operations.values(), device).take
+        faults = injector(operations.values(), device)
+        intake.on_inject = faults.take
+        figures.append(faults.figures)
     try:
-        _serve(intake, executor, spec.streams)
+        _serve(intake, executor, spec.streams, figures)
     except DeviceLost as error:
         _log.critical("device lost", device=device.name, error=str(error))
         os._exit(EXIT_DEVICE_LOST)  # what is left of its context could hang an orderly end
@@ -66,7 +70,7 @@ def _told_to_begin(lifeline: ControlSocket) -> bool:
         return False
 
 
-def _serve(intake: Intake, executor: Executor, streams: int) -> None:
+def _serve(intake: Intake, executor: Executor, streams: int, figures: Sequence[Callable[[], dict[str, float]]]) -> None:
     """Take what waits while a stream is free, and answer what has ended, until the host closes the lifeline.
 
     One thread does it all: batches overlap on the device, where they were enqueued on different streams. While some
@@ -95,7 +99,7 @@ def _serve(intake: Intake, executor: Executor, streams: int) -> None:
             time.sleep(NAP_S)
         if now - reported > REPORT_S:
             reported = now
-            intake.report(executor.figures())
+            intake.report({name: value for each in figures for name, value in each().items()})
 
 
 if __name__ == "__main__":

@@ -59,6 +59,10 @@ class Injector:
             self._faults = Faults(order.rules)
             _log.warning("faults in force", rules=[rule.kind for rule in order.rules])
 
+    def figures(self) -> dict[str, float]:
+        """How often something went wrong, by name of the metric."""
+        return {f"faults_{kind}": float(count) for kind, count in self.injected.items()}
+
     def fail(self) -> NoReturn:
         """Raise as an operation with a mistake would."""
         raise Injected("the fault injector raised this")

@@ -15,7 +15,7 @@ import structlog
 from ..bus.connection import NatsConnection
 from ..bus.discovery import Discovery
 from ..bus.fault_control import FaultControl
-from ..bus.faults import Faults, Rule, bus_rules, engine_rules
+from ..bus.faults import ENGINE_KINDS, Faults, Rule, bus_rules, engine_rules
 from ..bus.faulty import FaultyTransport
 from ..bus.job_worker import JobWorker
 from ..bus.loopback import Loopback
@@ -76,7 +76,9 @@ class Worker:
             self.telemetry.watch_connection(lambda: transport.statistics()._asdict())
         self._discovery = Discovery(transport, self._service, self.id, VERSION, self._details)
         may_answer = self._service.may_answer
-        self._fault_control = FaultControl(transport, subjects, self.id, settings.faults, may_answer, self._inject)
+        self._fault_control = FaultControl(
+            transport, subjects, self.id, settings.faults, may_answer, self._inject, self._injected
+        )
         self._transport = transport
         self._state = "starting"
         worker = settings.worker
@@ -150,6 +152,12 @@ class Worker:
         assert self._faulty is not None, "rules are refused unless faults are on"
         self._faulty.faults = Faults(bus_rules(rules))
         self._engines[0].inject(Inject(order, engine_rules(rules)))
+
+    def _injected(self) -> dict[str, int]:
+        """What faults have come to here, by kind."""
+        told = self._engines[0].figures
+        engine = {kind: int(told[f"faults_{kind}"]) for kind in ENGINE_KINDS if f"faults_{kind}" in told}
+        return engine | (self._faulty.injected if self._faulty is not None else {})
 
     def _details(self, operation: str) -> dict[str, Any]:
         """An operation's own figures in the service's statistics."""

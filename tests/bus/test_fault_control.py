@@ -34,6 +34,7 @@ class Worker:
             settings,
             lambda reply: reply.startswith("_INBOX."),
             lambda order, rules: self.applied.append((order, rules)),
+            lambda: {"drop": len(self.applied)},
         )
 
     @property
@@ -129,7 +130,8 @@ async def test_order_that_is_none_changes_nothing(
 
 async def test_order_in_json_is_answered_in_json(bus: MemoryBus, workers: list[Worker]) -> None:
     answers = [msgspec.json.decode(answer) for answer in await asked(bus, b'{"v": 1, "rules": ["drop:0.5"]}')]
-    assert {"v": 1, "worker": "w1", "rules": ["drop:0.5"], "code": "", "message": ""} in answers
+    said = {"v": 1, "worker": "w1", "rules": ["drop:0.5"], "injected": {"drop": 1}, "code": "", "message": ""}
+    assert said in answers
 
 
 async def test_subject_that_is_no_inbox_gets_no_answer_and_order_without_one_is_taken(

@@ -285,6 +285,7 @@ async def test_only_the_operator_has_workers_misbehave(connect: Connect) -> None
         settings,
         lambda reply: reply.startswith(f"{inbox('operator')}."),
         lambda order, rules: applied.extend(rule.kind for rule in rules),
+        dict,
     )
     await control.start()
     await worker.flush()

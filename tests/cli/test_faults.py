@@ -29,7 +29,7 @@ async def listening(url: str, name: str, settings: FaultSettings) -> AsyncIterat
         told[:] = [rule.kind for rule in rules]
 
     connection = await NatsConnection.open(ConnectOptions(url))
-    control = FaultControl(connection, Subjects(), name, settings, lambda reply: True, apply)
+    control = FaultControl(connection, Subjects(), name, settings, lambda reply: True, apply, dict)
     await control.start()
     await connection.flush()
     yield told

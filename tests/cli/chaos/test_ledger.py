@@ -63,9 +63,7 @@ def test_a_second_answer_is_seen_and_counts_as_no_other() -> None:
 def test_accounts_add_up_bin_by_bin() -> None:
     whole = Account(calls=2, right=1, errors={"busy": 1}, longest_s=0.5, answered=[1])
     whole.add(Account(calls=3, right=2, wrong=1, errors={"busy": 1, "expired": 1}, longest_s=0.1, answered=[0, 2]))
-    assert whole == Account(
-        calls=5, right=3, wrong=1, errors={"busy": 2, "expired": 1}, longest_s=0.5, answered=[1, 2]
-    )
+    assert whole == Account(calls=5, right=3, wrong=1, errors={"busy": 2, "expired": 1}, longest_s=0.5, answered=[1, 2])
 
 
 def test_an_account_is_a_value_of_its_own() -> None:

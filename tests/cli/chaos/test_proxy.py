@@ -3,6 +3,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+
 from aikoryu.cli.chaos.proxy import Proxy
 
 

@@ -92,10 +92,10 @@ class Load:
         """Make lone calls."""
         first, sent = self.ledger.open(MANY), time.monotonic()
         self._open += MANY
-        for number in range(first, first + MANY):
+        for number, row in enumerate(self._rows(first, MANY), first):
             answer = self._bus.call(
                 OPERATION,
-                {"a": self._row(number), "b": self._factors[0]},
+                {"a": row, "b": self._factors[0]},
                 timeout_s=self._task.timeout_s,
                 idempotent=True,
             )
@@ -143,9 +143,6 @@ class Load:
         """Compare answers with what they must be, exactly: float64 holds these products."""
         expected = self._rows(first, len(rows)) * FACTOR
         self.ledger.answered(first, (rows == expected).all(axis=1), sent, time.monotonic())
-
-    def _row(self, number: int) -> Array:
-        return self._rows(number, 1)[0]
 
     def _rows(self, first: int, count: int) -> Array:
         """The numbers of consecutive calls, (count, WIDTH) float64: no two calls have one in common."""

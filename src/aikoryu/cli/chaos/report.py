@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..table import table
 from .run import Outcome
 
-HEADING = ("fault", "calls", "lost", "wrong", "twice", "longest wait", "on the spare", "recovered after")
+HEADING = ("fault", "times", "calls", "lost", "wrong", "twice", "longest wait", "on the spare", "recovered after")
 
 
 def line(outcome: Outcome) -> str:
@@ -30,6 +30,7 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
             f"{len(outcomes)} faults, {calls:,} calls: each got its one right answer. None lost, none answered twice."
         )
     lines = [f"{outcome.fault.name}: {_bad(outcome)}." for outcome in outcomes if not outcome.account.clean]
+    lines += [f"{outcome.fault.name}: it did not happen." for outcome in outcomes if not outcome.happened]
     lines += [
         f"{outcome.fault.name}: the device was not back in time." for outcome in outcomes if outcome.recovered_s is None
     ]
@@ -37,8 +38,10 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
 
 
 def well(outcomes: Sequence[Outcome]) -> bool:
-    """Whether every call of every fault got its one right answer, and the device was back each time."""
-    return bool(outcomes) and all(outcome.account.clean and outcome.recovered_s is not None for outcome in outcomes)
+    """Whether every fault happened, every call got its one right answer, and the device was back each time."""
+    return bool(outcomes) and all(
+        outcome.happened and outcome.account.clean and outcome.recovered_s is not None for outcome in outcomes
+    )
 
 
 def _bad(outcome: Outcome) -> str:
@@ -52,6 +55,7 @@ def _cells(outcome: Outcome) -> tuple[str, ...]:
     recovered = "never" if outcome.recovered_s is None else f"{outcome.recovered_s:.1f} s"
     return (
         outcome.fault.name,
+        f"{outcome.happened:,}",
         f"{account.calls:,}",
         f"{account.lost:,}",
         f"{account.wrong:,}",

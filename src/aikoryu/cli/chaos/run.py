@@ -33,12 +33,14 @@ class Outcome:
 
     Attributes:
         fault: which.
+        happened: how often it did.
         account: of the calls made meanwhile.
         on_spare: rows that ran on the spare.
         recovered_s: from the end of the fault until the device had the operation again; None: it did not in time.
     """
 
     fault: Fault
+    happened: int
     account: Account
     on_spare: int
     recovered_s: float | None
@@ -104,14 +106,14 @@ class Run:
         before = len(self.timeline.samples)
         async with self._load(rate, proxied=fault.proxied) as load:
             began = self._now()
-            await fault.cause(self._stage, max(fault.seconds, calls / rate))
+            happened = await fault.cause(self._stage, max(fault.seconds, calls / rate))
             ended = self._now()
             self.timeline.periods.append(Period(fault.name, began, ended))
             while load.account.calls < calls:
                 await self._change()
         recovered = await self._recovered(ended)
         spare = sum(sample.spare_rows for sample in self.timeline.samples[before:])
-        return Outcome(fault, load.account, spare, recovered)
+        return Outcome(fault, happened, load.account, spare, recovered)
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

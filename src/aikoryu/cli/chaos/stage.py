@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ...agents import connect
 from ...agents.bus import open_transport
 from ...bus.fault_control import inject
+from ...bus.faults import ENGINE_KINDS
 from ...bus.server import EmbeddedServer
 from ...bus.subjects import Subjects
 from ...config import Settings
@@ -46,9 +48,13 @@ class Stage:
         self.subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
         self._server = server
         self._worker = worker
+        self._injected: Counter[str] = Counter()
 
-    async def inject(self, *rules: str) -> None:
+    async def inject(self, *rules: str) -> int:
         """Have the worker's fronts and its device obey these rules, none if there are none.
+
+        Returns:
+            How often something went wrong since the last time, at least.
 
         Raises:
             Failed: not all of them do.
@@ -66,6 +72,12 @@ class Stage:
         for answer in answers:
             if answer.code:
                 raise Failed(f"{answer.worker}: {answer.message}")
+        injected: Counter[str] = Counter()
+        for answer in answers:
+            for kind, count in answer.injected.items():  # the fronts share the engine, a connection each has of its own
+                injected[kind] = max(injected[kind], count) if kind in ENGINE_KINDS else injected[kind] + count
+        before, self._injected = self._injected, injected
+        return (injected - before).total()
 
     async def workers(self, wait_s: float) -> list[dict[str, Any]]:
         """What the fronts tell of themselves."""
@@ -76,9 +88,18 @@ class Stage:
         """Crash the front that has lived longest."""
         kill(fronts(self._worker.pid)[0])
 
+    @property
+    def engine_pid(self) -> int:
+        """The process of the device's engine that serves.
+
+        Raises:
+            Failed: there is none.
+        """
+        return engine(self._worker.pid, devices_of(self.settings)[0])
+
     def kill_engine(self) -> None:
         """Crash the device's engine."""
-        kill(engine(self._worker.pid, devices_of(self.settings)[0]))
+        kill(self.engine_pid)
 
     def kill_server(self) -> None:
         """Crash the server; it is started again on its store."""
