@@ -1,0 +1,95 @@
+"""Walks in step find what the plain walk finds, whatever the guesses were."""
+
+from __future__ import annotations
+
+import random
+from struct import pack
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from aikoryu.netio import chain
+from aikoryu.netio.chain import Chain
+from aikoryu.netio.packet_index import Array
+
+HEADER = bytes(24)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions so small that a few kilobytes have many."""
+    for name, value in (("REGION_BYTES", 8192), ("SEGMENT_BYTES", 512), ("SEARCH_BYTES", 256), ("LEAST_LANES", 4)):
+        monkeypatch.setattr(chain, name, value)
+
+
+def record(order: str, seconds: int, frame: bytes, captured: int | None = None) -> bytes:
+    return pack(order + "IIII", seconds, 5, len(frame) if captured is None else captured, len(frame)) + frame
+
+
+def plain_walk(data: bytes, order: Literal["<", ">"]) -> list[int]:
+    places, at = [], len(HEADER)
+    while at + 16 <= len(data):
+        length = int.from_bytes(data[at + 8 : at + 12], "little" if order == "<" else "big")
+        if at + 16 + length > len(data):
+            break
+        places.append(at)
+        at += 16 + length
+    return places
+
+
+def found(data: bytes, order: Literal["<", ">"], limit: int = 100) -> list[int]:
+    walk = Chain(np.frombuffer(data, np.uint8), len(HEADER), order)
+    places: list[int] = []
+    while len(part := walk.take(limit)):
+        places += part.tolist()
+    return places
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("seed", range(8))
+def test_all_records_are_found(order: Literal["<", ">"], seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of all sizes, some of which hold what looks like records, under times that jump."""
+    rng = random.Random(seed)
+    data, seconds = bytearray(HEADER), 0x5F000000
+    for _ in range(600):
+        seconds += 0x10000 if rng.random() < 0.01 else 0
+        frame = rng.randbytes(rng.choice([0, 40, 60, 200]))
+        if rng.random() < 0.03:
+            frame = record(order, seconds, bytes(30)) * rng.choice([2, 40])
+        data += record(order, seconds, frame)
+    lanes = counted_lanes(monkeypatch)
+    assert found(bytes(data), order) == plain_walk(bytes(data), order)
+    assert sum(lanes) > 20
+
+
+def test_a_record_that_lies_ends_the_chain() -> None:
+    good = HEADER + record("<", 0x5F000000, bytes(40)) * 300
+    for length in (len(good), 0xFFFFFFFF):
+        data = good + record("<", 0x5F000000, b"", length) + record("<", 0x5F000000, bytes(40)) * 300
+        assert found(data, "<") == plain_walk(good, "<") == plain_walk(data, "<")
+
+
+def test_a_record_that_hides_others_is_followed() -> None:
+    """Its length leads to the middle of nowhere, where no guess is."""
+    some = record("<", 0x5F000000, bytes(40)) * 300
+    data = HEADER + some + record("<", 0x5F000000, b"", 3001) + some
+    assert found(data, "<") == plain_walk(data, "<")
+
+
+def test_the_order_of_guesses_does_not_depend_on_how_much_is_taken() -> None:
+    data = HEADER + record("<", 0x5F000000, bytes(33)) * 500
+    assert found(data, "<", 1) == found(data, "<", 7) == found(data, "<", 10**6)
+
+
+def counted_lanes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many walks went in step, one number a region."""
+    counts: list[int] = []
+    lanes = Chain._lanes
+
+    def counting(self: Chain, at: Array, stops: Array) -> Array:
+        counts.append(len(at))
+        return lanes(self, at, stops)
+
+    monkeypatch.setattr(Chain, "_lanes", counting)
+    return counts
