@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from subprocess import PIPE
 import pytest
 
 from aikoryu.cli import main
+from aikoryu.cli.serving import UNANSWERED
 
 from .conftest import WAIT_S, Command, Start, eventually
 
@@ -33,12 +35,12 @@ def wait(x):
 '''
 
 
-def blocked(start: Start, up: str, folder: Path) -> tuple[Command, Command]:
+def blocked(start: Start, up: str, folder: Path, *settings: str) -> tuple[Command, Command]:
     """A worker that runs a call, and the call."""
     file = folder / "blocking.py"
     file.write_text(BLOCKING.format(folder=str(folder)))
     here = ("--nats", up, "--set", f"bus.namespace={folder.name}")
-    worker = start("worker", "--operations", str(file), "--set", "models.embed=", *here)
+    worker = start("worker", "--operations", str(file), "--set", "models.embed=", *here, *settings)
     worker.hear(r"Worker .* serves \d+ operations on nats://")
     call = start("call", "blocking.wait", "x=1.5", *here)
     eventually((folder / "engine").exists, "the call runs")
@@ -125,6 +127,60 @@ def test_file_without_operations_is_told(start: Start, up: str, tmp_path: Path) 
 def test_taken_port_of_up(up: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", "--set", f"server.port={up.rpartition(':')[2]}"]) == 1
     assert "is taken: stop what listens there" in capsys.readouterr().err
+
+
+def test_call_that_is_left_unanswered_has_a_status_of_its_own(start: Start, up: str, tmp_path: Path) -> None:
+    worker, _ = blocked(start, up, tmp_path, "--set", "worker.drain_s=0")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.end() == UNANSWERED == 3
+
+
+def test_server_that_cannot_be_reached(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worker", "--nats", "nats://127.0.0.1:1"]) == 1
+    assert "cannot connect to" in capsys.readouterr().err
+
+
+def test_setting_that_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worker", "--set", "worker.metrics_host=a b"]) == 2
+    assert "worker.metrics_host" in capsys.readouterr().err
+
+
+def test_server_of_up_that_is_killed_comes_back_to_its_worker(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "store").mkdir()
+    up = start("up", "--set", "server.port=0", "--set", "models.embed=", "--set", f"server.store_dir={tmp_path}/store")
+    url = up.hear(r"is up: NATS at (\S+),")[1]
+    up.hear(f"Jobs and their results are in {tmp_path}/store")
+    (server,) = (pid for pid in up.processes() if b"nats.conf" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(server, signal.SIGKILL)
+    up.hear("nats-server lost")
+    up.hear("nats-server restarted")
+    up.hear("connection restored")
+    assert main(["call", "echo", "x=1.5", "--nats", url]) == 0
+    assert json.loads(capsys.readouterr().out) == {"x": 1.5}
+    up.interrupt()
+    assert up.end() == 0, up.words
+    assert up.processes() == []
+
+
+def test_systemd_is_told_what_it_asks_for(
+    start: Start, up: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(WAIT_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "100000")
+        worker = start("worker", "--nats", up, "--set", "models.embed=")
+        while "READY=1" not in heard:  # the socket holds no more than ten: others wait, and then are lost
+            heard.append(systemd.recv(1000).decode())
+        worker.process.send_signal(signal.SIGTERM)
+        while "STOPPING=1" not in heard:
+            heard.append(systemd.recv(1000).decode())
+    assert worker.end() == 0
+    assert set(heard) == {"WATCHDOG=1", "READY=1", "STOPPING=1"}
 
 
 def test_interrupt_while_it_starts(start: Start, up: str) -> None:
