@@ -132,6 +132,8 @@ def test_taken_port_of_up(up: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_call_that_is_left_unanswered_has_a_status_of_its_own(start: Start, up: str, tmp_path: Path) -> None:
     worker, _ = blocked(start, up, tmp_path, "--set", "worker.drain_s=0")
     worker.process.send_signal(signal.SIGTERM)
+    worker.hear("frames still held at the end of the drain")
+    (tmp_path / "go").touch()  # its engine would be waited for
     assert worker.end() == UNANSWERED == 3
 
 
