@@ -52,17 +52,14 @@ class Engine:
     def report(self, figures: dict[str, float]) -> None:
         pass
 
-    def figures(self) -> dict[str, float]:
-        return {}
-
 
 def test_batches_run_beside_each_other_as_far_as_there_are_streams() -> None:
     engine: Any = Engine([1, 2, 3], [0, 0, 0, 1, 0, 0])
-    _serve(engine, engine, 2)
+    _serve(engine, engine, 2, [])
     assert engine.told == [[], [1], [1, 2], [1, 2], [2], [2, 3]]
 
 
 def test_nothing_runs_beside_a_batch_that_is_to_run_alone() -> None:
     engine: Any = Engine([1, -2, 3], [0, 0, 1, 0, 0, 1, 0, 0])
-    _serve(engine, engine, 3)
+    _serve(engine, engine, 3, [])
     assert engine.told == [[], [1], [1], [], [-2], [-2], [], [3]]
