@@ -13,13 +13,16 @@ ARGS :=
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint types layers format bench clean force
+.PHONY: help run demo-faults test check lint types layers format bench clean force
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/.run ## the demo: a NATS server, a worker and many agents, answers checked
 	@$(BIN)/aikoryu demo $(ARGS)
+
+demo-faults: $(VENV)/.plot ## the demo with every fault in turn; draws faults.svg
+	@$(BIN)/aikoryu demo --faults --picture faults.svg $(ARGS)
 
 test: $(VENV)/.dev ## the test suite
 	@$(BIN)/python -m pytest $(ARGS)
@@ -50,12 +53,14 @@ clean: ## remove the environment, caches and build output
 # A stamp says which extras are installed; each level holds the one before, so it renews that stamp too.
 $(VENV)/.run: EXTRAS := worker,models
 $(VENV)/.run: STAMPS := .run
+$(VENV)/.plot: EXTRAS := worker,models,plot
+$(VENV)/.plot: STAMPS := .run .plot
 $(VENV)/.dev: EXTRAS := dev
 $(VENV)/.dev: STAMPS := .run .dev
 $(VENV)/.bench: EXTRAS := dev,bench
-$(VENV)/.bench: STAMPS := .run .dev .bench
+$(VENV)/.bench: STAMPS := .run .plot .dev .bench
 
-$(VENV)/.run $(VENV)/.dev $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.home
+$(VENV)/.run $(VENV)/.plot $(VENV)/.dev $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.home
 	@echo "Installing aikoryu[$(EXTRAS)] into $(VENV) (the first time takes a minute or two, longer where pip fetches a CUDA build of torch) ..."
 	@$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@cd $(VENV) && touch $(STAMPS)

@@ -13,12 +13,11 @@ from typing import Any
 import msgspec
 import uvloop
 
-from aikoryu.cli.chaos import plot, report
+from aikoryu.cli.chaos import report
 from aikoryu.cli.chaos.drill import Drill, drill, title
 from aikoryu.cli.chaos.faults import FAULTS
-from aikoryu.cli.chaos.timeline import Timeline
 from aikoryu.config import Settings, configure_logging, load
-from benchmarks import device_run, goals, record, recovery
+from benchmarks import device_run, faults_table, goals, record, recovery
 from benchmarks.goals import Goal, Value
 from benchmarks.ours import NAME, NEEDS
 
@@ -40,7 +39,7 @@ FELT = (
     _felt("breaker_us", "the breaker's cost a batch, µs", 1),
 )
 CAME = {
-    "lost": "calls lost, of {calls:,} under {faults} faults",
+    "lost": "calls lost, all faults together",
     "wrong": "calls answered wrongly",
     "twice": "calls answered twice",
 }
@@ -50,10 +49,8 @@ def figures(felt: dict[str, list[float]], done: Drill) -> list[dict[str, Any]]:
     """The goals, with what was measured: of each time the longest."""
     lines = [goals.line(goal, max(felt[goal.mine.figure], default=None)) for goal in FELT if goal.mine.figure in felt]
     accounts = [outcome.account for outcome in done.outcomes]
-    calls = sum(account.calls for account in accounts)
     for name, text in CAME.items():
-        goal = _felt(name, text.format(calls=calls, faults=len(accounts)), 0)
-        lines.append(goals.line(goal, sum(getattr(account, name) for account in accounts) if accounts else None))
+        lines.append(goals.line(_felt(name, text, 0), sum(getattr(account, name) for account in accounts)))
     return lines
 
 
@@ -75,11 +72,6 @@ def described(done: Drill) -> list[dict[str, Any]]:
         }
         for outcome in done.outcomes
     ]
-
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """The timeline of a record."""
-    plot.draw(msgspec.convert(result["timeline"], Timeline), result["title"], path)
 
 
 async def _measure(settings: Settings, options: argparse.Namespace) -> tuple[dict[str, list[float]], Drill]:
@@ -123,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if find_spec("matplotlib") is None:
             print(f"No plot beside {path.name}: pip install 'aikoryu[plot]' brings matplotlib.", file=sys.stderr)
         else:
-            draw(result, path.with_suffix(".svg"))
+            faults_table.draw(result, path.with_suffix(".svg"))
     sys.exit(not report.well(done.outcomes))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import break_even, device_plot, kpi_table, markdown, render_device
+from benchmarks import break_even, device_plot, faults_table, kpi_table, markdown, render_device
 from benchmarks.processes import ROOT
 from benchmarks.record import FAULTS, RESULTS
 
@@ -28,10 +28,12 @@ def load(folder: Path) -> Results:
     return {name: json.loads(path.read_text()) for name in NAMES if (path := folder / f"{name}.json").exists()}
 
 
-def section(results: Results, on_gpu: Results, kpi: dict[str, Any] | None = None) -> str:
+def section(
+    results: Results, on_gpu: Results, kpi: dict[str, Any] | None = None, failing: Results | None = None
+) -> str:
     """README's section: each figure with a goal, and on what it was measured, without a GPU and with one."""
     parts = [_section(results) if results else "" if on_gpu else ABSENT, render_device.section(on_gpu)]
-    parts += [kpi_table.section(kpi)] if kpi else []
+    parts += [kpi_table.section(kpi) if kpi else "", faults_table.section(failing or {})]
     return "\n\n".join(filter(None, parts))
 
 
@@ -46,10 +48,10 @@ def _section(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def page(results: Results, on_gpu: Results, kpi: dict[str, Any] | None = None) -> str:
+def page(results: Results, on_gpu: Results, kpi: dict[str, Any] | None = None, failing: Results | None = None) -> str:
     """The results' own page: all figures, the break-even batches, and every contestant in every shape."""
     parts = [*_parts(results), *render_device.page(on_gpu), *(kpi_table.page(kpi) if kpi else ())]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *faults_table.page(failing or {})]) + "\n"
 
 
 def _parts(results: Results) -> list[str]:
@@ -165,9 +167,10 @@ def main() -> None:
     options = parser.parse_args()
 
     results, on_gpu, kpi = load(RESULTS), render_device.load(RESULTS), kpi_table.load(RESULTS)
+    failing = faults_table.load(RESULTS)
     texts = {
-        README: with_section(README.read_text(), section(results, on_gpu, kpi)),
-        RESULTS / "README.md": page(results, on_gpu, kpi),
+        README: with_section(README.read_text(), section(results, on_gpu, kpi, failing)),
+        RESULTS / "README.md": page(results, on_gpu, kpi, failing),
     }
     if options.check:
         sys.exit("".join(_difference(path, text) for path, text in texts.items()) or 0)
@@ -177,6 +180,9 @@ def main() -> None:
         from benchmarks import plot
 
         plot.draw(results, RESULTS / PLOT)
+    for name, result in failing.items():
+        if "timeline" in result:
+            faults_table.draw(result, RESULTS / f"{name}.svg")
     for name, result in on_gpu.items():
         device_plot.draw(name, result, RESULTS / f"{name}-cuda.svg")
 
