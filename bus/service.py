@@ -290,8 +290,7 @@ class Service:
             for held in list(self.held.values()):
                 self.fail(held, Busy("the worker stopped before it had run these rows: ask again"))
         # Until here callers could still withdraw, and send parts of the streams they had opened.
-        for subscription in self._controls:
-            await subscription.drain()
+        await asyncio.gather(*(subscription.drain() for subscription in self._controls))
         try:
             async with asyncio.timeout(REPLIES_S):
                 await self._outgoing.drain()

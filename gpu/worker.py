@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
@@ -125,8 +126,7 @@ class Worker:
         """
         self._state = "stopping"
         try:
-            await self._service.leave()
-            await self._jobs.pause()
+            await asyncio.gather(self._service.leave(), self._jobs.pause())
             await self._discovery.stop()
             await self._fault_control.stop()
             drained = await self._service.drain(self._settings.worker.drain_s)
