@@ -1,9 +1,9 @@
 """A queue in which clients take turns: deficit round-robin by rows (Shreedhar and Varghese, 1995).
 
-A *flow* is what one client has in the queue, in order of arrival. Flows stand in a ring. A *round* gives each of them the
-same rows, its turn: a batch's rows over the flows, of which up to `SHARERS` share a batch. The *level* is what a flow has
-had when the round is over; its own account, `had`, says how far it has come, so that a turn cut short by a batch's end
-goes on in the next batch. A turn ends to the row, within a frame if need be.
+A *flow* is what one client has in the queue, in order of arrival. Flows stand in a ring. A *round* gives each of them
+the same rows, its turn: a batch's rows over the flows, of which up to `SHARERS` share a batch. The *level* is what a
+flow has had when the round is over; its own account, `had`, says how far it has come, so that a turn cut short by a
+batch's end goes on in the next batch. A turn ends to the row, within a frame if need be.
 
 - Between two flows that wait all the time, the rows dispatched since differ by no more than the longest turn.
 - A flow that comes waits for no more than one turn of each other. One that is alone takes whole batches.
@@ -20,20 +20,16 @@ from collections.abc import Iterator
 from .plan import Plan, Span, Ticket
 from .room import Holding
 
+_NOTHING = (0, None)
 SHARERS = 64  # shorter turns would cut frames over more batches, each with an answer of its own
 
 
 class FairQueue:
-    """The tickets of one priority in a lane.
+    """The tickets of one priority in a lane."""
 
-    Attributes:
-        served: when rows of it were last dispatched, s.
-    """
-
-    __slots__ = ("_empty", "_flows", "_level", "_ring", "served")
+    __slots__ = ("_empty", "_flows", "_level", "_ring")
 
     def __init__(self) -> None:
-        self.served = float("-inf")
         self._flows: dict[int, _Flow] = {}
         self._ring: deque[_Flow] = deque()  # who has not had this round's turn stands before who has
         self._empty = 0  # flows in the ring that were withdrawn whole
@@ -57,7 +53,6 @@ class FairQueue:
         if flow is None:
             flow = self._flows[ticket.client] = _Flow(ticket.holding, self._level)
             self._ring.append(flow)
-            ticket.holding.flows += 1
         flow.tickets.append(ticket)
 
     def fill(self, plan: Plan, batch_rows: int, flow_rows: int, room_bytes: int, now: float) -> int:
@@ -79,24 +74,20 @@ class FairQueue:
         while len(done) < len(flows) and plan.rows < batch_rows:
             flow = self._first()
             before = plan.rows
-            had, last = added[flow] if flow in added else (0, None)
-            turn = flow_rows - had
+            had, last = added.get(flow, _NOTHING)
             alone = len(flows) == 1
+            end = min(batch_rows, before + flow_rows - had)
             if not alone:
-                if flow.had >= self._level:
-                    self._level += batch_rows // (len(flows) if len(flows) < SHARERS else SHARERS) or 1
-                if self._level - flow.had < turn:
-                    turn = self._level - flow.had
-            end = before + turn if before + turn < batch_rows else batch_rows
-            if had == 0:
-                plan.weight += 1 / flow.holding.flows
+                end = min(end, before + self._turn(flow, batch_rows))
             room_bytes = flow.dispatch(plan, end, room_bytes, last, now)
             if not flow.tickets:
                 ring.popleft()
                 self._forget(flow)
                 continue
             moved = plan.rows - before
-            added[flow] = had + moved, plan.spans[-1] if moved else last
+            if plan.spans and plan.spans[-1].ticket.client == flow.holding.client:
+                last = plan.spans[-1]
+            added[flow] = had + moved, last
             flow.had = self._level if alone else flow.had + moved
             if plan.rows < end:
                 break  # its next row does not fit
@@ -114,8 +105,6 @@ class FairQueue:
     def empty(self, plan: Plan, now: float) -> None:
         """Move all rows into a batch that has room for them; most batches are so, and it takes half the time."""
         for flow in self._flows.values():
-            plan.weight += 1 / flow.holding.flows
-            flow.holding.flows -= 1
             for ticket in flow.tickets:
                 if ticket.deadline <= now:
                     ticket.move(ticket.rows, plan.expired)
@@ -150,6 +139,12 @@ class FairQueue:
             if not flow.tickets:
                 self._leave(flow)
 
+    def _turn(self, flow: _Flow, batch_rows: int) -> int:
+        """Rows that are left of the first flow's turn; a round begins when all have had theirs."""
+        if flow.had >= self._level:
+            self._level += max(1, batch_rows // min(len(self._flows), SHARERS))
+        return self._level - flow.had
+
     def _first(self) -> _Flow:
         """The flow whose turn it is."""
         ring = self._ring
@@ -160,7 +155,6 @@ class FairQueue:
 
     def _forget(self, flow: _Flow) -> None:
         del self._flows[flow.holding.client]
-        flow.holding.flows -= 1
 
     def _leave(self, flow: _Flow) -> None:
         """Forget a flow wherever it stands: it leaves the ring with others, once they are most of it."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .lane import Lane
     from .room import Holding
 
+PRIORITIES = (1, 0, -1)
 _NONE_GONE: frozenset[int] = frozenset()
 
 
@@ -46,6 +47,7 @@ class Place:
         again: batches formed already, which are to run there before any other.
         alone: the batch that runs shares the engine with no other.
         first_rows: most rows of a lane's first batch there, before its pace is known.
+        served: when rows of each priority were last dispatched there, s.
         clock_s: least device time of the lanes that competed last: where a lane that comes anew begins, s.
     """
 
@@ -56,6 +58,7 @@ class Place:
         self.again: deque[Plan] = deque()
         self.alone = False
         self.first_rows = first_rows
+        self.served = dict.fromkeys(PRIORITIES, float("-inf"))
         self.clock_s = 0.0
 
 
@@ -172,7 +175,6 @@ class Plan:
         runs: times it was started before.
         reason: why it does not run where its lane does; empty if it does.
         gone: positions of rows whose caller withdrew after it was formed.
-        weight: clients it serves, each counted as one over the lanes it waits in.
     """
 
     lane: Lane
@@ -183,4 +185,3 @@ class Plan:
     runs: int = 0
     reason: str = ""
     gone: set[int] = field(default_factory=set)
-    weight: float = 1.0

@@ -8,7 +8,7 @@ It is pure: the time is an argument, nothing is awaited, no device is known. The
   a deadline is near. While no slot is free every lane collects.
 - The highest priority goes first, raised by one for each `AGING_S` in which rows of it waited and none was served, so
   none starves; the age of a backlog raises nothing, or the longest queue would be the most urgent. Within a priority
-  the lane that has used the device least goes first, in seconds of it for each client served.
+  the client that has used the device least goes first, measured in seconds of it, and of its lanes the one that has.
 - Clients take turns within a lane (`fair_queue.py`), and none may fill the queue for the others (`room.py`).
 - A batch is held to `max_rows`, `max_bytes`, and the rows that take about `target_s` on the device at the lane's
   measured pace, so that no lane holds up the others, nor abandoned work the next caller. Of one client among others it
@@ -27,7 +27,9 @@ from .plan import Limits, Place, Plan, Span, Ticket
 from .room import Room
 
 LEAST_PACED_ROWS = 16  # a slower pace must not shrink batches below this: smaller ones cost more a row, and so on down
-CLIENT_SHARE = 0.2  # of the time a batch is sized for, to one client among others: they wait behind such batches
+CLIENT_SHARE = 0.1  # of the time a batch is sized for, to one client among others: they wait behind such batches
+LEAST_CLIENT_ROWS = 8  # of a client in a batch, however slow they are: embeddings on a CPU reach their pace with 8
+FIRST_CLIENT_ROWS = 64  # of a client among others in a lane whose pace is not known
 ALONE_RUNS = 2  # a batch that was started so often before, in vain, may be what its engines died of
 
 
@@ -88,22 +90,13 @@ class Planner:
         Raises:
             Busy: the queue is full, or its client holds too much of it; nothing was queued, and nothing left.
         """
-        lane, room = ticket.lane, self.room
-        rows, size = ticket.rows, ticket.rows * ticket.row_bytes
-        holding = room.enter(ticket.client, rows, size, now)
+        room = self.room
+        holding = room.enter(ticket.client, ticket.rows, ticket.rows * ticket.row_bytes, now)
         if holding is None:
             raise Busy("the worker's queue is full", retry_after_s=self.retry_after_s())
         ticket.holding = holding
-        if lane.rows == 0:
-            self._open[lane] = None
-            lane.opened = now
-            lane.deadline = ticket.deadline
-            lane.used_s = max(lane.used_s, lane.place.clock_s)
-        elif ticket.deadline < lane.deadline:
-            lane.deadline = ticket.deadline
-        lane.queues[ticket.priority].add(ticket)
-        lane.rows += rows
-        lane.bytes += size
+        self._open[ticket.lane] = None
+        ticket.lane.add(ticket, now)
         if room.rows > self.limits.queue_rows or room.bytes > self.limits.queue_bytes:
             return self._make_room()
         return []
@@ -134,12 +127,15 @@ class Planner:
         """
         plan.place.running -= 1
         plan.place.alone = False
+        row_s = run_s / plan.rows
+        for span in plan.spans:
+            span.ticket.holding.used_s += row_s * span.count
         lane = plan.lane
         if lane.place is not plan.place:
             return
-        lane.used_s += run_s / plan.weight
+        lane.used_s += run_s
         if whole:
-            lane.ran(run_s, plan.rows)
+            lane.ran(row_s)
 
     def withdraw(self, ticket: Ticket, rows: Iterable[int]) -> int:
         """Forget rows whose caller no longer waits.
@@ -204,12 +200,12 @@ class Planner:
                 break
             lane = ripe[0]
             if len(ripe) > 1:
-                lane = min(ripe, key=lambda lane: (-lane.waiting(now)[0][0], lane.used_s, lane.opened))
-            clock_s = min(each.used_s for each in ripe)
+                lane = min(ripe, key=lambda lane: _rank(lane, now))
+            self.room.clock_s = max(self.room.clock_s, lane.neediest.used_s)
             plan = self._take(lane, now)
             if plan.rows:
                 place.running += 1
-                place.clock_s = clock_s
+                place.clock_s = min(each.used_s for each in ripe)
             if plan.rows or plan.expired:
                 yield plan
 
@@ -222,27 +218,38 @@ class Planner:
             or now >= lane.deadline - self.limits.window_s
         )
 
-    def _batch_rows(self, lane: Lane, share: float = 1.0) -> int:
+    def _batch_rows(self, lane: Lane) -> int:
         rows = min(lane.max_rows, self.limits.max_rows)
         if lane.row_s == 0.0:
             return min(rows, lane.place.first_rows)
-        return min(rows, max(LEAST_PACED_ROWS, int(share * self.limits.target_s / lane.row_s)))
+        return min(rows, max(LEAST_PACED_ROWS, int(self.limits.target_s / lane.row_s)))
+
+    def _client_rows(self, lane: Lane, now: float) -> int:
+        """Most rows of one client in a batch.
+
+        Counted at the lane's best pace: at the pace of small batches they would only become smaller.
+        """
+        if not self.room.together(now):
+            return self.limits.max_rows
+        if lane.best_row_s == 0.0:
+            return FIRST_CLIENT_ROWS
+        return max(LEAST_CLIENT_ROWS, int(CLIENT_SHARE * self.limits.target_s / lane.best_row_s))
 
     def _take(self, lane: Lane, now: float) -> Plan:
         """Fill a batch from the lane's queues, the most urgent first."""
-        plan = Plan(lane, lane.place, [], 0, [], weight=0.0)
+        plan = Plan(lane, lane.place, [], 0, [])
         batch_rows = self._batch_rows(lane)
-        client_rows = self._batch_rows(lane, CLIENT_SHARE) if self.room.together(now) else batch_rows
+        client_rows = self._client_rows(lane, now)
         room_bytes = self.limits.max_bytes
-        whole = lane.rows <= client_rows and lane.bytes <= room_bytes
-        for _, queue in lane.waiting(now):
-            before = plan.rows
+        whole = lane.rows <= min(batch_rows, client_rows) and lane.bytes <= room_bytes
+        for _, priority in lane.urgent(now):
+            queue, before = lane.queues[priority], plan.rows
             if whole:
                 queue.empty(plan, now)
             else:
                 room_bytes = queue.fill(plan, batch_rows, client_rows, room_bytes, now)
             if plan.rows > before:
-                queue.served = now
+                lane.place.served[priority] = now
         lane.passed += plan.rows
         self._leave(plan.spans)
         self._leave(plan.expired)
@@ -278,3 +285,8 @@ class Planner:
         for key in empty:
             del self.lanes[key]
         return bool(empty)
+
+
+def _rank(lane: Lane, now: float) -> tuple[int, float, float, float]:
+    """Where a lane stands: the least goes first."""
+    return -lane.urgent(now)[0][0], lane.neediest.used_s, lane.used_s, lane.opened

@@ -1,17 +1,17 @@
 """The waiting room: how much waits, whose it is, and whose frames may still come in.
 
-A client that asks for more than the worker does must not fill the queue for the others. Three rules, each of rows and of
-bytes:
+A client that asks for more than the worker does must not fill the queue for the others. Three rules, each of rows and
+of bytes:
 
 - A client that has been alone for `TOGETHER_S` may fill the room.
-- Among others it may hold as much as it leaves free. So one that floods fills half the room, two fill a third each, and
-  there is always room for one more (Choudhury and Hahne, "Dynamic queue length thresholds", 1998, with a factor of 1).
-- What is within the client's *share*, the room over the clients that have something in it, comes in, whatever the
-  others did before: if it does not fit, the newest frames of a client above its share leave.
+- Among others it may hold as much as it leaves free. So one that floods fills half the room, two fill a third each,
+  and there is always room for one more (Choudhury and Hahne, "Dynamic queue length thresholds", 1998, factor 1).
+- What is within the client's *share*, the room over the clients that have something in it and one more, comes in
+  whatever the others did before: if it does not fit, the newest frames of clients above their share leave.
 
-So a client within its share is never refused. If n clients share a room of Q that its frame would overfill, and the
-client would hold no more than Q/n, then the others hold more than Q − Q/n, and one of these n−1 more than Q/n: there is
-somebody above his share, until the frame fits.
+So a client within its share is never refused. If n clients share a room of Q that a frame would overfill, and its
+client would hold no more than Q/(n + 1), the others hold more than Q - Q/(n + 1), and one of these n - 1 more than
+Q/(n + 1): as long as the frame does not fit somebody is above his share.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Holding:
     Attributes:
         client: its number.
         rows, bytes: waiting, those withdrawn not counted.
-        flows: lanes, and priorities within a lane, in which it waits.
+        used_s: time of the device that its rows took, on the scale of all clients, s.
     """
 
-    __slots__ = ("bytes", "client", "flows", "rows")
+    __slots__ = ("bytes", "client", "rows", "used_s")
 
-    def __init__(self, client: int, rows: int, size: int) -> None:
+    def __init__(self, client: int, rows: int, size: int, used_s: float) -> None:
         self.client = client
         self.rows = rows
         self.bytes = size
-        self.flows = 0
+        self.used_s = used_s
 
 
 class Room:
@@ -48,12 +48,14 @@ class Room:
     Attributes:
         rows, bytes: waiting, all clients together.
         holdings: by client; of those alone that have rows waiting.
+        clock_s: what the client had used that was served last: where one that comes anew begins, s.
     """
 
     def __init__(self, most_rows: int, most_bytes: int) -> None:
         self.rows = 0
         self.bytes = 0
         self.holdings: dict[int, Holding] = {}
+        self.clock_s = 0.0
         self._most_rows = most_rows
         self._most_bytes = most_bytes
         self._last: int | None = None  # who asked last
@@ -78,18 +80,14 @@ class Room:
         in_rows, in_bytes = self.rows + rows, self.bytes + size
         # While half the room is free nobody holds more than is free.
         if (2 * in_rows > self._most_rows or 2 * in_bytes > self._most_bytes) and self.rows:
-            n = len(self.holdings)
-            if holding is None:
-                of_client = rows, size
-                n += 1
-            else:
-                of_client = holding.rows + rows, holding.bytes + size
-            if not self._leaves_room(*of_client, in_rows, in_bytes, now) and not self._within(*of_client, n):
+            had_rows, had_bytes = (holding.rows, holding.bytes) if holding is not None else (0, 0)
+            n = len(self.holdings) + (holding is None)
+            if not self._may_hold(had_rows + rows, had_bytes + size, n, in_rows, in_bytes, now):
                 return None
         self.rows = in_rows
         self.bytes = in_bytes
         if holding is None:
-            holding = self.holdings[client] = Holding(client, rows, size)
+            holding = self.holdings[client] = Holding(client, rows, size, self.clock_s)
         else:
             holding.rows += rows
             holding.bytes += size
@@ -99,9 +97,9 @@ class Room:
         """Whose newest frame leaves; None once what is here fits."""
         n = len(self.holdings)
         if n > 1 and self.rows > self._most_rows:
-            return self._above(_rows_of, self._most_rows / n)
+            return self._above(_rows_of, self._most_rows / (n + 1))
         if n > 1 and self.bytes > self._most_bytes:
-            return self._above(_bytes_of, self._most_bytes / n)
+            return self._above(_bytes_of, self._most_bytes / (n + 1))
         return None
 
     def leave(self, spans: Iterable[Span]) -> tuple[int, int]:
@@ -125,16 +123,13 @@ class Room:
         self.bytes -= size
         return rows, size
 
-    def _leaves_room(self, rows: int, size: int, in_rows: int, in_bytes: int, now: float) -> bool:
-        """Whether a client that held so much would leave enough for others, `in_rows` and `in_bytes` being in the room."""
+    def _may_hold(self, rows: int, size: int, n: int, in_rows: int, in_bytes: int, now: float) -> bool:
+        """Whether one of n clients may hold so much, all of them together `in_rows` and `in_bytes`."""
         free_rows, free_bytes = self._most_rows - in_rows, self._most_bytes - in_bytes
-        if self.together(now):
-            return rows <= free_rows and size <= free_bytes
-        return free_rows >= 0 and free_bytes >= 0
-
-    def _within(self, rows: int, size: int, n: int) -> bool:
-        """Whether so much is within the share of one of n clients."""
-        return rows * n <= self._most_rows and size * n <= self._most_bytes
+        alone = not self.together(now)
+        if free_rows >= 0 and free_bytes >= 0 and (alone or (rows <= free_rows and size <= free_bytes)):
+            return True
+        return rows * (n + 1) <= self._most_rows and size * (n + 1) <= self._most_bytes
 
     def _above(self, held: Callable[[Holding], int], share: float) -> Holding:
         """Some client above its share. All are looked at seldom: those found serve until none of them is left."""

@@ -667,3 +667,43 @@ async def test_waiting_rows_expire_and_frames_are_refused_while_the_engine_is_do
     await rig.settle()
     assert caller.replies[-1].err == []
     rig.assert_idle()
+
+
+async def test_client_that_floods_hurts_nobody_else(start_rig: StartRig) -> None:
+    """It keeps asking whatever it is told; others are answered whole, and soon, and none of them is told `busy`."""
+    rig = await start_rig(Limits(queue_rows=4096, max_rows=256))
+    flooding, *others = [await rig.caller() for _ in range(4)]
+    values = np.ones(64, np.float32)
+    for turn in range(30):
+        asked = [(caller, await caller.send("test.scale", {"x": values[:2]})) for caller in others]
+        rig.engine.hold = True
+        for _ in range(80):
+            await flooding.send("test.scale", {"x": values})
+        await rig.settle()
+        assert rig.planner.waiting_rows <= 4096
+        rig.engine.release()
+        await rig.settle(36)
+        for caller, id_ in asked:
+            assert set(caller.outcome(id_, 2)) == {0, 1}, f"not answered in turn {turn}"
+            assert not caller.codes(id_)
+    assert any(flooding.codes(id_) == ["busy"] for id_ in range(1, flooding.last_id + 1))
+
+
+async def test_frames_that_leave_for_other_clients_are_answered_busy_once(start_rig: StartRig) -> None:
+    rig = await start_rig(Limits(queue_rows=100, max_rows=10), slots=1)
+    rig.engine.hold = True
+    flooding, other = await rig.caller(), await rig.caller()
+    ids = [await flooding.send("test.scale", {"x": np.ones(20, np.float32)}) for _ in range(6)]
+    await rig.settle()
+    last = await other.send("test.scale", {"x": np.ones(30, np.float32)})
+    await rig.settle()
+    refused = [id_ for id_ in ids if flooding.codes(id_)]
+    assert refused
+    assert all(flooding.codes(id_) == ["busy"] for id_ in refused)
+    assert all(reply.err[0].retry_ms > 0 for id_ in refused for reply in flooding.answers(id_))
+    rig.engine.hold = False
+    rig.engine.release()
+    await rig.settle(240)
+    assert set(other.outcome(last, 30)) == set(range(30))
+    assert all(len(flooding.outcome(id_, 20)) == 20 for id_ in ids)
+    rig.assert_idle()
