@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its arguments; by default those of the process.
 
     Returns:
-        The exit status: 0 well, 1 it failed, 2 a setting is wrong, 3 a worker left requests unanswered, 130 interrupted. A
-        sentence on stderr says why.
+        The exit status: 0 well, 1 it failed, 2 a setting is wrong, 3 a worker left some unanswered, 130 interrupted.
+        A sentence on stderr says why.
 
     Raises:
         SystemExit: the arguments are wrong (2), or help was asked for (0).
