@@ -26,6 +26,9 @@ _log = structlog.get_logger(__name__)
 class FrontConnection:
     """A front, and the slabs it shares with this engine.
 
+    The device learns of them one by one, while nothing waits or when a batch lies in one: page-locking them all takes a
+    third of a second on a GPU, for which the batches of every front would wait when an engine takes over from another.
+
     Attributes:
         control: its socket.
         slabs: by number.
@@ -40,18 +43,20 @@ class FrontConnection:
         self._device = device
         self._running = 0
         self._gone = False
+        self._new = list(slabs)
         self._registered: list[Slab] = []
-        try:
-            for slab in slabs:
-                device.register(slab)
-                self._registered.append(slab)
-        except BaseException:
-            self.leave()
-            raise
 
-    def begin(self) -> None:
-        """A batch of it is about to run: its slabs are in use."""
+    def begin(self, slab: Slab) -> None:
+        """A batch of it that lies in this slab is about to run: its slabs are in use."""
         self._running += 1
+        if slab in self._new:
+            self._register(slab)
+
+    def register_next(self) -> bool:
+        """Let the device learn of one more slab; false if it knows them all."""
+        if self._new:
+            self._register(self._new[-1])  # a front uses its last one first
+        return bool(self._new)
 
     def answer(self, done: Done) -> None:
         """A batch of it has ended."""
@@ -77,13 +82,22 @@ class FrontConnection:
                 with suppress(OSError):
                     self.control.sock.shutdown(socket.SHUT_RDWR)
 
+    def _register(self, slab: Slab) -> None:
+        self._new.remove(slab)
+        try:
+            self._device.register(slab)
+        except OSError as error:
+            _log.warning("slab not page-locked, copies of its batches take longer", error=str(error))
+        else:
+            self._registered.append(slab)
+
     def _release(self) -> None:
         if self._gone and self._running == 0:
             for slab in self._registered:
                 self._device.unregister(slab)
             for slab in self.slabs:
                 slab.close()
-            self.slabs, self._registered = [], []
+            self.slabs, self._new, self._registered = [], [], []
 
 
 class Handed:
@@ -138,6 +152,7 @@ class Intake:
         self._waiting: deque[Handed] = deque()
         self._fronts: dict[int, FrontConnection] = {}  # by file descriptor
         self._strangers: dict[int, ControlSocket] = {}  # connected, but have not greeted
+        self._new: deque[FrontConnection] = deque()  # of whose slabs the device does not know all
         self.ended = False
         self.on_inject: Callable[[Inject], None] = _ignore
         self._poll = select.epoll()
@@ -151,9 +166,11 @@ class Intake:
             wait: until there is one, or the engine is to end; for an engine on which nothing runs. On another a batch
                 that is to run alone is not taken, nor any behind it: what runs is let come to its end.
         """
-        self._look(wait=wait and not self._waiting)
+        self._look(wait=wait and not self._waiting and not self._new)
         while wait and not self._waiting and not self.ended:
-            self._look(wait=True)
+            if self._new and not self._new[0].register_next():
+                self._new.popleft()
+            self._look(wait=not self._new)
         if self.ended or not self._waiting or (self._waiting[0].job.alone and not wait):
             return []
         return self._next()
@@ -176,7 +193,7 @@ class Intake:
                     left.append(handed)
             self._waiting = left
         for handed in taken:
-            handed.front.begin()
+            handed.front.begin(handed.piece.slab)
         return taken
 
     def _look(self, wait: bool) -> None:
@@ -260,6 +277,7 @@ class Intake:
             control.sock.close()
             return
         self._fronts[fd] = front
+        self._new.append(front)
 
 
 def _ignore(inject: Inject) -> None:

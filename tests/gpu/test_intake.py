@@ -8,6 +8,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -29,14 +30,21 @@ class Registering(Device):
 
     def __init__(self) -> None:
         super().__init__("cpu", 1)
-        self.registered = 0
+        self.slabs: list[Slab] = []
+        self.refuses = False
+
+    @property
+    def registered(self) -> int:
+        return len(self.slabs)
 
     def register(self, slab: Slab) -> None:
-        self.registered += 1
+        if self.refuses:
+            raise OSError("no room")
+        self.slabs.append(slab)
 
     def unregister(self, slab: Slab) -> None:
         assert slab.fd >= 0, "it must still be there"
-        self.registered -= 1
+        self.slabs.remove(slab)
 
 
 class Front:
@@ -116,6 +124,9 @@ class Rig:
         (handed,) = self.take()
         handed.front.answer(Done(0, [], [], 0))
         assert [type(message) for message in front.hear(2)] == [Ready, Done]
+        while self.intake._new:  # as an engine does that has nothing else to do
+            if not self.intake._new[0].register_next():
+                self.intake._new.popleft()
         return front
 
     def take(self) -> list[Handed]:
@@ -256,6 +267,44 @@ class TestEnd:
             assert rig.device.registered == 4
             answer([handed])
         assert rig.device.registered == 2
+
+
+class TestRegistering:
+    """What a front's slabs cost is not paid by those whose batches wait."""
+
+    def test_slab_is_known_to_the_device_when_a_batch_in_it_begins(self, rig: Rig) -> None:
+        fronts = [rig.connect() for _ in range(3)]
+        for number, front in enumerate(fronts):
+            front.greet(slabs=10)
+            front.hand_over(number, operation=f"test.{number}")
+        for _ in fronts:
+            (handed,) = rig.take()
+            assert handed.piece.slab in rig.device.slabs
+        assert rig.device.registered < 10, "of thirty"
+
+    def test_others_are_when_nothing_waits(self, rig: Rig) -> None:
+        front = rig.connect()
+        front.greet(slabs=3)
+        taking = threading.Thread(target=rig.take, daemon=True)
+        taking.start()
+        front.hear(1)
+        deadline = time.monotonic() + 5.0
+        while rig.device.registered < 3:
+            assert time.monotonic() < deadline
+        front.hand_over(1)
+        taking.join(WAIT_S)
+        assert rig.device.registered == 3
+
+    def test_slab_that_cannot_be_page_locked_is_used_as_it_is(self, rig: Rig) -> None:
+        front = rig.connect()
+        rig.device.refuses = True
+        front.greet()
+        for number in (1, 2):
+            front.hand_over(number)
+            assert rig.numbers() == [number]
+        front.sock.close()
+        rig.front()
+        assert rig.device.registered == 0
 
 
 class TestStrangers:
