@@ -116,7 +116,7 @@ class Chain:
         records = headers(self._blob, np.minimum(at, last), self._record)
         captured, wire = records["captured"].astype(np.int64), records["wire"]
         following = at + captured + RECORD_BYTES
-        looks = inside & (captured <= wire) & (wire <= LARGEST_PACKET) & (following <= last)
+        looks = inside & (captured <= wire) & (wire <= LARGEST_PACKET)
         recent = records["seconds"] >> 16 == int.from_bytes(time.tobytes(), self._order)
         return looks & recent, following
 

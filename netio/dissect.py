@@ -14,9 +14,9 @@ from .packet_index import Array
 from .packets import HEADER_DTYPES, NO_LABEL, NO_VLAN, PACKET_DTYPES, Error, Headers, Packets
 
 # Columns of a block fit the second cache.
-BLOCK_PACKETS = 16384
+BLOCK_PACKETS = 32768
 
-HEADERS: dict[Kind, Callable[[Walk, Rows], None]] = {
+HEADERS: dict[int, Callable[[Walk, Rows], None]] = {
     Kind.RADIOTAP: wireless.radiotap,
     Kind.WIFI: wireless.wifi,
     Kind.PADDED_WIFI: wireless.padded_wifi,
@@ -82,7 +82,7 @@ def dissect(
         limit = end if wire_lengths is None else xp.maximum(at + wire_lengths[block].astype("i8"), end)
         kind = tables(xp).links[links[block]]
         part = {name: column[block] for name, column in columns.items()}
-        walk = Walk(blob, at, end, limit.copy(), kind, part, tables(xp), xp)
+        walk = Walk(blob, at, end, limit, kind, part, tables(xp), xp)
         _walk(walk)
         outer += [(numbers + first, values) for numbers, values in walk.outer]
     inner_headers = {name: columns.pop(name) for name in HEADER_DTYPES}
@@ -112,7 +112,7 @@ def _walk(walk: Walk) -> None:
     walk.finish()
 
 
-def _having(walk: Walk, kind: Kind) -> Rows | None:
+def _having(walk: Walk, kind: int) -> Rows | None:
     """The packets whose next header is of a kind; None where there are none."""
     mask = walk.kind == kind
     count = int(walk.xp.count_nonzero(mask))

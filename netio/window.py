@@ -59,7 +59,7 @@ class Window:
 
 
 def window(blob: Array, at: Array, width: int, xp: Any) -> Window:
-    """The `width` bytes of `blob` from each offset `at` on, copied; 0 where the blob has ended.
+    """The `width` bytes of `blob` from each offset `at` on, copied; anything where the blob has ended.
 
     Args:
         blob: (m,) uint8.
@@ -75,5 +75,4 @@ def window(blob: Array, at: Array, width: int, xp: Any) -> Window:
     places = at[:, None] + xp.arange(width)
     if not len(blob):
         return Window(xp.zeros(places.shape, xp.uint8), xp)
-    rows = blob[xp.minimum(places, len(blob) - 1)]
-    return Window(xp.where(places < len(blob), rows, 0).astype(xp.uint8), xp)
+    return Window(blob[xp.minimum(places, len(blob) - 1)], xp)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import IntEnum, auto
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -12,39 +11,42 @@ import numpy as np
 from ..packet_index import Array
 
 
-class Kind(IntEnum):
-    """Headers that are read, in the order in which a pass over a batch takes them; a packet that is done has none."""
+class Kind:
+    """Headers that are read, in the order in which a pass over a batch takes them; a packet that is done has none.
+
+    Plain numbers, because NumPy widens whole arrays to 64 bits to compare them with a member of an `IntEnum`.
+    """
 
     DONE = 0
-    RADIOTAP = auto()
-    WIFI = auto()
-    PADDED_WIFI = auto()
-    SLL = auto()
-    SLL2 = auto()
-    NULL = auto()
-    LOOP = auto()
-    HDLC = auto()
-    ETHERNET = auto()
-    LLC = auto()
-    VLAN = auto()
-    PPPOE = auto()
-    PPP = auto()
-    MPLS = auto()
-    RAW = auto()
-    ARP = auto()
-    IPV4 = auto()
-    IPV6 = auto()
-    EXTENSION = auto()
-    TCP = auto()
-    UDP = auto()
-    PORTS = auto()
-    ICMP = auto()
-    GRE = auto()
-    VXLAN = auto()
-    GENEVE = auto()
-    GTP = auto()
-    TEREDO = auto()
-    L2TP = auto()
+    RADIOTAP = 1
+    WIFI = 2
+    PADDED_WIFI = 3
+    SLL = 4
+    SLL2 = 5
+    NULL = 6
+    LOOP = 7
+    HDLC = 8
+    ETHERNET = 9
+    LLC = 10
+    VLAN = 11
+    PPPOE = 12
+    PPP = 13
+    MPLS = 14
+    RAW = 15
+    ARP = 16
+    IPV4 = 17
+    IPV6 = 18
+    EXTENSION = 19
+    TCP = 20
+    UDP = 21
+    PORTS = 22
+    ICMP = 23
+    GRE = 24
+    VXLAN = 25
+    GENEVE = 26
+    GTP = 27
+    TEREDO = 28
+    L2TP = 29
 
 
 # https://www.tcpdump.org/linktypes.html
@@ -122,7 +124,7 @@ class Tables(NamedTuple):
 def tables(xp: Any) -> Tables:
     """The tables in the memory of an array namespace."""
 
-    def table(kinds: Mapping[int, Kind], size: int = 65536) -> Array:
+    def table(kinds: Mapping[int, int], size: int = 65536) -> Array:
         array = np.zeros(size, np.uint8)
         array[list(kinds)] = list(kinds.values())
         on_device: Array = xp.asarray(array)

@@ -182,20 +182,17 @@ class Walk:
         numbers = self.numbers(rows)
         headers = headers.copy()
         self.columns["ip_headers"][rows] = headers + 1
-        bare = numbers[headers > 0]
-        if not self._entered or not self._entered["tunnel"][bare].all():
-            none = bare if not self._entered else bare[self._entered["tunnel"][bare] == 0]
-            self.enter(none, tunnel)
         second = numbers[headers == 1]
         if len(second):
+            bare = second[self._entered["tunnel"][second] == 0] if self._entered else second
+            self.enter(bare, tunnel)
             entered = self._entered
             kept = {name: self.columns[name][second] for name in HEADER_DTYPES}
             kept |= self._payload(second, entered["at"][second], entered["end"][second], entered["limit"][second])
             self.outer.append((second, kept))
             self.put(second, tunnel=entered["tunnel"][second], tunnel_id=entered["tunnel_id"][second])
         for name in PARTIAL_COLUMNS:
-            self.columns[name][bare] = 0
-        self._entered["tunnel"][bare] = 0
+            self.columns[name][numbers[headers > 0]] = 0
 
     def finish(self) -> None:
         """What lies behind the last header of each packet is its payload."""

@@ -78,7 +78,14 @@ def udp(sport: int, dport: int, payload: bytes = b"") -> bytes:
 
 def tcp(sport: int, dport: int, payload: bytes = b"", options: bytes = b"") -> bytes:
     head = sport.to_bytes(2, "big") + dport.to_bytes(2, "big") + (77).to_bytes(4, "big") + (88).to_bytes(4, "big")
-    return head + bytes([(20 + len(options)) // 4 << 4, 0x12]) + (999).to_bytes(2, "big") + bytes(4) + options + payload
+    return (
+        head
+        + bytes([(20 + len(options)) // 4 << 4 | 0xA, 0x12])
+        + (999).to_bytes(2, "big")
+        + bytes(4)
+        + options
+        + payload
+    )
 
 
 HELLO = ip4(17, udp(1000, 2000, b"hello"))
@@ -92,7 +99,7 @@ def test_tcp_over_ipv4_fills_all_columns() -> None:
     assert (row["link"], row["error"], row["tunnel"]) == (ETHERNET, Error.NONE, Tunnel.NONE)
     holds(row, "outer", A4, B4, protocol=6, ttl=61, tos=7, header_length=28, total_length=59, identification=0x1234)
     holds(row, "outer", A4, B4, dont_fragment=True, more_fragments=False, fragment_offset=0, sport=80, dport=50000)
-    holds(row, "outer", A4, B4, seq=77, ack=88, window=999, tcp_flags=0x012, tcp_header_length=24)
+    holds(row, "outer", A4, B4, seq=77, ack=88, window=999, tcp_flags=0xA12, tcp_header_length=24)
     holds(row, "outer", A4, B4, payload_offset=14 + 28 + 24, payload_wire=7, payload_captured=7)
     assert all(row[f"inner.{name}"] == row[f"outer.{name}"] for name in HEADER_DTYPES)
 
@@ -105,6 +112,7 @@ def test_tcp_over_ipv4_fills_all_columns() -> None:
         (0, b"\x0f\x00\x08\x00"),
         (1, bytes(12) + b"\x08\x00"),
         (1, bytes(12) + b"\x00\x29\xaa\xaa\x03\x00\x00\x00\x08\x00"),
+        (1, bytes(12) + b"\x00\x29\xaa\xaa\x03\x00\x00\xf8\x08\x00"),
         (1, bytes(12) + b"\x00\x24\x06\x06\x03"),
         (1, bytes(12) + b"\x88\x64\x11\x00\x00\x05\x00\x23\x00\x21"),
         (9, b"\xff\x03\x00\x21"),
@@ -117,6 +125,7 @@ def test_tcp_over_ipv4_fills_all_columns() -> None:
         (104, b"\x0f\x00\x08\x00"),
         (105, b"\x08\x00" + bytes(22) + b"\xaa\xaa\x03\x00\x00\x00\x08\x00"),
         (105, b"\x88\x03" + bytes(22) + bytes(6) + bytes(2) + b"\xaa\xaa\x03\x00\x00\x00\x08\x00"),
+        (105, b"\x88\x80" + bytes(22) + bytes(2) + bytes(4) + b"\xaa\xaa\x03\x00\x00\x00\x08\x00"),
         (108, b"\x00\x00\x00\x02"),
         (113, bytes(14) + b"\x08\x00"),
         (127, b"\x00\x00\x08\x00\x00\x00\x00\x00" + b"\x08\x00" + bytes(22) + b"\xaa\xaa\x03\x00\x00\x00\x08\x00"),
@@ -136,19 +145,29 @@ def test_every_link_type_has_a_test() -> None:
     holds(read(HELLO6, 229), "outer", A6, B6, dport=2000)
 
 
-def test_radiotap_says_what_lies_around_the_frame() -> None:
-    """A timer, aligned to eight bytes behind two words of what is present; check sequence at the end; padding."""
-    radiotap = b"\x00\x00\x19\x00" + b"\x03\x00\x00\x80\x00\x00\x00\x00" + bytes(4) + bytes(8) + b"\x30"
+@pytest.mark.parametrize("present", [b"\x00\x00\x00\x00" + bytes(4), b"\x00\x00\x00\x80" + bytes(4)])
+def test_radiotap_says_what_lies_around_the_frame(present: bytes) -> None:
+    """A timer, aligned to eight bytes behind two words of what is present, or three; check sequence and padding."""
+    radiotap = b"\x00\x00\x19\x00" + b"\x03\x00\x00\x80" + present + bytes(8) + b"\x30"
     frame = b"\x88\x01" + bytes(22) + bytes(2) + b"PP" + b"\xaa\xaa\x03\x00\x00\x00\x08\x00" + HELLO[:-1]
     row = read(radiotap + frame + b"4FCS", 127)
     holds(row, "outer", A4, B4, dport=2000, payload_wire=4)
     assert row["error"] == Error.BAD_LENGTH
 
 
-@pytest.mark.parametrize("control", [b"\x80\x00", b"\x48\x00", b"\x08\x40", b"\x88\x00" + bytes(22) + b"\x80\x00"])
-def test_other_frames_of_80211_end_there(control: bytes) -> None:
-    """A beacon, data without data, what is encrypted, and aggregates."""
-    row = read((control + bytes(40)), 105)
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\x80\x00" + bytes(22),
+        b"\x48\x00" + bytes(22),
+        b"\x08\x40" + bytes(22),
+        b"\x08\x00" + bytes(20) + b"\x01\x00",
+        b"\x88\x00" + bytes(22) + b"\x80\x00",
+    ],
+)
+def test_other_frames_of_80211_end_there(header: bytes) -> None:
+    """A beacon, data without data, what is encrypted, later fragments and aggregates."""
+    row = read(header + b"\xaa\xaa\x03\x00\x00\x00\x08\x00" + HELLO, 105)
     assert (row["ip_headers"], row["error"]) == (0, Error.NONE)
 
 
@@ -173,6 +192,12 @@ def test_mpls_tells_what_follows_by_its_looks(inside: bytes, headers: int) -> No
     row = read(ether(0x8847, b"\x00\x06\x40\xff" + b"\x00\x07\x41\xff" + inside))
     assert (row["mpls_label"], row["ip_headers"], row["error"]) == (100, headers, Error.NONE)
     assert row["outer.dport"] == 2000 * headers
+
+
+@pytest.mark.parametrize("label", [13, 14])
+def test_labels_of_channels_lead_to_no_packet(label: int) -> None:
+    row = read(ether(0x8847, (label << 12 | 0x1FF).to_bytes(4, "big") + HELLO))
+    assert (row["mpls_label"], row["ip_headers"], row["error"]) == (label, 0, Error.NONE)
 
 
 def test_arp_is_whole_or_not() -> None:
@@ -256,6 +281,7 @@ ERSPAN_3 = b"\x10\x00\x22\xeb\x00\x00\x00\x01" + bytes(11) + b"\x01" + bytes(8)
         (Tunnel.GRE, 0, ip4(47, b"\x00\x00\x88\xbe" + ether(0x0800, INNER)), INNER),
         (Tunnel.GRE, 0, ip4(47, b"\x10\x00\x88\xbe" + bytes(12) + ether(0x0800, INNER)), INNER),
         (Tunnel.GRE, 0, ip4(47, ERSPAN_3 + ether(0x0800, INNER)), INNER),
+        (Tunnel.GRE, 0, ip4(47, ERSPAN_3[:19] + b"\x00" + ether(0x0800, INNER)), INNER),
         (Tunnel.VXLAN, 42, ip4(17, udp(9, 4789, b"\x08" + bytes(5) + b"\x2a\x00" + ether(0x86DD, INNER6))), INNER6),
         (Tunnel.GENEVE, 42, ip6(17, udp(9, 6081, b"\x01\x00\x08\x00\x00\x00\x2a\x00" + bytes(4) + INNER)), INNER),
         (Tunnel.GENEVE, 7, ip4(17, udp(9, 6081, b"\0\0\x65\x58\0\0\x07\0" + ether(0x0800, INNER))), INNER),
@@ -281,7 +307,27 @@ def test_tunnels(tunnel: Tunnel, tunnel_id: int, outer: bytes, inner: bytes) -> 
     assert row["outer.payload_wire"] == len(outer) - size - head
     assert row["outer.total_length"] == len(outer)
     assert row["outer.ttl"] == (62 if row["outer.version"] == 6 else 61)
-    assert row["outer.tcp_flags"] == 0
+    assert (row["outer.tcp_flags"], row["ethertype"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        ip4(47, b"\x40\x00\x08\x00" + bytes(4) + INNER),
+        ip4(47, b"\x00\x02\x08\x00" + INNER),
+        ip4(47, b"\x20\x81\x88\x0b" + bytes(8) + b"\x00\x21" + INNER),
+        ip4(17, udp(9, 6081, b"\x40\x00\x08\x00" + bytes(4) + INNER)),
+        ip4(17, udp(9, 2152, b"\x30\x01\x00\x00" + bytes(4) + INNER)),
+        ip4(17, udp(9, 2152, b"\x50\xff\x00\x00" + bytes(4) + INNER)),
+        ip4(17, udp(9, 1701, b"\x80\x02" + bytes(4) + b"\x00\x21" + INNER)),
+        ip4(17, udp(9, 1701, b"\x00\x03" + bytes(4) + b"\x00\x21" + INNER)),
+        ip4(17, udp(9, 3544, INNER)),
+    ],
+)
+def test_what_carries_no_packet_is_no_tunnel(outer: bytes) -> None:
+    """Routes in GRE, versions that are not known, control messages, acknowledgements, IPv4 in Teredo."""
+    row = read(outer, RAW)
+    assert (row["ip_headers"], row["tunnel"], row["error"]) == (1, Tunnel.NONE, Error.NONE)
 
 
 def test_tunnels_in_tunnels_keep_the_first_and_the_last() -> None:
@@ -320,7 +366,42 @@ def test_a_cut_packet_is_truncated_and_one_that_is_short_is_bad() -> None:
     holds(row_of(packets, 0), "outer", A4, B4, sport=80, dport=443, tcp_flags=0, payload_wire=27, payload_captured=6)
     packets = packets_of([frame[:58]], wire_lengths=np.array([len(frame)]))
     assert packets.error.tolist() == [Error.NONE]
-    holds(row_of(packets, 0), "outer", A4, B4, tcp_flags=0x12, payload_wire=7, payload_captured=4)
+    holds(row_of(packets, 0), "outer", A4, B4, tcp_flags=0xA12, payload_wire=7, payload_captured=4)
+
+
+@pytest.mark.parametrize(
+    ("frame", "cut", "dst", "port"),
+    [
+        (ether(0x0800, HELLO), 14 + 19, "0.0.0.0", 0),
+        (ether(0x0800, ip4(17, udp(1000, 2000), options=b"\x01" * 40)), 14 + 30, B4, 0),
+        (ether(0x0800, HELLO), 14 + 24, B4, 2000),
+        (ether(0x86DD, HELLO6), 14 + 39, "::", 0),
+        (ether(0x86DD, HELLO6), 14 + 44, B6, 2000),
+    ],
+)
+def test_what_was_captured_of_a_header_is_kept(frame: bytes, cut: int, dst: str, port: int) -> None:
+    row = row_of(packets_of([frame[:cut]], wire_lengths=np.array([len(frame)])), 0)
+    holds(row, "outer", A4 if row["outer.version"] == 4 else A6, dst, protocol=17, dport=port)
+    assert row["error"] == Error.TRUNCATED
+    assert row["outer.payload_captured"] <= 4
+
+
+def test_packets_that_end_with_a_label_are_truncated() -> None:
+    frame = ether(0x8847, b"\x00\x06\x41\xff" + HELLO)
+    assert packets_of([frame[:18]], wire_lengths=np.array([len(frame)])).error.tolist() == [Error.TRUNCATED]
+    assert read(frame, cut=18)["error"] == Error.NONE
+
+
+def test_a_header_that_goes_on_in_the_next_fragment_is_truncated() -> None:
+    assert read(ether(0x0800, ip4(6, tcp(1, 2)[:16], fragment=0x2000)))["error"] == Error.TRUNCATED
+
+
+def test_a_udp_length_of_0_is_for_ipv6_alone() -> None:
+    datagram = udp(1000, 2000)[:4] + bytes(4) + b"jumbo"
+    assert read(ether(0x0800, ip4(17, datagram)))["error"] == Error.BAD_LENGTH
+    row = read(ether(0x86DD, ip6(17, datagram)))
+    holds(row, "outer", A6, B6, payload_wire=5)
+    assert row["error"] == Error.NONE
 
 
 def test_offloaded_packets_end_with_their_frame() -> None:
@@ -394,6 +475,21 @@ def test_nothing_is_read_outside_of_a_packet(rows: list[tuple[bytes, int]], guar
         alone = packets_of([frame], link)
         assert row_of(alone, 0) == row_of(packets, row)
         assert alone.inner.payload_offset[0] + alone.inner.payload_captured[0] <= len(frame)
+
+
+@pytest.mark.parametrize("fill", [0x00, 0x45, 0x60, 0x81, 0xFF])
+def test_a_cut_packet_does_not_see_what_follows(fill: int) -> None:
+    """Cut at every byte, with the start of something else behind the cut."""
+    cuts = [frame[:size] for frame in FRAMES for size in range(len(frame))]
+    room = max(map(len, cuts)) + 64
+    blob = np.full((len(cuts), room), fill, np.uint8)
+    for row, cut in enumerate(cuts):
+        blob[row, : len(cut)] = np.frombuffer(cut, np.uint8)
+    lengths = np.array([len(cut) for cut in cuts])
+    for wire in (None, lengths + 500):
+        alone = packets_of(cuts, wire_lengths=wire)
+        starts = np.arange(len(cuts)) * room
+        equal(alone, dissect(blob.reshape(-1), starts, lengths, np.full(len(cuts), ETHERNET, np.uint16), wire))
 
 
 @given(st.lists(damaged(), min_size=1, max_size=8))
