@@ -21,7 +21,7 @@ from .plan import Plan, Span, Ticket
 from .room import Holding
 
 _NOTHING = (0, None)
-SHARERS = 64  # shorter turns would cut frames over more batches, each with an answer of its own
+SHARERS = 8  # shorter turns would cut large frames over more batches, each with an answer of its own
 
 
 class FairQueue:
