@@ -173,6 +173,8 @@ def intervals(prefix: Words, mask: Words) -> tuple[Array, Array, Array]:
     rows = len(prefix[0])
     is_last: Array
     points: Array
+    upper: Array
+    lower: Array
     if len(prefix) == 1:
         begin = prefix[0].astype(np.int64)
         after = begin + (~mask[0]).astype(np.int64) + 1
