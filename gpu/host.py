@@ -83,7 +83,7 @@ class EngineHost:
             self._filling.cancel()
             await asyncio.wait({self._filling})
         self._listener.close()
-        await asyncio.gather(*(process.end() for process in processes))
+        await asyncio.gather(*(process.end() for process in [*processes, *self._dead]))
 
     async def _load(self) -> EngineProcess:
         """A process that has loaded its operations.
@@ -162,8 +162,9 @@ class EngineHost:
     async def _bury(self) -> None:
         """Wait until processes that died have let go of their device, and say how they ended."""
         while self._dead:
-            process = self._dead.pop()
+            process = self._dead[0]
             code = await process.exit_code()
+            self._dead.remove(process)  # not before: a stop meanwhile ends it
             _log.error("engine's process ended", engine=self._spec.called, pid=process.pid, exit_code=code)
 
 

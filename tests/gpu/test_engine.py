@@ -198,6 +198,24 @@ class TestChild:
         assert capfd.readouterr().err == "", "it left in disorder"
         assert asyncio.all_tasks() == {asyncio.current_task()}, "it would be started again"
 
+    async def test_stop_leaves_no_process_of_which_a_device_is_slow_to_let_go(
+        self, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def never(process: engine_process.EngineProcess) -> int | None:
+            await asyncio.Event().wait()
+            return None
+
+        monkeypatch.setattr(engine_process.EngineProcess, "exit_code", never)
+        watched = await start_engine()
+        await watched.next_event()
+        pid = watched.engine.host.pid
+        os.kill(pid, signal.SIGKILL)
+        assert await watched.next_event() == "lost"
+        await asyncio.sleep(0)  # its host waits for it now
+        await watched.engine.stop()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
     async def test_start_that_is_cancelled_ends_the_process_at_once(
         self, start_engine: StartEngine, tmp_path: Path
     ) -> None:
