@@ -62,11 +62,12 @@ class _Boxes:
     def ports_cover(self, name: str, by: Array, row: Array) -> Array:
         """Whether rule `by[i]` has all ports of rule `row[i]`."""
         low, high = getattr(self.rules, f"{name}_low"), getattr(self.rules, f"{name}_high")
-        return (low[by] <= low[row]) & (high[row] <= high[by])
+        covers: Array = (low[by] <= low[row]) & (high[row] <= high[by])
+        return covers
 
     def rest_covers(self, by: Array, row: Array) -> Array:
         """Whether rule `by[i]` has the addresses of rule `row[i]`, and all that it has of masked fields."""
-        covers = np.ones(len(by), bool)
+        covers: Array = np.ones(len(by), bool)
         for name in EXTRA:
             value, mask = getattr(self.rules, name), getattr(self.rules, f"{name}_mask")
             covers &= ((mask[by] & ~mask[row]) == 0) & (((value[by] ^ value[row]) & mask[by]) == 0)
