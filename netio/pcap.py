@@ -5,12 +5,13 @@ Source: draft-ietf-opsawg-pcap.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from struct import Struct
 from typing import Literal
 
 import numpy as np
 
-from .chain import RECORD_BYTES, Chain
+from .chain import Chain
 from .errors import BadCapture
 from .packet_index import Array, PacketIndex
 from .records import headers
@@ -24,6 +25,9 @@ MAGIC: dict[bytes, tuple[Literal["<", ">"], int]] = {
 """First bytes of a file: its byte order, and nanoseconds in a unit of its times' fraction."""
 
 FILE_BYTES = 24
+RECORD_BYTES = 16
+LENGTH_AT = 8
+LARGEST_PACKET = 2**18
 
 
 class PcapScan:
@@ -46,26 +50,78 @@ class PcapScan:
         order, self._unit_ns = MAGIC[head[:4]]
         # The upper bits say whether frames end with a check sequence.
         self._link = Struct(order + "I").unpack(head[20:])[0] & 0xFFFF
-        self._record = np.dtype([(name, order + "u4") for name in ("seconds", "fraction", "captured", "wire")])
-        self._blob = blob
-        self._chain = Chain(blob, FILE_BYTES, order)
+        self._records = PcapRecords(blob, FILE_BYTES, order)
+        self._chain = Chain(self._records)
         self.truncated = False
 
     def take(self, limit: int) -> PacketIndex:
         """The next packets, `limit` of them, or fewer where the file ends."""
         places = self._chain.take(limit)
-        self.truncated = len(places) < limit and self._chain.at != len(self._blob)
-        records = headers(self._blob, places, self._record)
         rows = len(places)
-        time_ns = records["seconds"].astype(np.int64)
+        self.truncated = rows < limit and self._records.at != len(self._records.blob)
+        heads = self._records.heads(places)
+        time_ns = heads["seconds"].astype(np.int64)
         time_ns *= 1_000_000_000
-        time_ns += records["fraction"].astype(np.int64) * self._unit_ns
+        time_ns += heads["fraction"].astype(np.int64) * self._unit_ns
         return PacketIndex(
             offset=(places + RECORD_BYTES).astype(np.uint64),
-            captured=records["captured"].astype(np.uint32),
-            wire=records["wire"].astype(np.uint32),
+            captured=heads["captured"].astype(np.uint32),
+            wire=heads["wire"].astype(np.uint32),
             time_ns=time_ns,
             timed=np.ones(rows, bool),
             link=np.full(rows, self._link, np.uint16),
             interface=np.zeros(rows, np.uint32),
         )
+
+
+class PcapRecords:
+    """The records of a pcap file, all of them packets; see `chain.Records`."""
+
+    head_bytes = RECORD_BYTES
+
+    def __init__(self, blob: Array, at: int, order: Literal["<", ">"]) -> None:
+        self.blob = blob
+        self.at = at
+        self._head = np.dtype([(name, order + "u4") for name in ("seconds", "fraction", "captured", "wire")])
+        self._length = np.dtype(order + "u4")
+        self._unpack = Struct(order + "I").unpack_from
+        # The upper half of a time in seconds, which changes every 18 hours.
+        self._mark_at = 2 if order == "<" else 0
+
+    def heads(self, places: Array) -> Array:
+        """What stands before each packet."""
+        return headers(self.blob, places, self._head)
+
+    def plain(self, until: int) -> Iterator[int]:
+        """The packets one after the other."""
+        blob, length_at = self.blob.data, self._unpack
+        last = len(blob) - RECORD_BYTES
+        at, end = self.at, min(until, last + 1)
+        while at < end:
+            (length,) = length_at(blob, at + LENGTH_AT)
+            if length > last - at:
+                break
+            yield at
+            at += RECORD_BYTES + length
+        self.at = at
+
+    def mark(self) -> tuple[int, bytes]:
+        """The upper half of the time."""
+        first = self.at + self._mark_at
+        return self._mark_at, self.blob[first : first + 2].tobytes()
+
+    def likely(self, places: Array) -> Array:
+        """A time like that of the packet at hand, and lengths that can be."""
+        heads, (now,) = self.heads(places), self.heads(np.array([self.at]))
+        recent = heads["seconds"] >> 16 == now["seconds"] >> 16
+        likely: Array = recent & (heads["captured"] <= heads["wire"]) & (heads["wire"] <= LARGEST_PACKET)
+        return likely
+
+    def following(self, places: Array) -> Array:
+        """Where the next packets begin."""
+        following: Array = places + headers(self.blob, places + LENGTH_AT, self._length)
+        return following + RECORD_BYTES
+
+    def packets(self, places: Array) -> int:
+        """All of them, but for the last if it goes beyond the file."""
+        return len(places) - int(self.following(places[-1:])[0] > len(self.blob))

@@ -6,13 +6,13 @@ Source: draft-ietf-opsawg-pcapng.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from struct import Struct
 from typing import Literal, TypeAlias
 
 import numpy as np
 
+from .chain import Chain
 from .errors import BadCapture
 from .packet_index import NO_LINK, Array, PacketIndex, empty, joined
 from .records import headers
@@ -42,6 +42,8 @@ MIN_SECTION_BYTES = 28
 PACKET_BYTES = {kind: dtype.itemsize for kind, dtype in BLOCKS.items()}
 LEAST_BYTES = {INTERFACE: 20} | {kind: size + 4 for kind, size in PACKET_BYTES.items()}
 
+LARGEST_PACKET = 2**18
+
 OPTION_END = 0
 OPTION_TIME_RESOLUTION = 9
 OPTION_TIME_OFFSET = 14
@@ -67,14 +69,6 @@ class Interface:
     offset_s: int = 0
 
 
-@dataclass(slots=True)
-class _Section:
-    """Byte order and interfaces of the section being read."""
-
-    order: Order
-    interfaces: list[Interface] = field(default_factory=list)
-
-
 class PcapngScan:
     """Walks from block to block and says where packets lie.
 
@@ -91,67 +85,49 @@ class PcapngScan:
 
     def __init__(self, blob: Array) -> None:
         self._blob = blob
-        self._bytes = blob.data
         self._at = 0
-        self._section = _Section("<")
+        self._blocks: PcapngBlocks
+        self._chain: Chain
+        self.truncated = False
         if not self._open_section():
             raise BadCapture("a pcapng file begins with a section header; this one is damaged: name another file")
-        self._walk = self._blocks()
-        self.truncated = False
 
     def take(self, limit: int) -> PacketIndex:
         """The next packets, `limit` of them, or fewer where the file ends."""
         parts, rows = [], 0
         while rows < limit:
-            offsets = np.fromiter(islice(self._walk, limit - rows), np.int64)
-            rows += len(offsets)
-            parts.append(self._read(offsets))
+            places = self._chain.take(limit - rows)
+            rows += len(places)
+            parts.append(self._read(places))
             if rows < limit:
-                # The walk ends with its section.
-                if self.truncated or not self._open_section():
+                # The chain ends with its section.
+                self._at = min(self._blocks.at, len(self._blob))
+                if not self._open_section():
                     break
-                self._walk = self._blocks()
         return joined(parts)
 
     def _open_section(self) -> bool:
         """Takes the section header at hand; False where there is none."""
-        head = self._bytes[self._at : self._at + 12]
-        order = BYTE_ORDER.get(bytes(head[8:]))
+        head = self._blob[self._at : self._at + 12].tobytes()
+        order = BYTE_ORDER.get(head[8:])
         if head[:4] != MAGIC or order is None:
-            self.truncated = self._at != len(self._bytes)
+            self.truncated = self._at != len(self._blob)
             return False
         (length,) = Struct(order + "I").unpack(head[4:8])
-        if length < MIN_SECTION_BYTES or length > len(self._bytes) - self._at:
+        if length < MIN_SECTION_BYTES or length > len(self._blob) - self._at:
             self.truncated = True
             return False
-        self._section = _Section(order)
-        self._at += length + -length % 4
+        self._blocks = PcapngBlocks(self._blob, self._at + length + -length % 4, order)
+        if self._at:
+            self._chain.follow(self._blocks)
+        else:
+            self._chain = Chain(self._blocks)
         return True
-
-    def _blocks(self) -> Iterator[int]:
-        """Where the packet blocks of the section lie; its other blocks are taken or skipped on the way."""
-        blob, unpack = self._bytes, Struct(self._section.order + "II").unpack_from
-        end, at = len(blob), self._at
-        while at <= end - MIN_BLOCK_BYTES:
-            kind, length = unpack(blob, at)
-            if kind == SECTION:
-                self._at = at
-                return
-            if length > end - at or length < LEAST_BYTES.get(kind, MIN_BLOCK_BYTES):
-                break
-            if kind in PACKET_BYTES:
-                yield at
-            elif kind == INTERFACE:
-                self._section.interfaces.append(_interface(blob[at : at + length - 4], self._section.order))
-            at += length + -length % 4
-        # A last block may lack its padding.
-        self._at = min(at, end)
-        self.truncated = self._at != end
 
     def _read(self, offsets: Array) -> PacketIndex:
         """What the packet blocks at `offsets` say; all of them are of the section at hand."""
         index = empty(len(offsets))
-        kinds = headers(self._blob, offsets, np.dtype(self._section.order + "u4"))
+        kinds = headers(self._blob, offsets, np.dtype(self._blocks.order + "u4"))
         for kind in PACKET_BYTES:
             rows = np.flatnonzero(kinds == kind)
             if len(rows):
@@ -159,7 +135,7 @@ class PcapngScan:
         return index
 
     def _read_kind(self, index: PacketIndex, rows: Array, kind: int, offsets: Array) -> None:
-        blocks = headers(self._blob, offsets, BLOCKS[kind].newbyteorder(self._section.order))
+        blocks = headers(self._blob, offsets, BLOCKS[kind].newbyteorder(self._blocks.order))
         head_bytes, room = PACKET_BYTES[kind], blocks["length"] - (PACKET_BYTES[kind] + 4)
         index.offset[rows] = offsets + head_bytes
         index.wire[rows] = blocks["wire"]
@@ -168,8 +144,8 @@ class PcapngScan:
         index.link[rows] = NO_LINK
         captured = blocks["wire"] if kind == SIMPLE_PACKET else blocks["captured"]
         index.captured[rows] = np.minimum(captured, room)
-        for which in np.unique(number[number < len(self._section.interfaces)]):
-            interface = self._section.interfaces[which]
+        for which in np.unique(number[number < len(self._blocks.interfaces)]):
+            interface = self._blocks.interfaces[which]
             mine = number == which
             index.link[rows[mine]] = interface.link
             if kind == SIMPLE_PACKET:
@@ -179,6 +155,68 @@ class PcapngScan:
             units = blocks["high"][mine].astype(np.uint64) << np.uint64(32) | blocks["low"][mine].astype(np.uint64)
             index.time_ns[rows[mine]] = _nanoseconds(units, interface)
             index.timed[rows[mine]] = True
+
+
+class PcapngBlocks:
+    """The blocks of one section; see `chain.Records`. Interfaces are taken on the way, other blocks are skipped.
+
+    Attributes:
+        interfaces: those that were described before the block at hand.
+    """
+
+    def __init__(self, blob: Array, at: int, order: Order) -> None:
+        self.blob = blob
+        self.at = at
+        self.order = order
+        self.interfaces: list[Interface] = []
+        self._enhanced = BLOCKS[ENHANCED_PACKET].newbyteorder(order)
+        self._head = np.dtype(_HEAD).newbyteorder(order)
+        self.head_bytes = self._enhanced.itemsize
+
+    def plain(self, until: int) -> Iterator[int]:
+        """The packets one after the other, up to the end of the section."""
+        blob, unpack = self.blob.data, Struct(self.order + "II").unpack_from
+        size, at = len(blob), self.at
+        end = min(until, size - MIN_BLOCK_BYTES + 1)
+        while at < end:
+            kind, length = unpack(blob, at)
+            if kind == SECTION or length > size - at or length < LEAST_BYTES.get(kind, MIN_BLOCK_BYTES):
+                break
+            if kind in PACKET_BYTES:
+                yield at
+            elif kind == INTERFACE:
+                self.interfaces.append(_interface(blob[at : at + length - 4], self.order))
+            at += length + -length % 4
+        self.at = at
+
+    def mark(self) -> tuple[int, bytes]:
+        """The lower half of an enhanced packet's kind."""
+        return (0, b"\x06\x00") if self.order == "<" else (2, b"\x00\x06")
+
+    def likely(self, places: Array) -> Array:
+        """An enhanced packet block whose lengths fit each other."""
+        blocks = headers(self.blob, places, self._enhanced)
+        length, captured = blocks["length"].astype(np.int64), blocks["captured"].astype(np.int64)
+        room = length - LEAST_BYTES[ENHANCED_PACKET] - captured
+        likely: Array = (blocks["kind"] == ENHANCED_PACKET) & (length % 4 == 0) & (room >= 0)
+        return likely & (captured <= LARGEST_PACKET) & (length <= 2 * LARGEST_PACKET)
+
+    def following(self, places: Array) -> Array:
+        """Where the next blocks begin; the end of the file behind any that is no enhanced packet."""
+        heads = headers(self.blob, places, self._head)
+        length = heads["length"].astype(np.int64)
+        return np.where(self._sound(heads), places + length + -length % 4, len(self.blob))
+
+    def packets(self, places: Array) -> int:
+        """Those before the first that is no enhanced packet, or not whole."""
+        heads = headers(self.blob, places, self._head)
+        whole = self._sound(heads) & (heads["length"] <= len(self.blob) - places)
+        return len(places) if whole.all() else int(np.argmin(whole))
+
+    @staticmethod
+    def _sound(heads: Array) -> Array:
+        sound: Array = (heads["kind"] == ENHANCED_PACKET) & (heads["length"] >= LEAST_BYTES[ENHANCED_PACKET])
+        return sound
 
 
 def _interface(block: memoryview, order: Order) -> Interface:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from aikoryu.netio import chain
+from aikoryu.netio.capture import Capture
 from aikoryu.netio.chain import Chain
-from aikoryu.netio.packet_index import Array
+from aikoryu.netio.packet_index import NAMES, Array
+from aikoryu.netio.pcap import PcapRecords
 
 HEADER = bytes(24)
 
@@ -19,7 +21,8 @@ HEADER = bytes(24)
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions so small that a few kilobytes have many."""
-    for name, value in (("REGION_BYTES", 8192), ("SEGMENT_BYTES", 512), ("SEARCH_BYTES", 256), ("LEAST_LANES", 4)):
+    sizes = {"FIRST_REGION_BYTES": 4096, "REGION_BYTES": 8192, "SEGMENT_BYTES": 512, "SEARCH_BYTES": 256}
+    for name, value in (sizes | {"LEAST_LANES": 4}).items():
         monkeypatch.setattr(chain, name, value)
 
 
@@ -39,7 +42,7 @@ def plain_walk(data: bytes, order: Literal["<", ">"]) -> list[int]:
 
 
 def found(data: bytes, order: Literal["<", ">"], limit: int = 100) -> list[int]:
-    walk = Chain(np.frombuffer(data, np.uint8), len(HEADER), order)
+    walk = Chain(PcapRecords(np.frombuffer(data, np.uint8), len(HEADER), order))
     places: list[int] = []
     while len(part := walk.take(limit)):
         places += part.tolist()
@@ -61,6 +64,36 @@ def test_all_records_are_found(order: Literal["<", ">"], seed: int, monkeypatch:
     lanes = counted_lanes(monkeypatch)
     assert found(bytes(data), order) == plain_walk(bytes(data), order)
     assert sum(lanes) > 20
+
+
+def block(order: str, kind: int, body: bytes) -> bytes:
+    body += bytes(-len(body) % 4)
+    length = pack(order + "I", len(body) + 12)
+    return pack(order + "I", kind) + length + body + length
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("seed", range(6))
+def test_all_blocks_are_found(order: Literal["<", ">"], seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interfaces, sections, simple packets and blocks of no known kind among the packets, and packets in packets."""
+    rng = random.Random(seed)
+
+    def enhanced(frame: bytes) -> bytes:
+        return block(order, 6, pack(order + "IIIII", 0, 0, 7, len(frame), len(frame)) + frame)
+
+    section = block(order, 0x0A0D0D0A, pack(order + "IHHq", 0x1A2B3C4D, 1, 0, -1))
+    others = [block(order, 1, pack(order + "HHI", 1, 0, 0)), block(order, 77, b"other"), section]
+    others += [block(order, 3, pack(order + "I", 6) + b"simple"), enhanced(enhanced(bytes(30)) * 40)]
+    data = section + others[0]
+    for _ in range(900):
+        data += rng.choice(others) if rng.random() < 0.02 else enhanced(rng.randbytes(rng.choice([0, 40, 60, 200])))
+    lanes = counted_lanes(monkeypatch)
+    fast = Capture(np.frombuffer(data, np.uint8)).index
+    assert sum(lanes) > 20
+    monkeypatch.setattr(chain, "LEAST_LANES", 10**6)
+    slow = Capture(np.frombuffer(data, np.uint8)).index
+    for name in NAMES:
+        np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name), err_msg=name)
 
 
 def test_a_record_that_lies_ends_the_chain() -> None:
