@@ -5,7 +5,8 @@ the same rows, its turn: a batch's rows over the flows, of which up to `SHARERS`
 flow has had when the round is over; its own account, `had`, says how far it has come, so that a turn cut short by a
 batch's end goes on in the next batch. A turn ends to the row, within a frame if need be.
 
-- Between two flows that wait all the time, the rows dispatched since differ by no more than the longest turn.
+- Between two flows that wait all the time, the rows dispatched since differ by no more than the longest turn; by two if
+  what a flow may add to a batch changes meanwhile.
 - A flow that comes waits for no more than one turn of each other. One that is alone takes whole batches.
 - A step costs the same however many wait, on average over the steps.
 
@@ -27,13 +28,14 @@ SHARERS = 8  # shorter turns would cut large frames over more batches, each with
 class FairQueue:
     """The tickets of one priority in a lane."""
 
-    __slots__ = ("_empty", "_flows", "_level", "_ring")
+    __slots__ = ("_empty", "_flows", "_level", "_ring", "_turn")
 
     def __init__(self) -> None:
         self._flows: dict[int, _Flow] = {}
         self._ring: deque[_Flow] = deque()  # who has not had this round's turn stands before who has
         self._empty = 0  # flows in the ring that were withdrawn whole
         self._level = 0
+        self._turn = 0  # of this round, rows
 
     def __bool__(self) -> bool:
         return bool(self._flows)
@@ -78,7 +80,10 @@ class FairQueue:
             alone = len(flows) == 1
             end = min(batch_rows, before + flow_rows - had)
             if not alone:
-                end = min(end, before + self._turn(flow, batch_rows))
+                if flow.had >= self._level:
+                    self._turn = max(1, batch_rows // min(len(flows), SHARERS))
+                    self._level += self._turn
+                end = min(end, before + self._level - flow.had)
             room_bytes = flow.dispatch(plan, end, room_bytes, last, now)
             if not flow.tickets:
                 ring.popleft()
@@ -96,6 +101,8 @@ class FairQueue:
             elif flow.had >= self._level:
                 ring.rotate(-1)
         for flow in reversed(done):
+            # A turn that the bound cut short goes on in the next batch, but no more of them than one are made up for.
+            flow.had = max(flow.had, self._level - self._turn)
             if flow.had < self._level:
                 ring.appendleft(flow)
             else:
@@ -138,12 +145,6 @@ class FairQueue:
             flow.expire(now, spans)
             if not flow.tickets:
                 self._leave(flow)
-
-    def _turn(self, flow: _Flow, batch_rows: int) -> int:
-        """Rows that are left of the first flow's turn; a round begins when all have had theirs."""
-        if flow.had >= self._level:
-            self._level += max(1, batch_rows // min(len(self._flows), SHARERS))
-        return self._level - flow.had
 
     def _first(self) -> _Flow:
         """The flow whose turn it is."""

@@ -705,5 +705,6 @@ async def test_frames_that_leave_for_other_clients_are_answered_busy_once(start_
     rig.engine.release()
     await rig.settle(240)
     assert set(other.outcome(last, 30)) == set(range(30))
+    assert not other.codes(last)
     assert all(len(flooding.outcome(id_, 20)) == 20 for id_ in ids)
     rig.assert_idle()
