@@ -10,7 +10,7 @@ from .packet_index import Array
 
 
 class Window:
-    """The same few bytes of many packets, and the big-endian numbers in them.
+    """The same few bytes of many packets, and the numbers in them, big-endian unless they are called little.
 
     Args:
         rows: (n, width) uint8.
@@ -48,12 +48,21 @@ class Window:
         """(n,) uint64, the numbers that begin at byte `at`."""
         return self._number(at, 8)
 
-    def _number(self, at: int, size: int) -> Array:
+    def little_u16(self, at: int) -> Array:
+        """(n,) uint16, the little-endian numbers that begin at byte `at`."""
+        return self._number(at, 2, "<")
+
+    def little_u32(self, at: int) -> Array:
+        """(n,) uint32, the little-endian numbers that begin at byte `at`."""
+        return self._number(at, 4, "<")
+
+    def _number(self, at: int, size: int, order: str = ">") -> Array:
         if self._xp is np:
-            big_endian: Array = self._rows[:, at : at + size].view(f">u{size}")[:, 0]
-            return big_endian.astype(f"u{size}")
-        number: Array = self._rows[:, at].astype(f"u{size}")
-        for place in range(at + 1, at + size):
+            number: Array = self._rows[:, at : at + size].view(f"{order}u{size}")[:, 0]
+            return number.astype(f"u{size}")
+        places = range(at, at + size) if order == ">" else range(at + size - 1, at - 1, -1)
+        number = self._rows[:, places[0]].astype(f"u{size}")
+        for place in places[1:]:
             number = number << 8 | self._rows[:, place]
         return number
 

@@ -32,14 +32,14 @@ QOS_AGGREGATE = 0x80
 def radiotap(walk: Walk, rows: Rows) -> None:
     """The radio's notes before a frame. Source: https://www.radiotap.org."""
     rows, at, head, _ = walk.read(rows, RADIOTAP_BYTES)
-    length = _little(head.u16(2))
-    present = head.u32(4).byteswap()
+    length = head.little_u16(2)
+    present = head.little_u32(4)
     fields = walk.xp.full(len(at), RADIOTAP_BYTES)
     more = present & MORE_PRESENT != 0
     for _ in range(MAX_PRESENT_WORDS):
         if not more.any():
             break
-        following = walk.peek(rows, fields, 4).u32(0).byteswap()
+        following = walk.peek(rows, fields, 4).little_u32(0)
         fields = fields + 4 * more
         more = more & (following & MORE_PRESENT != 0)
     # The timer is aligned to its size, counted from the first byte of the header.
@@ -80,9 +80,3 @@ def _frame(walk: Walk, rows: Rows, multiple: int) -> None:
     size = size + -size % multiple
     whole = (head.u8(22) & FRAGMENT_NUMBER == 0) & ~aggregate
     walk.go(rows, at + size, walk.xp.where(whole, Kind.LLC, Kind.DONE))
-
-
-def _little(number: Array) -> Array:
-    """(n,) int64 of (n,) uint16 in the other byte order."""
-    swapped: Array = number.byteswap().astype("i8")
-    return swapped

@@ -84,6 +84,8 @@ def test_all_blocks_are_found(order: Literal["<", ">"], seed: int, monkeypatch: 
     section = block(order, 0x0A0D0D0A, pack(order + "IHHq", 0x1A2B3C4D, 1, 0, -1))
     others = [block(order, 1, pack(order + "HHI", 1, 0, 0)), block(order, 77, b"other"), section]
     others += [block(order, 3, pack(order + "I", 6) + b"simple"), enhanced(enhanced(bytes(30)) * 40)]
+    # Its length lacks the padding.
+    others.append(pack(order + "IIIIIII", 6, 37, 0, 0, 7, 5, 5) + bytes(12))
     data = section + others[0]
     for _ in range(900):
         data += rng.choice(others) if rng.random() < 0.02 else enhanced(rng.randbytes(rng.choice([0, 40, 60, 200])))
@@ -94,6 +96,15 @@ def test_all_blocks_are_found(order: Literal["<", ">"], seed: int, monkeypatch: 
     slow = Capture(np.frombuffer(data, np.uint8)).index
     for name in NAMES:
         np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name), err_msg=name)
+
+
+@pytest.mark.parametrize("lie", [0, 12, 28, 2**20, 2**32 - 4])
+def test_a_block_that_lies_ends_the_chain(lie: int) -> None:
+    packet = block("<", 6, pack("<IIIII", 0, 0, 7, 40, 40) + bytes(40))
+    good = block("<", 0x0A0D0D0A, pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)) + packet * 300
+    capture = Capture(np.frombuffer(good + pack("<II", 6, lie) + packet[8:] + packet * 300, np.uint8))
+    assert len(capture.index) == 300
+    assert capture.truncated
 
 
 def test_a_record_that_lies_ends_the_chain() -> None:
