@@ -21,7 +21,7 @@ from .bits import WORD, distinct, lowest, packed
 from .family import Family, FamilyKeys
 from .keys import Array
 from .prefixes import AddressMap, address_map, intervals
-from .services import Services, TooManyClasses
+from .services import RulesUnfit, Services
 
 PAGE = WORD * WORD
 MOST_BYTES = 1 << 29
@@ -55,7 +55,7 @@ class BitVectors:
         """The vectors of these rules.
 
         Raises:
-            TooManyClasses: they would be too large.
+            RulesUnfit: they would be too large.
         """
         services = Services.of(family.rules)
         rows, place = _layout(family)
@@ -151,7 +151,7 @@ class Vectors:
             (count,) int32, the class of each interval, and the vectors of the classes.
 
         Raises:
-            TooManyClasses: they would be too large.
+            RulesUnfit: they would be too large.
         """
         pages = []
         for first in range(0, len(place), PAGE):
@@ -176,7 +176,7 @@ class Vectors:
         """The vectors of classes by each one's number of page, (classes, pages), and of the pages of each number."""
         words = np.concatenate(sets)
         if words.nbytes + numbers.nbytes // 2 > MOST_BYTES:
-            raise TooManyClasses
+            raise RulesUnfit
         pages = numbers + np.cumsum([0] + [len(page) for page in sets[:-1]])
         summaries = packed(words != 0)[:, 0]
         tops = packed(summaries[pages] != 0)[:, 0]

@@ -20,7 +20,7 @@ from .bits import BLOCK_WORDS, cross, first
 from .family import Family, FamilyKeys
 from .keys import Array
 from .prefixes import AddressMap, classes
-from .services import Services, TooManyClasses
+from .services import RulesUnfit, Services
 
 MOST_PAIRS = 1 << 22
 """Pairs of classes that may be joined; three joins are tried."""
@@ -57,7 +57,7 @@ class ClassTables:
         """The tables of these rules.
 
         Raises:
-            TooManyClasses: they would be too large.
+            RulesUnfit: they would be too large.
         """
         rules = np.arange(len(family))
         services = Services.of(family.rules)
@@ -94,7 +94,7 @@ def _best_order(sets: tuple[Array, Array, Array]) -> tuple[tuple[int, int, int],
     """The order with the smallest last table, its pair classes and their sets.
 
     Raises:
-        TooManyClasses: every order needs a table that is too large.
+        RulesUnfit: every order needs a table that is too large.
     """
     words = sets[0].shape[1]
     best = None
@@ -108,5 +108,5 @@ def _best_order(sets: tuple[Array, Array, Array]) -> tuple[tuple[int, int, int],
             least = len(joined) * len(last)
             best = order, pairs, joined
     if best is None:
-        raise TooManyClasses
+        raise RulesUnfit
     return best

@@ -17,7 +17,7 @@ from .family import BITS, Family, FamilyKeys
 from .keys import Array, Keys
 from .linear import LinearScan
 from .rules import RuleSet
-from .services import TooManyClasses
+from .services import RulesUnfit
 from .tuple_tables import TupleTables
 
 BLOCK_KEYS = 1 << 15
@@ -38,7 +38,7 @@ class Structure(Protocol):
         """The structure of these rules, at least one.
 
         Raises:
-            TooManyClasses: it would be too large. `TupleTables` and `LinearScan` never are.
+            RulesUnfit: it would be too large or too slow. `LinearScan` never is.
         """
 
     @property
@@ -61,7 +61,7 @@ def compile_rules(rules: RuleSet, structures: Sequence[type[Structure]] = PREFER
         structures: what is tried, in this order, for the rules of each IP version.
 
     Raises:
-        TooManyClasses: none of `structures` can hold the rules; the preferred ones can.
+        RulesUnfit: none of `structures` can hold the rules; the preferred ones can.
     """
     families = {version: Family.of(rules, version) for version in BITS}
     families = {version: family for version, family in families.items() if len(family)}
@@ -73,10 +73,10 @@ def _build(family: Family, structures: Sequence[type[Structure]]) -> Structure:
         if len(family) <= structure.MOST_RULES:
             try:
                 return structure.of(family)
-            except TooManyClasses:
+            except RulesUnfit:
                 pass
     names = ", ".join(structure.__name__ for structure in structures)
-    raise TooManyClasses(f"{len(family)} rules of IPv{family.version} are too many or too diverse for {names}")
+    raise RulesUnfit(f"{len(family)} rules of IPv{family.version} are too many or too diverse for {names}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,12 +98,7 @@ def address_words(addresses: Array, version: int) -> Words:
 
 def matches(family: Family, rows: Array, keys: FamilyKeys, at: Array) -> Array:
     """Whether rule `rows[i]` matches key `at[i]`, looking at every field: (n,) bool."""
-    return within(family, rows, keys, at) & serves(family.rules, rows, keys, at)
-
-
-def within(family: Family, rows: Array, keys: FamilyKeys, at: Array) -> Array:
-    """Whether both addresses of key `at[i]` lie in the prefixes of rule `rows[i]`: (n,) bool."""
-    inside = np.ones(len(rows), bool)
+    inside = serves(family.rules, rows, keys, at)
     for prefix, mask, key in zip(
         family.source + family.destination,
         family.source_mask + family.destination_mask,

@@ -26,8 +26,8 @@ MOST_WORDS = 1 << 24
 _DOMAIN = {"protocol": 1 << 8, "vlan": 1 << 16, "tcp_flags": 1 << 8}
 
 
-class TooManyClasses(Exception):
-    """The rules cut fields into too many classes for tables. Take a structure without them."""
+class RulesUnfit(Exception):
+    """The rules do not suit a structure: it would take too much memory or time. `compile_rules` takes the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Services:
         """The services of these rules.
 
         Raises:
-            TooManyClasses: tables of these rules would be too large.
+            RulesUnfit: tables of these rules would be too large.
         """
         columns = [getattr(rules, f"{name}_{end}") for name in PORTS for end in ("low", "high")]
         columns += [getattr(rules, f"{name}{end}") for name in EXTRA for end in ("", "_mask")]
@@ -67,7 +67,7 @@ class Services:
         for name in fields:
             table, sets = _field(services, name)
             if len(bits) * sets.size > MOST_WORDS:
-                raise TooManyClasses
+                raise RulesUnfit
             numbers, bits = cross(bits, sets)
             tables.append(table)
             joined.append((len(sets), numbers.reshape(-1)))
@@ -112,7 +112,7 @@ def _field(services: RuleSet, name: str) -> tuple[Array, Array]:
     """The classes of a field's values: from a value to its class, int32, and the services that each class matches.
 
     Raises:
-        TooManyClasses: that would take too much memory.
+        RulesUnfit: that would take too much memory.
     """
     words = words_of(len(services))
     if name in PORTS:
@@ -134,4 +134,4 @@ def _field(services: RuleSet, name: str) -> tuple[Array, Array]:
 
 def _limit(words: int) -> None:
     if words > MOST_WORDS:
-        raise TooManyClasses
+        raise RulesUnfit

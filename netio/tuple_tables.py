@@ -20,7 +20,12 @@ from .bits import WORD, lowest, packed, words_of
 from .family import PORTS, Family, FamilyKeys, Words, matches
 from .keys import Array
 from .prefixes import AddressMap, classes
+from .services import RulesUnfit
 from .tuples import Tuples, key_words, mixed, rule_words
+
+LEAST_CROWD = 128
+SCANNED = 64
+"""Rules that a scan compares with a key in the time in which a key is compared with one of its bucket."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +60,14 @@ class TupleTables:
 
     @classmethod
     def of(cls, family: Family) -> TupleTables:
-        """The tables of these rules."""
+        """The tables of these rules.
+
+        Raises:
+            RulesUnfit: keys would look at so many rules that a scan of all is faster.
+        """
         tuples = Tuples.of(family)
+        if tuples.crowd > max(LEAST_CROWD, len(family) / SCANNED):
+            raise RulesUnfit
         table = tuples.of_rule
         count = len(tuples.earliest)
         source, sources = classes(family.source, family.source_mask, table, count)

@@ -37,11 +37,13 @@ class Tuples:
     Attributes:
         of_rule: (n,) int64, the table of each rule.
         earliest: (tables,) int32, the first rule of each, ascending.
+        crowd: how many rules a key finds in the buckets of all tables, on average over a sample.
         masks: what each table fixes: words of (tables,), those of `fixed_words`.
     """
 
     of_rule: Array
     earliest: Array
+    crowd: float
     masks: Words
 
     @classmethod
@@ -53,7 +55,8 @@ class Tuples:
         for number, table in enumerate(tables):
             of_rule[table.rows] = number
         earliest = np.array([table.rows[0] for table in tables], np.int32)
-        return cls(of_rule, earliest, _masks([table.lengths for table in tables], family.version))
+        crowd = sum(table.looked_at for table in tables) / SAMPLE
+        return cls(of_rule, earliest, crowd, _masks([table.lengths for table in tables], family.version))
 
 
 def key_words(keys: FamilyKeys) -> Words:

@@ -18,7 +18,7 @@ from aikoryu.netio.keys import NO_VLAN, Keys
 from aikoryu.netio.linear import LinearScan
 from aikoryu.netio.prefixes import Searched, TableWalk
 from aikoryu.netio.rules import Rule, RuleSet
-from aikoryu.netio.services import TooManyClasses
+from aikoryu.netio.services import RulesUnfit
 from aikoryu.netio.tuple_tables import TupleTables
 
 REPOSITORY = Path(__file__).parents[2]
@@ -218,12 +218,12 @@ def test_more_rules_than_a_page(structure: type[Structure]) -> None:
 
 
 def test_more_tuples_than_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aikoryu.netio.tuples.MOST_TABLES", 10)
+    monkeypatch.setattr("aikoryu.netio.tuples.MOST_TABLES", 40)
     rules, keys = random_rules(1500, 6)
     compiled = compile_rules(rules, [TupleTables])
     tables = compiled.structures[4]
     assert isinstance(tables, TupleTables)
-    assert len(tables.earliest) == 10
+    assert len(tables.earliest) == 40
     np.testing.assert_array_equal(compiled.classify(keys), compile_rules(rules, [LinearScan]).classify(keys))
 
 
@@ -238,16 +238,23 @@ def test_addresses_are_searched_for_where_tables_would_be_large(monkeypatch: pyt
 
 
 def test_rules_too_diverse_for_tables_fall_to_the_next_structure() -> None:
-    random = np.random.default_rng(8)
-    pairs = np.sort(random.integers(1 << 16, size=(4000, 2, 2)), axis=2).tolist()
-    rules = RuleSet.of(Rule(source_ports=(a, b), destination_ports=(c, d)) for (a, b), (c, d) in pairs)
-    with pytest.raises(TooManyClasses, match="4000 rules of IPv4"):
+    rules, keys = random_rules(4000, 8)
+    ports = np.random.default_rng(8).integers(1 << 16, size=(4000, 2)).tolist()
+    rules = RuleSet.of(
+        rule._replace(source_ports=(low, 65535), destination_ports=(0, high))
+        for rule, (low, high) in zip(rules, ports, strict=True)
+    )
+    with pytest.raises(RulesUnfit, match="4000 rules of IPv4"):
         compile_rules(rules, [ClassTables, BitVectors])
     compiled = compile_rules(rules)
     assert isinstance(compiled.structures[4], TupleTables)
-    ports = random.integers(1 << 16, size=(2, 500))
-    keys = Keys.ipv4(np.zeros(500), np.zeros(500), *ports, np.zeros(500))
     np.testing.assert_array_equal(compiled.classify(keys), compile_rules(rules, [LinearScan]).classify(keys))
+
+
+def test_rules_that_differ_in_ranges_alone_are_scanned() -> None:
+    ranges = np.sort(np.random.default_rng(9).integers(1 << 16, size=(3000, 2, 2)), axis=2).tolist()
+    rules = RuleSet.of(Rule(source_ports=(a, b), destination_ports=(c, d)) for (a, b), (c, d) in ranges)
+    assert isinstance(compile_rules(rules).structures[4], LinearScan)
 
 
 def test_no_rules_match_nothing() -> None:
