@@ -17,7 +17,7 @@ from aikoryu.cli.chaos import report
 from aikoryu.cli.chaos.drill import Drill, drill, title
 from aikoryu.cli.chaos.faults import FAULTS
 from aikoryu.config import Settings, configure_logging, load
-from benchmarks import device_run, faults_table, goals, record, recovery
+from benchmarks import device_run, faults_table, goals, neighbours, record, recovery
 from benchmarks.goals import Goal, Value
 from benchmarks.ours import NAME, NEEDS
 
@@ -37,6 +37,7 @@ FELT = (
     _felt("fresh_s", "the engine is killed: to the first answer of a fresh one, s", 6),
     _felt("reserve_s", "the engine is killed: to the first answer of its reserve, s", 0.5),
     _felt("breaker_us", "the breaker's cost a batch, µs", 1),
+    *neighbours.GOALS,
 )
 CAME = {
     "lost": "calls lost, all faults together",
@@ -79,6 +80,7 @@ async def _measure(settings: Settings, options: argparse.Namespace) -> tuple[dic
     felt = {"breaker_us": [round(recovery.breaker_us(), 3)]}
     if not options.only:
         felt |= await recovery.measure(settings, runs, raises)
+        felt |= await neighbours.measure(settings)
     faults = [fault for fault in FAULTS if not options.only or fault.name in options.only]
     calls = options.calls or (QUICK_CALLS if options.quick else CALLS[options.device])
     return felt, await drill(settings, faults, calls, PROCESSES[options.device])
