@@ -145,10 +145,12 @@ def test_every_link_type_has_a_test() -> None:
     holds(read(HELLO6, 229), "outer", A6, B6, dport=2000)
 
 
-@pytest.mark.parametrize("present", [b"\x00\x00\x00\x00" + bytes(4), b"\x00\x00\x00\x80" + bytes(4)])
-def test_radiotap_says_what_lies_around_the_frame(present: bytes) -> None:
-    """A timer, aligned to eight bytes behind two words of what is present, or three; check sequence and padding."""
-    radiotap = b"\x00\x00\x19\x00" + b"\x03\x00\x00\x80" + present + bytes(8) + b"\x30"
+@pytest.mark.parametrize("words", [2, 3, 4])
+def test_radiotap_says_what_lies_around_the_frame(words: int) -> None:
+    """A timer, aligned to eight bytes behind some words of what is present; check sequence and padding."""
+    present = b"\x03\x00\x00\x80" + b"\x00\x00\x00\x80" * (words - 2) + bytes(4)
+    fields = present + bytes(-(4 + len(present)) % 8) + bytes(8) + b"\x30"
+    radiotap = b"\x00\x00" + bytes([4 + len(fields)]) + b"\x00" + fields
     frame = b"\x88\x01" + bytes(22) + bytes(2) + b"PP" + b"\xaa\xaa\x03\x00\x00\x00\x08\x00" + HELLO[:-1]
     row = read(radiotap + frame + b"4FCS", 127)
     holds(row, "outer", A4, B4, dport=2000, payload_wire=4)
