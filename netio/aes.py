@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .keys import Array
+from .packet_index import Array
 
 ROUNDS = 10
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from .aes import AES128
 from .errors import NetError
-from .keys import Array
+from .packet_index import Array
 from .rules import masks
 
 KEY_BYTES = 32

@@ -19,7 +19,7 @@ import numpy as np
 
 from .bits import WORD, distinct, lowest, packed
 from .family import Family, FamilyKeys
-from .keys import Array
+from .packet_index import Array
 from .prefixes import AddressMap, address_map, intervals
 from .services import RulesUnfit, Services
 

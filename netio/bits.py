@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .keys import Array
+from .packet_index import Array
 
 WORD = 64
 BLOCK_WORDS = 1 << 17

@@ -18,7 +18,7 @@ import numpy as np
 
 from .bits import BLOCK_WORDS, cross, first
 from .family import Family, FamilyKeys
-from .keys import Array
+from .packet_index import Array
 from .prefixes import AddressMap, classes
 from .services import RulesUnfit, Services
 

@@ -14,8 +14,9 @@ import numpy as np
 from .bit_vectors import BitVectors
 from .class_tables import ClassTables
 from .family import BITS, Family, FamilyKeys
-from .keys import Array, Keys
+from .keys import Keys
 from .linear import LinearScan
+from .packet_index import Array
 from .rules import RuleSet
 from .services import RulesUnfit
 from .tuple_tables import TupleTables

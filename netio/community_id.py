@@ -11,7 +11,8 @@ import hashlib
 
 import numpy as np
 
-from .keys import Array, Keys
+from .keys import Keys
+from .packet_index import Array
 
 ICMP, ICMP6 = 1, 58
 WITH_PORTS = (ICMP, 6, 17, ICMP6, 132)
@@ -32,9 +33,11 @@ def community_ids(keys: Keys, seed: int = 0) -> Array:
     """
     ids = np.full(len(keys), "", "U30")
     source_port, destination_port, one_way = _ports(keys)
-    swap = ~one_way & _is_after(keys.source, keys.destination, source_port, destination_port)
-    low = np.where(swap[:, None], keys.destination, keys.source).astype(">u8").view(np.uint8)
-    high = np.where(swap[:, None], keys.source, keys.destination).astype(">u8").view(np.uint8)
+    source = np.stack([keys.source_high, keys.source_low], axis=1)
+    destination = np.stack([keys.destination_high, keys.destination_low], axis=1)
+    swap = ~one_way & _is_after(source, destination, source_port, destination_port)
+    low = np.where(swap[:, None], destination, source).astype(">u8").view(np.uint8)
+    high = np.where(swap[:, None], source, destination).astype(">u8").view(np.uint8)
     ports = np.stack([np.where(swap, destination_port, source_port), np.where(swap, source_port, destination_port)], 1)
     tail = np.concatenate(
         [np.stack([keys.protocol, np.zeros_like(keys.protocol)], axis=1), ports.astype(">u2").view(np.uint8)], axis=1

@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .keys import Array, Keys
+from .keys import Keys
+from .packet_index import Array
 from .rules import RuleSet, masks
 
 Words: TypeAlias = tuple[Array, ...]
@@ -76,8 +77,8 @@ class FamilyKeys:
     def of(cls, keys: Keys, version: int) -> FamilyKeys:
         """The same keys, all of which are of this version."""
         return cls(
-            address_words(keys.source, version),
-            address_words(keys.destination, version),
+            _halves(keys.source_high, keys.source_low, version),
+            _halves(keys.destination_high, keys.destination_low, version),
             keys.source_port,
             keys.destination_port,
             keys.protocol,
@@ -91,9 +92,11 @@ class FamilyKeys:
 
 def address_words(addresses: Array, version: int) -> Words:
     """Addresses of (n, 2) uint64 as words."""
-    if version == 4:
-        return (addresses[:, 1].astype(np.uint32),)
-    return np.ascontiguousarray(addresses[:, 0]), np.ascontiguousarray(addresses[:, 1])
+    return _halves(np.ascontiguousarray(addresses[:, 0]), np.ascontiguousarray(addresses[:, 1]), version)
+
+
+def _halves(high: Array, low: Array, version: int) -> Words:
+    return (low.astype(np.uint32),) if version == 4 else (high, low)
 
 
 def matches(family: Family, rows: Array, keys: FamilyKeys, at: Array) -> Array:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-Array: TypeAlias = np.ndarray[Any, Any]
-
-NO_VLAN = 0xFFFF
-"""The VLAN of a packet without a tag. It is no VLAN id: those have 12 bits."""
+from .packet_index import Array
+from .packets import NO_VLAN, Headers
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +18,8 @@ class Keys:
 
     Attributes:
         version: (n,) uint8: 4, 6, or 0 for what is no IP packet, which no rule matches.
-        source, destination: (n, 2) uint64, the upper and lower half of the address; IPv4 is in the lower half.
+        source_high, source_low, destination_high, destination_low: (n,) uint64, halves of the addresses; IPv4 is in the
+            lower ones.
         source_port, destination_port: (n,) uint16.
         protocol: (n,) uint8.
         vlan: (n,) uint16, the outermost VLAN id, or `NO_VLAN`.
@@ -28,8 +27,10 @@ class Keys:
     """
 
     version: Array
-    source: Array
-    destination: Array
+    source_high: Array
+    source_low: Array
+    destination_high: Array
+    destination_low: Array
     source_port: Array
     destination_port: Array
     protocol: Array
@@ -44,46 +45,47 @@ class Keys:
         return Keys(**{name: column[rows] for name, column in vars(self).items()})
 
     @classmethod
-    def ipv4(cls, source: ArrayLike, destination: ArrayLike, *five: ArrayLike, **rest: ArrayLike) -> Self:
-        """Keys of IPv4 packets.
+    def of(cls, headers: Headers, vlan: Array) -> Self:
+        """The keys of dissected packets.
+
+        Args:
+            headers: the outer or the inner ones.
+            vlan: (n,) uint16, as `Packets.vlan_outer`.
+        """
+        return cls(
+            version=headers.version,
+            source_high=headers.src_high,
+            source_low=headers.src_low,
+            destination_high=headers.dst_high,
+            destination_low=headers.dst_low,
+            source_port=headers.sport,
+            destination_port=headers.dport,
+            protocol=headers.protocol,
+            vlan=vlan,
+            tcp_flags=headers.tcp_flags.astype(np.uint8),
+        )
+
+    @classmethod
+    def ipv4(cls, source: ArrayLike, destination: ArrayLike, *five: ArrayLike) -> Self:
+        """Keys of IPv4 packets, untagged and without flags.
 
         Args:
             source, destination: (n,), each address as an integer.
             five: source ports, destination ports and protocols, each (n,).
-            rest: `vlan` and `tcp_flags`, each (n,), where they are known.
         """
-        return cls._of(4, _lower(source), _lower(destination), *five, **rest)
+        ends = np.asarray(source, np.uint64), np.asarray(destination, np.uint64)
+        return cls._of(4, np.zeros_like(ends[0]), ends[0], np.zeros_like(ends[1]), ends[1], *five)
 
     @classmethod
-    def ipv6(cls, source: ArrayLike, destination: ArrayLike, *five: ArrayLike, **rest: ArrayLike) -> Self:
+    def ipv6(cls, source: ArrayLike, destination: ArrayLike, *five: ArrayLike) -> Self:
         """Keys of IPv6 packets: as `ipv4`, but for addresses of (n, 2), upper and lower half."""
-        return cls._of(6, np.asarray(source, np.uint64), np.asarray(destination, np.uint64), *five, **rest)
+        ends = np.asarray(source, np.uint64).T, np.asarray(destination, np.uint64).T
+        return cls._of(6, *ends[0], *ends[1], *five)
 
     @classmethod
-    def _of(
-        cls,
-        version: int,
-        source: Array,
-        destination: Array,
-        source_port: ArrayLike,
-        destination_port: ArrayLike,
-        protocol: ArrayLike,
-        vlan: ArrayLike = NO_VLAN,
-        tcp_flags: ArrayLike = 0,
-    ) -> Self:
-        rows = len(source)
-        return cls(
-            version=np.full(rows, version, np.uint8),
-            source=source,
-            destination=destination,
-            source_port=np.asarray(source_port, np.uint16),
-            destination_port=np.asarray(destination_port, np.uint16),
-            protocol=np.asarray(protocol, np.uint8),
-            vlan=np.broadcast_to(np.asarray(vlan, np.uint16), rows),
-            tcp_flags=np.broadcast_to(np.asarray(tcp_flags, np.uint8), rows),
-        )
-
-
-def _lower(addresses: ArrayLike) -> Array:
-    lower = np.asarray(addresses, np.uint64)
-    return np.stack([np.zeros_like(lower), lower], axis=1)
+    def _of(cls, version: int, *columns: ArrayLike) -> Self:
+        rows = np.shape(columns[0])
+        dtypes = (*[np.uint64] * 4, np.uint16, np.uint16, np.uint8)
+        seven = [np.asarray(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)]
+        rest = [np.full(rows, NO_VLAN, np.uint16), np.zeros(rows, np.uint8)]
+        return cls(np.full(rows, version, np.uint8), *seven, *rest)

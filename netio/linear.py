@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from .family import Family, FamilyKeys, serves
-from .keys import Array
+from .packet_index import Array
 
 BLOCK_PAIRS = 1 << 18
 """Pairs of a rule and a key compared at once: their booleans and words stay in the second-level cache."""

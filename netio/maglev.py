@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import NetError
-from .keys import Array
+from .packet_index import Array
 
 SLOTS = 65_537
 """A prime, and the paper's smaller table: shares are within 1 % for up to 655 back ends."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from .bits import WORD, distinct, packed, words_of
 from .family import Words
-from .keys import Array
+from .packet_index import Array
 
 MOST_ENTRIES = 1 << 26
 """Entries of IPv4 tables, of 4 bytes; beyond it addresses are searched for."""

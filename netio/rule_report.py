@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .family import EXTRA, PORTS
-from .keys import Array
+from .packet_index import Array
 from .rules import RuleSet, masks
 from .tuples import mixed
 

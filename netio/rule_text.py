@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
 
-from .keys import NO_VLAN
+from .packets import NO_VLAN
 from .rules import ANY_PORT, BadRules, Problem, Rule, RuleSet
 
 PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ah": 51, "icmp6": 58, "sctp": 132}

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from .errors import NetError
-from .keys import Array
+from .packet_index import Array
 
 ANY_PORT = (0, 0xFFFF)
 MATCH = "match"

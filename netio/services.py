@@ -17,7 +17,7 @@ import numpy as np
 
 from .bits import cross, distinct, packed, words_of
 from .family import EXTRA, PORTS, FamilyKeys
-from .keys import Array
+from .packet_index import Array
 from .rules import RuleSet
 
 MOST_WORDS = 1 << 24

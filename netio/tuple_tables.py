@@ -18,7 +18,7 @@ import numpy as np
 
 from .bits import WORD, lowest, packed, words_of
 from .family import PORTS, Family, FamilyKeys, Words, matches
-from .keys import Array
+from .packet_index import Array
 from .prefixes import AddressMap, classes
 from .services import RulesUnfit
 from .tuples import Tuples, key_words, mixed, rule_words

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from .family import BITS, Family, FamilyKeys, Words, address_words
-from .keys import Array
+from .packet_index import Array
 from .rules import masks
 
 MOST_TABLES = 512

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aikoryu.netio.aes import AES128
 from aikoryu.netio.anonymise import Anonymiser, BadKey
-from aikoryu.netio.keys import Array
+from aikoryu.netio.packet_index import Array
 
 COUNTING = bytes(range(32))
 SAMPLE = bytes.fromhex(

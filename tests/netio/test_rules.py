@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aikoryu.netio.errors import NetError
-from aikoryu.netio.keys import NO_VLAN
+from aikoryu.netio.packets import NO_VLAN
 from aikoryu.netio.rule_formats import Format, detect, read_rules
 from aikoryu.netio.rule_text import parse, read, write, written
 from aikoryu.netio.rules import ANY_PORT, BadRules, Problem, Rule, RuleSet
