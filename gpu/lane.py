@@ -12,7 +12,6 @@ from .room import Holding
 
 AGING_S = 0.1
 PACE_WEIGHT = 0.3  # of the newest batch in a lane's measured seconds a row
-FORGET = 1.05  # a lane's best pace is forgotten by so much a batch
 
 
 class Lane:
@@ -31,7 +30,6 @@ class Lane:
         neediest: of the clients that came since the last batch, and whoever goes next, the one that used the device
             least.
         row_s: device time of a row there, s, as measured lately; 0 for not yet.
-        best_row_s: the shortest lately, which large batches reach; 0 for not yet.
         spec: whatever the front keeps with the lane; the planner does not look inside.
     """
 
@@ -47,7 +45,6 @@ class Lane:
         self.passed = 0
         self.used_s = 0.0
         self.row_s = 0.0
-        self.best_row_s = 0.0
         self.neediest: Holding
         self.spec: Any = None
 
@@ -57,7 +54,6 @@ class Lane:
             self.place = place
             self.used_s = place.clock_s
             self.row_s = 0.0
-            self.best_row_s = 0.0
 
     def add(self, ticket: Ticket, now: float) -> None:
         """Queue a frame; its holding is known."""
@@ -94,7 +90,6 @@ class Lane:
     def ran(self, row_s: float) -> None:
         """A batch of it was run whole, at this pace."""
         self.row_s = row_s if self.row_s == 0.0 else self.row_s + PACE_WEIGHT * (row_s - self.row_s)
-        self.best_row_s = row_s if self.best_row_s == 0.0 else min(row_s, self.best_row_s * FORGET)
 
     def reopen(self, window_s: float, now: float) -> None:
         """Reset the window, a deadline that has been met, and the client, to those of the rows left behind.

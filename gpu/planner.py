@@ -28,7 +28,7 @@ from .room import Room
 
 LEAST_PACED_ROWS = 16  # a slower pace must not shrink batches below this: smaller ones cost more a row, and so on down
 CLIENT_SHARE = 0.1  # of the time a batch is sized for, to one client among others: they wait behind such batches
-LEAST_CLIENT_ROWS = 8  # of a client in a batch, however slow they are: embeddings on a CPU reach their pace with 8
+LEAST_CLIENT_ROWS = 8
 FIRST_CLIENT_ROWS = 64  # of a client among others in a lane whose pace is not known
 ALONE_RUNS = 2  # a batch that was started so often before, in vain, may be what its engines died of
 
@@ -227,13 +227,14 @@ class Planner:
     def _client_rows(self, lane: Lane, now: float) -> int:
         """Most rows of one client in a batch.
 
-        Counted at the lane's best pace: at the pace of small batches they would only become smaller.
+        Where hardly any would be left, a batch costs much however small it is, or a row does: smaller ones gain little.
         """
         if not self.room.together(now):
             return self.limits.max_rows
-        if lane.best_row_s == 0.0:
+        if lane.row_s == 0.0:
             return FIRST_CLIENT_ROWS
-        return max(LEAST_CLIENT_ROWS, int(CLIENT_SHARE * self.limits.target_s / lane.best_row_s))
+        rows = int(CLIENT_SHARE * self.limits.target_s / lane.row_s)
+        return rows if rows >= LEAST_CLIENT_ROWS else self.limits.max_rows
 
     def _take(self, lane: Lane, now: float) -> Plan:
         """Fill a batch from the lane's queues, the most urgent first."""

@@ -87,6 +87,16 @@ def test_newest_frames_of_who_filled_the_room_leave_for_who_comes() -> None:
     assert (c.holds(FLOOD)[0], c.holds(1)[0]) == (80, 15)
 
 
+def test_frames_leave_of_whoever_is_above_its_share_at_the_time() -> None:
+    c = Clients()
+    c.fill(1, rows=10)
+    assert c.ask(2, 20) == [1, 1]
+    for frame in list(c.frames):
+        c.leave(frame)
+    c.fill(2, now=10.0, rows=10)
+    assert c.ask(3, 20, now=10.0) == [2, 2]
+
+
 def test_bytes_are_shared_as_rows_are() -> None:
     c = Clients(1000, 1000)
     for _ in range(10):
