@@ -507,9 +507,9 @@ class TestClients:
             if device.now < 1.0:
                 device.used_s.clear()
             else:
-                while p.lane("late", 4096).rows < 4000:
+                while p.lane("late", 4096).rows < 8000:
                     offer(p, 100, client=1, lane="late", now=device.now)
-            while p.lane("a", 4096).rows < 4000:
+            while p.lane("a", 4096).rows < 8000:
                 offer(p, 100, client=FLOOD, now=device.now)
             device.pass_time(device.now + 0.005)
         assert device.used_s[1] < 1.3 * device.used_s[FLOOD]
