@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aikoryu.netio.bit_vectors import PAGE, BitVectors
-from aikoryu.netio.class_tables import ClassTables
+from aikoryu.netio.class_tables import ORDERS, ClassTables
 from aikoryu.netio.classify import PREFERRED, Structure, compile_rules
 from aikoryu.netio.keys import Keys
 from aikoryu.netio.linear import LinearScan
@@ -189,35 +189,57 @@ def test_all_structures_agree_with_each_rule_looked_at(rules: list[Rule], keys: 
         assert compile_rules(RuleSet.of(rules), [structure]).classify(keys).tolist() == expected, structure.__name__
 
 
-def random_rules(count: int, seed: int) -> tuple[RuleSet, Keys]:
+def random_rules(count: int, seed: int, version: int = 4) -> tuple[RuleSet, Keys]:
     """Rules over few hosts, the more specific ones first, and keys between two hosts that some rule is about."""
     random = np.random.default_rng(seed)
-    hosts = random.integers(1 << 32, size=200)
-    pairs = random.choice(hosts, (count, 2))
-    lengths = random.choice([0, 8, 12, 17, 24, 30, 32, 32, 32], (count, 2))
+    bits = 32 if version == 4 else 128
+    hosts = [int.from_bytes(random.bytes(bits // 8)) for _ in range(200)]
+    pairs = random.integers(200, size=(count, 2))
+    lengths = random.choice([0, 8, 12, 17, 24, 30, 32, 32, 32], (count, 2)) * bits // 32
     ports = np.sort(random.integers(200, size=(count, 2)), axis=1)
     order = np.argsort(-lengths.sum(axis=1))
     rules = []
-    for (source, destination), (n, m), (low, high) in zip(
+    for (left, right), (n, m), (low, high) in zip(
         pairs[order].tolist(), lengths[order].tolist(), ports[order].tolist(), strict=True
     ):
-        prefixes = (source >> 32 - n << 32 - n, n, destination >> 32 - m << 32 - m, m)
+        prefixes = (hosts[left] >> bits - n << bits - n, n, hosts[right] >> bits - m << bits - m, m)
         protocol, mask = [(0, 0), (6, 255), (17, 255)][int(random.integers(3))]
-        rules.append(Rule("match", 4, *prefixes, (0, 0xFFFF), (low, high), protocol, mask))
-    source, destination = pairs[random.integers(count, size=3000)].T
-    keys = Keys.ipv4(
-        source, destination, np.zeros(3000), random.integers(250, size=3000), random.choice([1, 6, 17], 3000)
-    )
-    return RuleSet.of(rules), keys
+        rules.append(Rule("match", version, *prefixes, (0, 0xFFFF), (low, high), protocol, mask))
+    halves = np.array([(host >> 64, host & 0xFFFFFFFFFFFFFFFF) for host in hosts], np.uint64)
+    source, destination = halves[pairs[random.integers(count, size=3000)].T]
+    rest = (np.zeros(3000), random.integers(250, size=3000), random.choice([1, 6, 17], 3000))
+    if version == 6:
+        return RuleSet.of(rules), Keys.ipv6(source, destination, *rest)
+    return RuleSet.of(rules), Keys.ipv4(source[:, 1], destination[:, 1], *rest)
 
 
 @pytest.mark.parametrize("structure", [BitVectors, TupleTables])
-def test_more_rules_than_a_page(structure: type[Structure]) -> None:
-    rules, keys = random_rules(9000, 5)
+@pytest.mark.parametrize("version", [4, 6])
+def test_more_rules_than_a_page(version: int, structure: type[Structure]) -> None:
+    rules, keys = random_rules(9000, 5, version)
     expected = compile_rules(rules, [LinearScan]).classify(keys)
     assert np.unique(expected).size > 300
     assert expected.max() > PAGE
     np.testing.assert_array_equal(compile_rules(rules, [structure]).classify(keys), expected)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_few_rules_in_class_tables(version: int) -> None:
+    rules, keys = random_rules(400, 4, version)
+    expected = compile_rules(rules, [LinearScan]).classify(keys)
+    np.testing.assert_array_equal(compile_rules(rules, [ClassTables]).classify(keys), expected)
+
+
+def test_the_order_with_the_smallest_table_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules, _ = random_rules(400, 4)
+    sizes = []
+    for orders in (ORDERS, *([order] for order in ORDERS)):
+        monkeypatch.setattr("aikoryu.netio.class_tables.ORDERS", orders)
+        tables = compile_rules(rules, [ClassTables]).structures[4]
+        assert isinstance(tables, ClassTables)
+        sizes.append(tables.matches.size)
+    assert len(set(sizes[1:])) == 3
+    assert sizes[0] == min(sizes[1:])
 
 
 def test_more_tuples_than_tables(monkeypatch: pytest.MonkeyPatch) -> None:
