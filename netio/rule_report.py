@@ -35,12 +35,15 @@ class Report:
 
 
 def report(rules: RuleSet) -> Report:
-    """Look for rules that `rules` could do without."""
-    boxes = _Boxes.of(rules)
-    covers, complete = _covers(boxes)
+    """Look for rules that `rules` could do without: the same labels are given when all that is listed is removed."""
+    covers, complete = _covers(_Boxes.of(rules))
     shadowed = covers.shadowed()
-    redundant, compared = _redundant(boxes, covers.later, [row for row in range(len(rules)) if row not in shadowed])
-    return Report(dict(sorted(shadowed.items())), dict(sorted(redundant.items())), complete and compared)
+    # Looked for among the rest: of two equal rules each could do without the other, but not both.
+    rest = np.delete(np.arange(len(rules)), list(shadowed))
+    covers, compared = _covers(_Boxes.of(rules.take(rest)))
+    redundant, looked_at = _redundant(covers.boxes, covers.later)
+    rows = {int(rest[row]): int(rest[by]) for row, by in sorted(redundant.items())}
+    return Report(dict(sorted(shadowed.items())), rows, complete and compared and looked_at)
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,11 @@ def _united(rules: RuleSet, name: str, pairs: Array) -> Iterator[tuple[int, tupl
             yield int(row[first]), tuple(sorted(by[first:last].tolist()))
 
 
-def _redundant(boxes: _Boxes, later: Array, rows: list[int]) -> tuple[dict[int, int], bool]:
+def _redundant(boxes: _Boxes, later: Array) -> tuple[dict[int, int], bool]:
     """The rules covered later by one of their label, with none of another label between that has packets of theirs."""
     label = boxes.rules.label
-    some = np.array([row for row in rows if later[row] < len(label) and label[row] == label[later[row]]], np.int64)
+    some = np.flatnonzero(later < len(label))
+    some = some[label[some] == label[later[some]]]
     some = some[np.lexsort([some, label[some]])]
     found: dict[int, int] = {}
     compared = 0

@@ -106,6 +106,11 @@ def test_what_is_reported_is_so_in_a_small_world(rules: list[Rule]) -> None:
         without = compile_rules(RuleSet.of(rules[:row] + rules[row + 1 :]), [LinearScan]).classify(KEYS)
         without = np.where(without >= row, without + 1, without)
         np.testing.assert_array_equal(labels[without], labels[first])
+    kept = np.array(
+        [row for row in range(len(rules)) if row not in found.redundant and row not in found.shadowed] + [-1]
+    )
+    rest = compile_rules(RuleSet.of(rules[row] for row in kept[:-1]), [LinearScan]).classify(KEYS)
+    np.testing.assert_array_equal(labels[kept[rest]], labels[first])
     for row, rule in enumerate(rules):
         if any(covers(by, rule) for by in rules[:row]):
             assert row in found.shadowed

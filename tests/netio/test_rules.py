@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +87,18 @@ def test_a_line_is_refused_with_what_to_write_instead(line: str, message: str) -
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is looked at
         parse(line)
     assert message in str(caught.value)
+
+
+def test_the_document_says_what_is_read() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
+    example = document.split("```")[3]
+    assert read(example) == read(TEXT)
+    for line in re.findall(r"^\| `(?:classbench|dpdk)` \| `(.*?)` \| `(.*?)` \|$", document, re.MULTILINE):
+        assert read_rules(line[0])[0].label == line[1]
+    for bad in ("a tcp from 10.0.0.1/8 to any", "a icmp from any port 1 to any", "a tcp from any port 80,81 to any"):
+        with pytest.raises(ValueError, match="write|leave") as caught:
+            parse(bad)
+        assert f": {caught.value}\n" in document
 
 
 def test_all_bad_lines_are_named() -> None:
