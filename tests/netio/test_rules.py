@@ -96,7 +96,7 @@ def test_the_document_says_what_is_read() -> None:
     for line in re.findall(r"^\| `(?:classbench|dpdk)` \| `(.*?)` \| `(.*?)` \|$", document, re.MULTILINE):
         assert read_rules(line[0])[0].label == line[1]
     for bad in ("a tcp from 10.0.0.1/8 to any", "a icmp from any port 1 to any", "a tcp from any port 80,81 to any"):
-        with pytest.raises(ValueError, match="write|leave") as caught:
+        with pytest.raises(ValueError, match=r"write|leave") as caught:
             parse(bad)
         assert f": {caught.value}\n" in document
 
