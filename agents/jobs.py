@@ -28,6 +28,17 @@ UNAVAILABLE_S = 3.0  # a server that has just come back may not know its streams
 RESEND_S = 0.1
 FULL_S = 1.0
 
+_FULL = "the stream of jobs is full: submit later, start workers, or make it larger"
+_NO_DISK = "the server's disk, or what JetStream may use of it, is full: its operator makes room; submit later"
+_NO_STREAM = (
+    "nothing keeps jobs on this server: start a worker, and JetStream in the server; the log of a worker that is there "
+    "says what it lacks"
+)
+_UNKNOWN = (
+    "the server did not say that it has the job: submit it again under the same id; if that goes on, the server's log "
+    "says why, and its operator acts: a full disk is one reason"
+)
+
 
 class NoResult(BusError):
     """No result lies under this id: the job is not done, its result has expired, or there never was one."""
@@ -120,8 +131,9 @@ class Jobs:
         Raises:
             BadParameter, BadColumn, BadValue, TooLarge: the job cannot be sent.
             NoWorker: no worker has made the streams that jobs lie in.
-            Busy: they are full.
-            Expired: the server did not say that it has the job; submit it again under the same id.
+            Busy: they are full, or the server's disk is.
+            Expired: the server did not say that it has the job; submit it again under the same id. A server whose disk
+                ran full while it wrote says nothing.
         """
         id_ = id or self._new_id()
         check_id(id_)
@@ -182,13 +194,13 @@ class Jobs:
             if isinstance(error, Occupied):
                 return False
             if isinstance(error, Full):
-                raise Busy("the stream of jobs is full: submit later, start workers, or make it larger", FULL_S)
+                raise Busy(_NO_DISK if error.disk else _FULL, FULL_S)
             if isinstance(error, Unavailable) and past_s >= UNAVAILABLE_S:
-                raise NoWorker("nothing keeps jobs on this server: start a worker, and JetStream in the server")
+                raise NoWorker(_NO_STREAM)
             if not isinstance(error, (Unavailable, NoAnswer, Disconnected)):
                 raise error
             if past_s >= self._timeout_s:
-                raise Expired("the server did not say that it has the job: submit it again under the same id")
+                raise Expired(_UNKNOWN)
             await asyncio.sleep(RESEND_S)
         return True
 

@@ -38,7 +38,8 @@ from .transport import Message
 
 BUSY_S = 10.0  # a job is kept so long while the worker is busy, before another gets it
 BUSY_LONGEST_S = 2.0  # between two offers
-STORE_RETRY_S = 0.5
+STORE_RETRY_S = 0.5  # before the first further try to store a result; twice as long each time
+STORE_LONGEST_S = 15.0
 
 _ACKNOWLEDGED = b"+ACK"
 _WORKING = b"+WPI"
@@ -61,6 +62,7 @@ class Taken:
         running: it was handed to the service, which has not answered.
         known: its result is there already.
         offers: times the worker was too busy for it.
+        unstored: times its result, or its dead letter, could not be stored.
     """
 
     __slots__ = (
@@ -76,6 +78,7 @@ class Taken:
         "puller",
         "running",
         "since",
+        "unstored",
     )
 
     def __init__(self, number: int, message: Message, names: JobSubjects, puller: Puller) -> None:
@@ -90,6 +93,7 @@ class Taken:
         self.running = False
         self.known = False
         self.offers = 0
+        self.unstored = 0
 
 
 class JobRuns:
@@ -125,6 +129,7 @@ class JobRuns:
         self._arrived: list[Taken] = []
         self._loop = asyncio.get_running_loop()
         self._stopping = False
+        self._unstored = 0
         self._idle = asyncio.Event()
         loopback.on_answer = self._on_answer
 
@@ -241,6 +246,7 @@ class JobRuns:
         def done(error: BusError | None) -> None:
             if error is None:
                 self.stored += 1
+                self._unstored = 0
                 self._acknowledge(taken, result)
             elif isinstance(error, Refused) and error.err_code in WRONG_LAST_SEQUENCE:
                 # Another delivery of the job was faster, and its result is the one that stays.
@@ -276,8 +282,13 @@ class JobRuns:
         if self._stopping:
             self._give_back(taken, 0.0)
             return
-        _log.warning(what, id=taken.id, error=str(error))
-        self._loop.call_later(STORE_RETRY_S * (0.5 + random.random()), retry)
+        self._unstored += 1
+        # The 1st, 2nd, 4th, 8th: a disk that is full for long does not fill the log, which may lie on it.
+        if self._unstored & (self._unstored - 1) == 0:
+            _log.warning(what, id=taken.id, count=self._unstored, error=str(error))
+        pause_s = min(STORE_LONGEST_S, STORE_RETRY_S * 2.0 ** min(taken.unstored, 16))
+        taken.unstored += 1
+        self._loop.call_later(pause_s * (0.5 + random.random()), retry)
 
     def _acknowledge(self, taken: Taken, result: bytes) -> None:
         self._pipeline.tell(taken.ack, _ACKNOWLEDGED)

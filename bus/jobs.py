@@ -103,7 +103,10 @@ class JobSubjects:
 
 
 def streams(names: JobSubjects, settings: JobSettings) -> list[dict[str, Any]]:
-    """The streams that jobs need, as JetStream's configurations."""
+    """The streams that jobs need, as JetStream's configurations.
+
+    That of jobs comes last: where there is no room for results, no job is accepted.
+    """
     common = {"storage": "file", "num_replicas": settings.replicas, "max_msgs_per_subject": 1}
     jobs = {
         "name": names.jobs,
@@ -130,7 +133,7 @@ def streams(names: JobSubjects, settings: JobSettings) -> list[dict[str, Any]]:
         "max_bytes": DEAD_BYTES,
         "max_age": DEAD_TTL_S * _S,
     }
-    return [common | each for each in (jobs, results, dead)]
+    return [common | each for each in (results, dead, jobs)]
 
 
 def consumer(names: JobSubjects, operation: str, settings: JobSettings) -> dict[str, Any]:

@@ -26,7 +26,7 @@ SWEEP_S = 0.5
 LOOK_SUBJECTS = 256  # of one look for the last messages; the server takes 1,024
 
 _ERROR_STORE = 10077  # the stream is full, or the subject's share of it
-_ERROR_ROOM = 10047  # the server's disk is
+_ERROR_ROOM = (10023, 10047)  # the server's disk is, or what JetStream may use of it
 _PER_SUBJECT = "per subject"
 
 Answered = Callable[[Message], bool]
@@ -38,6 +38,11 @@ Done = Callable[[BusError | None], None]
 
 class Full(Refused):
     """The stream has no room; nothing was stored."""
+
+    @property
+    def disk(self) -> bool:
+        """Whether the server has no room for any stream, and not this one alone."""
+        return self.err_code in _ERROR_ROOM
 
 
 class Occupied(Refused):
@@ -215,7 +220,7 @@ def _why_not_stored(message: Message) -> BusError | None:
     text = f"JetStream refused the message: {error.description}"
     if error.err_code == _ERROR_STORE and _PER_SUBJECT in error.description:
         return Occupied(text, error.err_code)
-    if error.err_code in (_ERROR_STORE, _ERROR_ROOM):
+    if error.err_code in (_ERROR_STORE, *_ERROR_ROOM):
         return Full(text, error.err_code)
     if error.code == 503:
         return Unavailable(f"{text}; try again later")
