@@ -6,9 +6,10 @@ import asyncio
 import math
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,8 +22,10 @@ from ..bus.subjects import partition
 
 RUN_BYTES = 256 * 1024  # of a large array in one row of a frame
 GET_RUNS = 16  # asked for at once: what the worker then sends must find room on the connection
+CHANGES = 3  # tries
 
 Array: TypeAlias = "NDArray[Any]"
+T = TypeVar("T")
 
 _TOKEN = re.compile(r"([\w-]+)\.([\w-]+):(\w+):((?:\d+(?:x\d+)*)?)", re.ASCII)
 
@@ -109,16 +112,20 @@ class Tensors:
         parameters: dict[str, Any] = {} if ttl_s is None else {"ttl_s": ttl_s}
         operation = self._operation("put", key)
         run = self._run_elements(whole.itemsize)
-        if whole.size <= run:
-            row = {**named, "start": np.int64(0), "x": whole}
-            answer = await self._client.call(operation, row, parameters, timeout_s=timeout_s, idempotent=True)
-            complete = bool(answer["complete"])
-        else:
-            parameters["shape"] = whole.shape
-            complete = await self._put_runs(operation, named, whole.reshape(-1), parameters, run, timeout_s)
-        if not complete:
-            raise EngineLost("the worker lost a part of the array while the rest was on its way: put it again")
-        return handle
+
+        async def put() -> Handle:
+            if whole.size <= run:
+                row = {**named, "start": np.int64(0), "x": whole}
+                answer = await self._client.call(operation, row, parameters, timeout_s=timeout_s, idempotent=True)
+                complete = bool(answer["complete"])
+            else:
+                of_shape = parameters | {"shape": whole.shape}
+                complete = await self._put_runs(operation, named, whole.reshape(-1), of_shape, run, timeout_s)
+            if not complete:
+                raise EngineLost("the worker lost a part of the array while the rest was on its way: put it again")
+            return handle
+
+        return await _again_if_lost(put)
 
     async def get(self, handle: Handle, *, timeout_s: float | None = None) -> Array:
         """A tensor's numbers (of bfloat16 as float32: NumPy has none).
@@ -162,8 +169,12 @@ class Tensors:
         """
         row = {"key": handle.key, "owner": self._owner}
         operation = self._operation("free", handle.key)
-        answer = await self._client.call(operation, row, timeout_s=timeout_s, idempotent=True)
-        return bool(answer["freed"])
+
+        async def free() -> bool:
+            answer = await self._client.call(operation, row, timeout_s=timeout_s, idempotent=True)
+            return bool(answer["freed"])
+
+        return await _again_if_lost(free)
 
     @overload
     async def eval(
@@ -291,6 +302,14 @@ class Tensors:
 
     def _run_elements(self, itemsize: int) -> int:
         return max(1, min(RUN_BYTES, self._client.largest_bytes // 2) // itemsize)
+
+
+async def _again_if_lost(change: Callable[[], Awaitable[T]]) -> T:
+    """Make a change that is the same made twice: an engine that is lost meanwhile is followed by another."""
+    for _ in range(CHANGES - 1):
+        with suppress(EngineLost):
+            return await change()
+    return await change()
 
 
 def _runs(first: int, last: int, run: int) -> list[tuple[int, int, int]]:

@@ -10,7 +10,7 @@ import pytest
 from aikoryu.agents import Handle, session
 from aikoryu.bus.columns import pack, unpack
 from aikoryu.bus.errors import BadColumn, BadParameter, BadValue, EngineLost
-from aikoryu.bus.frames import Reply, Request, decode_request, encode
+from aikoryu.bus.frames import Reply, Request, RowError, decode_request, encode
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.subjects import partition
 from aikoryu.bus.transport import Message
@@ -25,12 +25,14 @@ class Worker:
     Attributes:
         asked: operation with partition, and frame.
         complete: what it says to a put.
+        losing: frames to come at which its engine is lost.
         version: of what it says to a get; one more for each frame if `changing`.
     """
 
     def __init__(self, memory: MemoryBus) -> None:
         self.asked: list[tuple[str, Request]] = []
         self.complete = True
+        self.losing = 0
         self.version = 1
         self.changing = False
         self._transport = memory.connect()
@@ -42,7 +44,14 @@ class Worker:
         request = decode_request(message.data)
         name = message.subject.removeprefix("aikoryu.v1.default.matrix.")
         self.asked.append((name, request))
+        if self.losing:
+            self.losing -= 1
+            lost = RowError(0, EngineLost.code, "the engine ended", request.n)
+            self._transport.send(message.reply, encode(Reply(id=request.id, err=[lost], last=True)))
+            return
         columns: dict[str, Any] = {"complete": np.full(request.n, self.complete)}
+        if name.startswith("free"):
+            columns = {"freed": np.ones(request.n, np.bool_)}
         if name.startswith("get"):
             self.version += self.changing
             columns = {
@@ -140,6 +149,20 @@ async def test_array_of_which_a_part_was_lost_is_told(memory: MemoryBus, worker:
     async with session(memory.connect(), Settings()) as bus:
         with pytest.raises(EngineLost, match="put it again"):
             await bus.matrix.put(np.zeros(1 << 20, np.uint8))
+
+
+async def test_put_and_free_are_tried_again_when_an_engine_is_lost(memory: MemoryBus, worker: Worker) -> None:
+    async with session(memory.connect(), Settings()) as bus:
+        worker.losing = 2
+        handle = await bus.matrix.put(X)
+        asked = [unpack(request.cols["version"], 1)[0] for _, request in worker.asked]
+        assert len(asked) == 3
+        assert len(set(asked)) == 1, "another version could be another's"
+        worker.losing = 2
+        assert await bus.matrix.free(handle)
+        worker.losing = 3
+        with pytest.raises(EngineLost):
+            await bus.matrix.put(X)
 
 
 async def test_array_replaced_while_it_is_read_is_told(memory: MemoryBus, worker: Worker) -> None:
