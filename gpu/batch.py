@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ..bus.columns import Array, Schema
+from .blobs import Blobs
 from .device import Device
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Batch:
         self,
         rows: int,
         schema: Schema,
-        columns: Mapping[str, Pieces | Sequence[str] | Sequence[bytes]],
+        columns: Mapping[str, Pieces | Blobs | Sequence[str] | Sequence[bytes]],
         parameters: Any,
         alive: Pieces,
         device: Device,
@@ -54,7 +55,12 @@ class Batch:
         column = self._columns[name]
         if isinstance(column, tuple):
             column = self._columns[name] = _joined(column)
-        return column
+        return column.rows if isinstance(column, Blobs) else column
+
+    def packed(self, name: str) -> Blobs:
+        """A `bin` column on the host, in shared memory: data and offsets, without an object a row."""
+        column: Any = self._columns[name]
+        return column if isinstance(column, Blobs) else Blobs.of(column)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A column on the device, (rows, ...)."""
@@ -71,7 +77,10 @@ class Batch:
 
     def part(self, start: int, stop: int) -> Batch:
         """Rows `start` to `stop` as a batch of their own, of which none is dropped."""
-        columns = {name: self[name][start:stop] for name in self._columns}
+        columns = {
+            name: column.part(start, stop) if isinstance(column, Blobs) else self[name][start:stop]
+            for name, column in self._columns.items()
+        }
         rows = stop - start
         return Batch(rows, self.schema, columns, self.parameters, np.ones(rows, bool), self._device)
 

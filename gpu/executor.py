@@ -6,7 +6,6 @@ in-process engine of the tests.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import structlog
 from ..bus.columns import FIXED, OFFSET, VARIABLE, Array, Column, Field, Schema, pack_strings
 from ..bus.errors import BadValue, BusError, Cancelled, OperationFailed, TooLarge
 from .batch import Abandoned, Batch
+from .blobs import Blobs
 from .device import Device, DeviceLost, Mark, OutOfMemory, suits
 from .job import Done, Job, Part
 from .operation import Operation
@@ -252,7 +252,8 @@ class Executor:
         columns: dict[str, Any] = {}
         for number, (name, field) in enumerate(lane.schema):
             if field.dtype in VARIABLE:
-                columns[name] = _strings(number, field.dtype, pieces, rejected)
+                blobs = Blobs.joined([_blobs(number, piece) for piece in pieces])
+                columns[name] = blobs if field.dtype == "bin" else _texts(name, blobs, rejected)
             else:
                 columns[name] = tuple(
                     [
@@ -287,23 +288,24 @@ def _concatenated(first: Any, second: Any) -> Any:
     return np.concatenate([first, second]) if isinstance(first, np.ndarray) else [*first, *second]
 
 
-def _strings(number: int, dtype: str, pieces: Sequence[Piece], rejected: dict[int, str]) -> list[str] | list[bytes]:
-    """A column of variable width, as a list; rows that are not UTF-8 are rejected."""
-    blobs: list[bytes] = []
-    for job, slab in pieces:
-        part = job.parts[number]
-        ends = slab.array(part.offsets, OFFSET, (job.rows + 1,)).tolist()
-        data = slab.view[part.data : part.data + part.data_bytes]
-        blobs += [bytes(data[a:b]) for a, b in itertools.pairwise(ends)]
-    if dtype == "bin":
-        return blobs
+def _blobs(number: int, piece: Piece) -> Blobs:
+    """A piece's rows of a column of variable width."""
+    job, slab = piece
+    part = job.parts[number]
+    return Blobs(
+        slab.array(part.data, np.dtype(np.uint8), (part.data_bytes,)),
+        slab.array(part.offsets, OFFSET, (job.rows + 1,)),
+    )
+
+
+def _texts(name: str, blobs: Blobs, rejected: dict[int, str]) -> list[str]:
+    """Rows as text; those that are not UTF-8 are rejected."""
     texts: list[str] = []
-    for row, blob in enumerate(blobs):
+    for row, blob in enumerate(blobs.rows):
         try:
             texts.append(blob.decode())
         except UnicodeDecodeError as error:
             texts.append("")
-            name = pieces[0].job.parts[number].name
             rejected[row] = f"column {name!r} is not UTF-8: {error.reason} at byte {error.start}"
     return texts
 
