@@ -89,7 +89,7 @@ class Run(NamedTuple):
 
     loop: int
     first: int
-    count: int
+    size: int
 
 
 @dataclass
@@ -177,8 +177,8 @@ class Pacer:
 
     def _account(self, run: Run, elapsed: int, lateness: Array) -> None:
         paced = self.paced
-        paced.sent += run.count
-        paced.bits += int(self._bits[run.first : run.first + run.count].sum())
+        paced.sent += run.size
+        paced.bits += int(self._bits[run.first : run.first + run.size].sum())
         paced.seconds = elapsed / SECOND_NS
         if self._plan.speed.unit is not Unit.TOP:
             paced.late += int(np.count_nonzero(lateness > LATE_NS))

@@ -69,12 +69,12 @@ def test_nothing_is_early_and_every_item_leaves_once(
 ) -> None:
     pacer = Pacer(*columns(recorded), plan)
     runs = played(pacer, late)
-    sent = [(run.loop, run.first + step) for _, run in runs for step in range(run.count)]
+    sent = [(run.loop, run.first + step) for _, run in runs for step in range(run.size)]
     every = [(loop, row) for loop in range(plan.loops) for row in range(len(recorded))]
     assert sent == every[: plan.limit or None]
-    assert max(run.count for _, run in runs) <= plan.most
+    assert max(run.size for _, run in runs) <= plan.most
     for now, run in runs:
-        last = exact(recorded, plan, run.loop, run.first + run.count - 1)
+        last = exact(recorded, plan, run.loop, run.first + run.size - 1)
         assert now - START_NS >= last * (1 - Fraction(1, 2**50))
     assert pacer.paced.sent == len(sent)
     assert pacer.paced.bits == sum(recorded[row][1] for _, row in sent)
@@ -95,7 +95,7 @@ def test_who_looks_in_time_sends_in_time(recorded: list[tuple[int, int]], plan: 
 def test_being_late_delays_nothing_that_is_due_afterwards(rate: int, late: int) -> None:
     pacer = Pacer(np.zeros(100, np.int64), np.zeros(100, np.int64), Plan(Speed(Unit.ITEMS_S, rate)))
     pacer.begin(START_NS)
-    assert pacer.due(START_NS + late).count == min(100, late * rate // SECOND_NS + 1)
+    assert pacer.due(START_NS + late).size == min(100, late * rate // SECOND_NS + 1)
     at = pacer.next_at()
     if at is not None:
         sent = pacer.paced.sent
@@ -123,7 +123,7 @@ def test_a_duration_ends_it() -> None:
     plan = Plan(Speed(Unit.ITEMS_S, 10), loops=0, duration_s=1.0)
     pacer = Pacer(np.zeros(3, np.int64), np.zeros(3, np.int64), plan)
     runs = played(pacer, [0])
-    assert sum(run.count for _, run in runs) == 10
+    assert sum(run.size for _, run in runs) == 10
     assert runs[-1][0] == START_NS + 900_000_000
 
 
@@ -131,17 +131,17 @@ def test_what_a_duration_left_behind_is_counted() -> None:
     plan = Plan(Speed(Unit.ITEMS_S, 10), loops=0, duration_s=1.0)
     pacer = Pacer(np.zeros(3, np.int64), np.zeros(3, np.int64), plan)
     pacer.begin(0)
-    assert pacer.due(450_000_000).count == 3
-    assert pacer.due(450_000_000).count == 2
-    assert pacer.due(SECOND_NS).count == 0
+    assert pacer.due(450_000_000).size == 3
+    assert pacer.due(450_000_000).size == 2
+    assert pacer.due(SECOND_NS).size == 0
     assert (pacer.next_at(), pacer.paced.unsent) == (None, 5)
 
 
 def test_top_speed_ends_with_its_duration() -> None:
     pacer = Pacer(np.zeros(3, np.int64), np.zeros(3, np.int64), Plan(Speed(Unit.TOP), loops=0, duration_s=2.0))
     pacer.begin(0)
-    assert pacer.due(2 * SECOND_NS - 1).count == 3
-    assert pacer.due(2 * SECOND_NS).count == 0
+    assert pacer.due(2 * SECOND_NS - 1).size == 3
+    assert pacer.due(2 * SECOND_NS).size == 0
     assert (pacer.next_at(), pacer.paced.late, pacer.paced.unsent) == (None, 0, 0)
 
 
