@@ -16,6 +16,7 @@ from ..config import Settings, load
 from .jobs import Jobs
 from .matrix import Matrix
 from .models import Models
+from .packets import Network
 
 
 class Bus:
@@ -24,6 +25,7 @@ class Bus:
     Attributes:
         matrix: matrix operations, and tensors that stay with a worker.
         models: neural networks.
+        packets: packets dissected, classified, and balanced over back ends.
         call: any operation, one row; see `bus.client.Client.call`.
         call_many: any operation, many rows at once; see `Client.call_many`.
         stream: any operation, chunk after chunk; see `Client.stream`.
@@ -35,6 +37,7 @@ class Bus:
     def __init__(self, client: Client, transport: Transport, partitions: int, jobs: Jobs) -> None:
         self.matrix = Matrix(client, partitions)
         self.models = Models(client)
+        self.packets = Network(client)
         self.call = client.call
         self.call_many = client.call_many
         self.stream = client.stream

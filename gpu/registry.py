@@ -14,7 +14,7 @@ import msgspec
 
 from ..bus.subjects import Subjects
 from .operation import Operation
-from .ops import echo, embed, evaluate, matrix, tensors
+from .ops import echo, embed, evaluate, matrix, packets, tensors
 from .residents import Residents, ResidentsSpec
 
 ENTRY_POINTS = "aikoryu.operations"
@@ -53,7 +53,7 @@ def load(catalogue: Catalogue) -> dict[str, Operation]:
 
 
 def _gather(catalogue: Catalogue) -> list[Operation]:
-    operations: list[Operation] = [echo.Echo(), *matrix.operations()]
+    operations: list[Operation] = [echo.Echo(), *matrix.operations(), *packets.operations()]
     residents = Residents(catalogue.residents)
     operations += [*tensors.operations(residents), *evaluate.operations(residents)]
     operations += embed.operations(
