@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.bus.subjects import Subjects
 from aikoryu.cli import main
-from aikoryu.cli.ls import _breakers, operations_of
+from aikoryu.cli.ls import _ago, _breakers, operations_of
 from aikoryu.config import ServerSettings
 
 from .conftest import Start
@@ -79,3 +80,8 @@ def test_figures_are_summed_over_workers_of_the_namespace() -> None:
     (echo,) = operations_of(workers, Subjects("aikoryu", "here"))
     assert (echo.workers, echo.frames, echo.errors, echo.batches, echo.rows, echo.largest) == (2, 6, 2, 4, 12, 6)
     assert (echo.processing_ns, echo.engines) == (20, {"cpu", "cuda0"})
+
+
+@pytest.mark.parametrize(("hours", "told"), [(3, "3 h"), (0, "0 s"), (-3, "0 s")])
+def test_worker_was_started_in_the_past_whatever_the_clocks_say(hours: int, told: str) -> None:
+    assert _ago(datetime.now(UTC) - timedelta(hours=hours)) == told

@@ -163,8 +163,8 @@ def _breakers(operations: Iterable[Operated]) -> str:
 
 
 def _ago(since: datetime) -> str:
-    """The time since then, in its largest unit."""
-    seconds = (datetime.now(UTC) - since).total_seconds()
+    """The time since then, in its largest unit; none if this machine's clock is behind the worker's."""
+    seconds = max(0.0, (datetime.now(UTC) - since).total_seconds())
     for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length_s:
             return f"{seconds / length_s:.0f} {unit}"
