@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from ..bus.errors import BusError
 from ..config import VERSION, ConfigError, describe
-from . import auth, bench, call, demo, doctor, faults, ls, up, worker
+from . import auth, bench, call, demo, doctor, faults, ls, packets, up, worker
 from .failure import Failed
 
-COMMANDS = (up, worker, call, ls, demo, doctor, auth, faults, bench)
+COMMANDS = (up, worker, call, ls, packets, demo, doctor, auth, faults, bench)
 INTERRUPTED = 128 + 2  # as shells report a program that SIGINT ended
 
 _DESCRIPTION = """\
@@ -32,6 +32,9 @@ then, in another terminal:
   aikoryu ls           workers, what they can be asked, how much they were
   aikoryu call matrix.matmul a='[[1,2],[3,4]]' b='[[1,0],[0,1]]'
   aikoryu call models.embed.all-MiniLM-L6-v2 text='The server is on fire.'
+
+with captures of packets:
+  aikoryu packets inspect trace.pcap    a line a packet
 
 with a NATS server of your own:
   aikoryu worker --nats nats://10.0.0.1:4222 --operations my_operations.py

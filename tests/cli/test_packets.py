@@ -1,0 +1,171 @@
+"""`aikoryu packets`: what is printed of captures."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aikoryu.cli import main
+from aikoryu.netio.packet_index import DTYPES, PacketIndex
+from aikoryu.netio.writer import write_pcapng
+
+scapy = pytest.importorskip("scapy.all", reason="needs the extra `net`")
+
+ETHER = scapy.Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+T0 = 1_700_000_000 * 10**9
+
+
+def write(path: Path, *frames: Any, link: int = 1, step_ns: int = 1_500_000) -> Path:
+    """A capture of these packets, one each step."""
+    data = [bytes(frame) for frame in frames]
+    sizes = np.array([len(frame) for frame in data], np.uint32)
+    columns = {
+        "offset": np.cumsum(sizes) - sizes,
+        "captured": sizes,
+        "wire": sizes,
+        "time_ns": T0 + step_ns * np.arange(len(data)),
+        "timed": np.ones(len(data)),
+        "link": np.full(len(data), link),
+        "interface": np.zeros(len(data)),
+    }
+    index = PacketIndex(**{name: column.astype(DTYPES[name]) for name, column in columns.items()})
+    with path.open("wb") as file:
+        write_pcapng(file, np.frombuffer(b"".join(data), np.uint8), index)
+    return path
+
+
+def syn(source: str = "10.0.0.1") -> Any:
+    return ETHER / scapy.IP(src=source, dst="192.0.2.7") / scapy.TCP(sport=51000, dport=443, flags="S", seq=7)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out.splitlines()
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    outside = ETHER / scapy.IP(src="198.51.100.1", dst="198.51.100.2") / scapy.UDP(sport=9, dport=4789)
+    six = ETHER / scapy.Dot1Q(vlan=5) / scapy.IPv6(src="2001:db8::1", dst="2001:db8::2")
+    return write(
+        tmp_path / "trace.pcapng",
+        syn(),
+        outside / scapy.VXLAN(vni=7) / syn() / b"abc",
+        six / scapy.ICMPv6EchoRequest(),
+        ETHER / scapy.ARP(pdst="192.0.2.1"),
+        ETHER / scapy.IP(src="10.0.0.1", dst="10.0.0.2", frag=185, flags="MF", proto=17) / b"12345678",
+        bytes(syn())[:30],
+    )
+
+
+def test_inspect_prints_a_line_a_packet(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["packets", "inspect", str(trace)]) == 0
+    assert said(capsys) == [
+        "   No.         Time  Source             Destination        Protocol  Length  Info",
+        "     1     0.000000  10.0.0.1           192.0.2.7          TCP           54"
+        "  51000 → 443 [SYN] Seq=7 Win=8192 Len=0",
+        "     2     0.001500  10.0.0.1           192.0.2.7          TCP          107"
+        "  VXLAN 7  51000 → 443 [SYN] Seq=7 Win=8192 Len=3",
+        "     3     0.003000  2001:db8::1        2001:db8::2        ICMPv6        66  VLAN 5  Echo request",
+        "     4     0.004500  02:00:00:00:00:01  02:00:00:00:00:02  ARP           42",
+        "     5     0.006000  10.0.0.1           10.0.0.2           IPv4          42"
+        "  Fragment of UDP at byte 1480, more follow",
+        "     6     0.007500  10.0.0.1           0.0.0.0            TCP           30  [a length is wrong]  0 → 0"
+        " [no flags] Seq=0 Win=0 Len=0",
+    ]
+
+
+def test_inspect_as_json_says_what_was_read_and_no_more(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["packets", "inspect", str(trace), "--json"]) == 0
+    first, second, third, fourth, _, last = map(json.loads, said(capsys))
+    assert (first["number"], first["time_ns"], first["wire"], first["ip_headers"]) == (1, T0, 54, 1)
+    assert {name: first["outer"][name] for name in ("version", "src", "dst", "dport", "tcp_flags")} == {
+        "version": 4,
+        "src": "10.0.0.1",
+        "dst": "192.0.2.7",
+        "dport": 443,
+        "tcp_flags": 2,
+    }
+    assert (second["tunnel"], second["tunnel_id"], second["outer"]["dport"]) == ("vxlan", 7, 4789)
+    assert (second["inner"]["dport"], second["inner"]["payload_wire"]) == (443, 3)
+    assert (third["vlan_outer"], third["outer"]["icmp_type"], "sport" in third["outer"]) == (5, 128, False)
+    assert fourth == {"number": 4, "time_ns": T0 + 4_500_000, "wire": 42, "captured": 42, "link": 1, "ethertype": 2054}
+    assert last["error"] == "bad_length"
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 7])
+def test_inspect_stops_at_a_limit(trace: Path, count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["packets", "inspect", str(trace), "--limit", str(count)]) == 0
+    assert len(said(capsys)) == 1 + min(count, 6)
+
+
+def test_lines_are_cut_at_the_edge_of_a_terminal(
+    trace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "90")
+    assert main(["packets", "inspect", str(trace)]) == 0
+    assert max(map(len, said(capsys))) == 90
+
+
+def test_columns_grow_with_what_comes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aikoryu.cli.packets.BATCH_PACKETS", 1)
+    six = ETHER / scapy.IPv6(src="2001:db8:1:2:3:4:5:6", dst="::1") / scapy.UDP(sport=1, dport=2)
+    path = write(tmp_path / "x.pcapng", syn(), six, syn())
+    assert main(["packets", "inspect", str(path)]) == 0
+    heading, *found = said(capsys)
+    places = [line.find(word) for line, word in zip(found, ("TCP", "UDP", "TCP"), strict=True)]
+    assert places[0] == heading.find("Protocol") < places[1] == places[2]
+
+
+def test_time_is_left_out_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.pcapng", syn())
+    data = path.read_bytes()
+    simple = (
+        (3).to_bytes(4, "little") + (72).to_bytes(4, "little") + (54).to_bytes(4, "little") + bytes(syn()) + b"\0\0"
+    )
+    (tmp_path / "y.pcapng").write_bytes(data + simple + (72).to_bytes(4, "little"))
+    assert main(["packets", "inspect", str(tmp_path / "y.pcapng")]) == 0
+    assert said(capsys)[2].startswith("     2               10.0.0.1  ")
+
+
+def test_cut_capture_is_printed_and_told(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace.write_bytes(trace.read_bytes()[:-5])
+    assert main(["packets", "inspect", str(trace)]) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 6
+    assert "ends inside a packet" in err
+
+
+def test_gzipped_capture_is_read(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = trace.with_suffix(".gz")
+    packed.write_bytes(gzip.compress(trace.read_bytes()))
+    assert main(["packets", "inspect", str(packed)]) == 0
+    assert len(said(capsys)) == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "cannot be read: No such file"), (b"", "is empty"), (b"x" * 99, "name another")]
+)
+def test_what_is_no_capture_is_refused(
+    tmp_path: Path, content: bytes | None, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "x").write_bytes(content)
+    assert main(["packets", "inspect", str(tmp_path / "x")]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_limit_is_a_number_of_packets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["packets", "inspect", "x", "--limit", "0"])
+    assert "write 1 or more" in capsys.readouterr().err
