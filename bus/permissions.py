@@ -1,8 +1,9 @@
 """Who may publish and subscribe to what, and the nats-server configuration that says so.
 
-Callers ask, agents also serve their own handlers and hear topics, workers serve operations, and an operator makes the
-streams. Each user has an inbox of its own: under the default `_INBOX.>` anybody could read the answers to others.
-`docs/security.md` says what follows from it; its tables are tested against a server.
+Callers ask, agents also serve their own handlers and hear topics, workers serve operations, an operator makes the
+streams, and a recorder, where there is to be one, listens. Each user has an inbox of its own: under the default
+`_INBOX.>` anybody could read the answers to others. `docs/security.md` says what follows from it; its tables are tested
+against a server.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .subjects import Subjects, check_tokens
 
 WORKER = "worker"
 OPERATOR = "operator"
+RECORDER = "recorder"
 
 # What workers keep beside jobs: the last word of a bucket's and of a stream's name.
 LEASES = "leases"
@@ -40,6 +42,7 @@ class User:
         publish: subjects it may publish to, but for those of `never`.
         subscribe: subjects it may subscribe to; `subject queue` only as one of that queue group.
         answers: it may also publish to the reply subjects of requests that reached it.
+        takes: it may subscribe as one of a queue group, whose other members then get less.
     """
 
     name: str
@@ -47,6 +50,7 @@ class User:
     subscribe: tuple[str, ...]
     never: tuple[str, ...] = ()
     answers: bool = False
+    takes: bool = True
 
     def config(self, public_key: str) -> dict[str, Any]:
         """The user as the server's configuration has it, known by its public NKey."""
@@ -54,6 +58,8 @@ class User:
             "publish": {"allow": self.publish, "deny": self.never},
             "subscribe": {"allow": self.subscribe},
         }
+        if not self.takes:
+            permissions["subscribe"]["deny"] = ["> >"]  # any subject, in any group
         if self.answers:
             permissions["allow_responses"] = ANSWERS
         return {"nkey": public_key, "permissions": permissions}
@@ -64,30 +70,39 @@ def inbox(name: str) -> str:
     return f"_INBOX_{name}"
 
 
-def users(subjects: Subjects, callers: Iterable[str], agents: Iterable[str], systems: Iterable[str]) -> list[User]:
+def users(
+    subjects: Subjects,
+    callers: Iterable[str],
+    agents: Iterable[str],
+    systems: Iterable[str],
+    *,
+    records: bool = False,
+) -> list[User]:
     """Every user of a bus.
 
     Args:
         subjects: the bus's subject tree.
         callers, agents: their names.
         systems: what workers serve, by the first token of operations' names.
+        records: there is a recorder.
 
     Raises:
         ValueError: a name is not one subject token, or two users have it.
     """
-    callers, agents = list(callers), list(agents)
-    names = [*callers, *agents, WORKER, OPERATOR]
+    callers, agents, systems = list(callers), list(agents), list(systems)
+    names = [*callers, *agents, WORKER, OPERATOR, RECORDER]
     for name in names:
         check_tokens(name, "user")
         if "." in name:
             raise ValueError(f"user {name!r}: its name cannot have a dot, which parts subjects")
         if names.count(name) > 1:
-            raise ValueError(f"two users are called {name!r}: rename one ({WORKER} and {OPERATOR} are always there)")
+            raise ValueError(f"two users are called {name!r}: rename one ({', '.join(names[-3:])} are always taken)")
     return [
         *(caller(subjects, name) for name in callers),
         *(agent(subjects, name) for name in agents),
         worker(subjects, systems, [*callers, *agents, OPERATOR]),
         operator(subjects),
+        *([recorder(subjects, systems, [*callers, *agents])] if records else []),
     ]
 
 
@@ -131,6 +146,15 @@ def operator(subjects: Subjects) -> User:
     Nobody else may: who makes a stream may have it record any subject, inboxes included.
     """
     return User(OPERATOR, ("$JS.API.>", subjects.faults), (_all(OPERATOR),))
+
+
+def recorder(subjects: Subjects, systems: Iterable[str], askers: Iterable[str]) -> User:
+    """Hears what is asked of `systems`, and all that is answered to `askers`; publishes nothing.
+
+    Whose answer is to which request, only the requests tell: no narrower right would do.
+    """
+    asked = [f"{subjects.operation(system)}{rest}" for system in systems for rest in ("", ".>")]
+    return User(RECORDER, (), (*asked, *map(_all, askers)), never=(">",), takes=False)
 
 
 def server_config(

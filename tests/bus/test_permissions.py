@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from aikoryu.agents.jobs import Jobs
+from aikoryu.bus.client import Client
 from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.errors import ConnectionFailed
 from aikoryu.bus.fault_control import FaultControl, inject
@@ -24,6 +25,8 @@ from aikoryu.bus.jobs import JobSubjects, streams
 from aikoryu.bus.loopback import Loopback
 from aikoryu.bus.options import ConnectOptions
 from aikoryu.bus.permissions import ANSWERS, LIMITS, inbox, users
+from aikoryu.bus.recorder import Recorder, steady_clock
+from aikoryu.bus.recording import Recording, RecordingWriter
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.bus.service import Held, Service
 from aikoryu.bus.subjects import Subjects
@@ -71,7 +74,9 @@ def configured(folder: Path, *more: str) -> str:
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """One server for all tests that leave it as it was."""
     folder = tmp_path_factory.mktemp("auth")
-    server = EmbeddedServer(ServerSettings(port=0), extra_config=configured(folder) + 'http: "127.0.0.1:-1"')
+    server = EmbeddedServer(
+        ServerSettings(port=0), extra_config=configured(folder, "--recorder") + 'http: "127.0.0.1:-1"'
+    )
     with asyncio.Runner() as runner:
         runner.run(server.start())
         yield Secured(server.url, folder)
@@ -142,7 +147,7 @@ async def test_a_user_may_what_the_table_says(connect: Connect, user: str, verb:
 
 
 def test_the_table_has_every_user_with_what_it_may_and_may_not() -> None:
-    made = users(Subjects(), ["alice"], ["planner"], ["matrix"])
+    made = users(Subjects(), ["alice"], ["planner"], ["matrix"], records=True)
     assert {(row[0], row[3]) for row in RIGHTS} == {(user.name, may) for user in made for may in ("yes", "no")}
     assert len(RIGHTS) > 60
 
@@ -296,6 +301,41 @@ async def test_only_the_operator_has_workers_misbehave(connect: Connect) -> None
     assert (answer.worker, answer.rules) == ("w1", ["raise:1"])
     assert applied == ["raise"]
     await control.stop()
+
+
+async def test_a_recorder_hears_requests_and_answers_and_takes_none(connect: Connect, tmp_path: Path) -> None:
+    alice, worker, hearing = await connect("alice"), await connect("worker"), await connect("recorder")
+    served: list[Held] = []
+
+    def answer(held: Held) -> None:
+        served.append(held)
+        service.answer(held, [(0, held.request.n)], held.request.cols, [])
+
+    service = Service(worker, Subjects(), "w1", reply_prefixes=PREFIXES)
+    await service.serve("matrix.matmul", answer)
+    await worker.flush()
+    path = tmp_path / "bus.rec"
+    with RecordingWriter(path, Subjects().root, ("matrix.>",), 0, 1 << 20) as writer:
+        recorder = Recorder(hearing, Subjects(), writer, ["matrix.>"], PREFIXES[:2], steady_clock())
+        await recorder.start()
+        client = Client(alice, Subjects(), timeout_s=10, frame_bytes=65536)
+        await client.start()
+        assert [(await client.call("matrix.matmul", {"a": number}))["a"] for number in range(5)] == list(range(5))
+        await client.close()
+        await recorder.stop()
+    recording = Recording(path)
+    answers = [recording.exchange(number).answer.columns["a"] for number in range(len(recording))]
+    assert [int(answer[0]) for answer in answers] == list(range(5))
+    assert (len(served), recorder.counts.total()) == (5, 0)
+    assert hearing.statistics().permission_errors == 0
+
+
+async def test_only_a_recorder_may_record(connect: Connect, tmp_path: Path) -> None:
+    for user in ("alice", "planner", "worker"):
+        with RecordingWriter(tmp_path / user, Subjects().root, ("matrix.>",), 0, 1 << 20) as writer:
+            recorder = Recorder(await connect(user), Subjects(), writer, ["matrix.>"], PREFIXES[:2], steady_clock())
+            with pytest.raises(ConnectionFailed, match=r"does not let this user subscribe to _INBOX_\w+\.>, "):
+                await recorder.start()
 
 
 async def test_a_worker_with_the_seed_of_a_caller_says_what_it_may_not(connect: Connect) -> None:

@@ -13,7 +13,7 @@ import uvloop
 from ..agents import open_transport
 from ..bus.jetstream import JetStream
 from ..bus.jobs import JobSubjects, streams
-from ..bus.permissions import OPERATOR, WORKER, User, inbox, server_config, users
+from ..bus.permissions import OPERATOR, RECORDER, WORKER, User, inbox, server_config, users
 from ..bus.subjects import Subjects, queue_group
 from ..config import Settings, configure_logging
 from .arguments import Commands, add_command, add_settings, settings_of
@@ -36,6 +36,8 @@ its users, by which the server knows them:
   agents     are callers that serve their own handlers, and hear topics
   worker     serves operations, and answers
   operator   makes the streams of durable work: `aikoryu auth streams`
+  recorder   with --recorder: hears all that is asked and answered, for
+             `aikoryu record`
 
 Without a certificate the server listens on this machine only.
 
@@ -60,6 +62,7 @@ def add(commands: Commands) -> None:
     init.add_argument("directory", type=Path, metavar="DIRECTORY", help="where they go; made if it is not there")
     init.add_argument("--callers", nargs="+", default=["caller"], metavar="NAME", help="default: one, caller")
     init.add_argument("--agents", nargs="+", default=["agent"], metavar="NAME", help="default: one, agent")
+    init.add_argument("--recorder", action="store_true", help="one more user, who hears requests and all answers")
     init.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM file of the server's certificate")
     init.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM file of the certificate's key")
     init.add_argument(
@@ -84,7 +87,8 @@ def run(options: argparse.Namespace) -> int:
     files = _certificate(options.tls_cert, options.tls_key)
     try:
         subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
-        admitted = users(subjects, options.callers, options.agents, _systems(settings))
+        systems = _systems(settings)
+        admitted = users(subjects, options.callers, options.agents, systems, records=options.recorder)
     except ValueError as error:
         raise Failed(str(error)) from None
     directory: Path = options.directory
@@ -224,6 +228,9 @@ def _what_next(directory: Path, settings: Settings, admitted: list[User], askers
         "Callers and agents have settings of their own, here for a look at the bus:",
         *(f"  aikoryu ls {flags(name)}" for name in askers),
     ]
+    if RECORDER in (user.name for user in admitted):
+        heard = flags(RECORDER, **{"bus.reply_prefixes": ",".join(map(inbox, askers))})
+        lines += ["", "Record what is asked and answered:", f"  aikoryu record FILE --subjects 'matrix.>' {heard}"]
     if encrypted:
         lines += ["", "HOST is a name in the certificate, CA.pem the file of the authority that signed it."]
     return "\n".join(lines)
