@@ -330,6 +330,8 @@ class Origins:
         with os.scandir(self._directory) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # another process drops files, too
+                    if entry.is_dir():  # what is kept beside tensors
+                        continue
                     found = entry.stat()
                     kind = entry.name.rpartition("~")[2]
                     left = kind == "draft" and _maker_is_gone(entry.name)
