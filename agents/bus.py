@@ -32,9 +32,11 @@ class Bus:
         submit: any operation, one row, durably; see `agents.jobs.Jobs.submit`.
         job: a job that was submitted before, to be awaited; see `Jobs.job`.
         result: the answer of a job that is done; see `Jobs.result`.
+        client: asks for all of them; for what sends frames of its own.
     """
 
     def __init__(self, client: Client, transport: Transport, partitions: int, jobs: Jobs) -> None:
+        self.client = client
         self.matrix = Matrix(client, partitions)
         self.models = Models(client)
         self.packets = Network(client)

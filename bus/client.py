@@ -48,11 +48,12 @@ class Client:
     Attributes:
         number: by which workers tell clients apart.
         largest_bytes: most bytes of columns one frame can carry.
+        subjects: the bus's subject tree.
     """
 
     def __init__(self, transport: Transport, subjects: Subjects, *, timeout_s: float, frame_bytes: int) -> None:
         self._transport = transport
-        self._subjects = subjects
+        self.subjects = subjects
         self._timeout_s = timeout_s
         self.largest_bytes = transport.max_payload - FRAME_OVERHEAD
         self._frame_bytes = min(frame_bytes, self.largest_bytes)
@@ -236,7 +237,7 @@ class Client:
     def _new_envelope(
         self, operation: str, parameters: bytes, timeout_s: float | None, priority: int, idempotent: bool
     ) -> Envelope:
-        subject = self._subjects.operation(operation)
+        subject = self.subjects.operation(operation)
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         if not timeout_s <= MAX_TIMEOUT_S:  # or not a number
             raise BadParameter(f"timeout_s is {timeout_s}: use at most {MAX_TIMEOUT_S:g} s")
@@ -278,7 +279,7 @@ class Client:
             self._building.clear()
         if self._withdrawn:
             for id_, rows in self._withdrawn.items():
-                self._outgoing.send(self._subjects.control, encode(Cancel(self.number, id_, rows)), failed=_in_vain)
+                self._outgoing.send(self.subjects.control, encode(Cancel(self.number, id_, rows)), failed=_in_vain)
             self._withdrawn.clear()
 
     def deadline(self, envelope: Envelope) -> float:
@@ -358,7 +359,7 @@ class Client:
 
     def leave_stream(self, number: int) -> None:
         """Tell the worker that a stream has ended."""
-        self._outgoing.send(self._subjects.control, encode(Cancel(self.number, 0, stream=number)), failed=_in_vain)
+        self._outgoing.send(self.subjects.control, encode(Cancel(self.number, 0, stream=number)), failed=_in_vain)
 
     def withdraw(self, id_: int, rows: list[int]) -> None:
         """Tell workers, at the end of this tick, that nobody waits for these rows of a frame (none named: all)."""
