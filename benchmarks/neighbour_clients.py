@@ -1,7 +1,8 @@
 """Good and bad clients, a process each: `python -m benchmarks.neighbour_clients ROLE URL`.
 
 Each says "ready", then carries out orders, a number of seconds on a line, and reports on each as JSON. The polite one
-has no SDK around it, which would call again after `busy` and hide it. The bad ones heed nothing.
+has no SDK around it, which would call again after `busy` and hide it; it comes a second time, as the client of a plain
+NATS service (`echo`), which no worker serves. The bad ones heed nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import aikoryu
 from aikoryu.agents.bus import open_transport
 from aikoryu.bus.columns import pack, unpack
 from aikoryu.bus.errors import BusError
-from aikoryu.bus.frames import Request, decode_reply, encode
+from aikoryu.bus.frames import Request, decode_reply, decode_request, encode
 from aikoryu.bus.pending import RowsFailed
 from aikoryu.bus.transport import Message
 from aikoryu.config import load
@@ -32,6 +33,7 @@ from benchmarks import loop
 
 OPERATION = "matrix.multiply"
 SUBJECT = f"aikoryu.v1.default.{OPERATION}"
+ECHO = "neighbours.echo"
 WIDTH = 4
 FACTOR = 3.0
 RATE = 200  # calls a second of the polite one
@@ -46,10 +48,18 @@ Report = dict[str, Any]
 
 
 class Polite:
-    """Makes lone calls at a steady rate, whether or not those before are answered; latency counts from the due time."""
+    """Makes lone calls at a steady rate, whether or not those before are answered; latency counts from the due time.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: of the server.
+        subject: to ask.
+        fault: what is wrong with the answer to the call of that number; empty if nothing is.
+    """
+
+    def __init__(self, url: str, subject: str, fault: Callable[[int, bytes], str]) -> None:
         self._url = url
+        self._subject = subject
+        self._fault = fault
         self._client = secrets.randbits(63) | 1
         self._asked = 0
         self._due: dict[int, float] = {}
@@ -65,7 +75,7 @@ class Polite:
         await transport.subscribe(f"{inbox}.*", self._on_reply)
 
         def ask(payload: bytes) -> None:
-            transport.send(SUBJECT, payload, f"{inbox}.{self._asked}")
+            transport.send(self._subject, payload, f"{inbox}.{self._asked}")
             transport.push()
 
         async for seconds in _orders():
@@ -96,17 +106,42 @@ class Polite:
         if not message.data:  # a worker asks whether anybody listens here
             return
         now = time.perf_counter()
-        reply = decode_reply(message.data)
-        due = self._due.pop(reply.id, None)
+        number = int(message.subject.rpartition(".")[2])
+        due = self._due.pop(number, None)
         self._came.set()
-        if due is None:
-            self._errors["twice"] += 1
-        elif reply.err:
-            self._errors[reply.err[0].code] += 1
-        elif not np.array_equal(unpack(reply.cols["c"], 1), _row(reply.id) * FACTOR):
-            self._errors["wrong"] += 1
-        else:
+        fault = "twice" if due is None else self._fault(number, message.data)
+        if fault:
+            self._errors[fault] += 1
+        elif due is not None:
             self._latencies.append(now - due)
+
+
+def product_fault(number: int, data: bytes) -> str:
+    """Of a worker's answer."""
+    reply = decode_reply(data)
+    if reply.err:
+        return reply.err[0].code
+    return "" if np.array_equal(unpack(reply.cols["c"], 1), _row(number) * FACTOR) else "wrong"
+
+
+def echo_fault(number: int, data: bytes) -> str:
+    """Of an echo, which is the request itself."""
+    return "" if np.array_equal(unpack(decode_request(data).cols["a"], 1), _row(number)) else "wrong"
+
+
+async def echo(url: str) -> None:
+    """Be the plain service: each request is its own answer."""
+    transport = await open_transport(load(flags={"nats.url": url}))
+
+    def answer(message: Message) -> None:
+        transport.send(message.reply, message.data)
+        transport.push()
+
+    await transport.subscribe(ECHO, answer)
+    await transport.flush()
+    async for _ in _orders():
+        _say({})
+    await transport.close()
 
 
 async def flood(url: str) -> None:
@@ -251,7 +286,9 @@ def _say(report: Report) -> None:
 
 
 ASYNC: dict[str, Callable[[str], Awaitable[None]]] = {
-    "polite": lambda url: Polite(url).run(),
+    "polite": lambda url: Polite(url, SUBJECT, product_fault).run(),
+    "plain": lambda url: Polite(url, ECHO, echo_fault).run(),
+    "echo": echo,
     "flood": flood,
     "messages": messages,
 }

@@ -1,7 +1,8 @@
 """What bad neighbours do to others on the bus: `python -m benchmarks.neighbours`.
 
 A polite client calls at a steady rate, alone and beside a bad one in turns. The ratio is that of the medians of the
-99th percentiles. Both are processes of their own, as the server and the worker with two fronts are.
+99th percentiles. At the same times another calls a plain NATS service, to tell what the machine and the server have to
+do with it. All are processes of their own, as the server and the worker with two fronts are.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.ours import NAME
 from benchmarks.processes import python
 
 FRONTS = 2
+GOOD = ("polite", "plain")
 BAD = ("flood", "mute")
 ROUNDS = 2
 SECONDS = 3.0
@@ -46,12 +48,17 @@ def _goal(name: str, title: str, goal: float) -> Goal:
 
 GOALS = (
     _goal("flood_p99_ratio", "a client floods: others' p99 ÷ without it", 2),
+    _goal("flood_plain_ratio", "a client floods: others' p99 ÷ that of a plain NATS service beside it", 2),
     _goal("flood_failed", "a client floods: calls of others refused, failed or answered wrongly", 0),
     _goal("flood_memory_ratio", "a client floods: the worker's memory ÷ before", 1.5),
     _goal("mute_p99_ratio", "a client never reads its answers: others' p99 ÷ without it", 2),
+    _goal("mute_plain_ratio", "a client never reads its answers: others' p99 ÷ a plain NATS service's", 2),
     _goal("mute_failed", "a client never reads its answers: calls of others that failed", 0),
     _goal("mute_memory_ratio", "a client never reads its answers: the worker's memory ÷ before", 1.5),
 )
+
+
+Window = dict[str, dict[str, Any]]
 
 
 @dataclass
@@ -60,14 +67,15 @@ class Seen:
 
     Attributes:
         bad: its role.
-        alone, beside, told: reports, a window each: of the polite client without it and with it, and its own.
+        alone, beside: reports of the good clients by role, a window each, without it and with it.
+        told: its own reports.
         worker_bytes: memory of the worker's processes, before the first window and after each.
         server_bytes: the most that the server held while it was at work.
     """
 
     bad: str
-    alone: list[dict[str, Any]] = field(default_factory=list)
-    beside: list[dict[str, Any]] = field(default_factory=list)
+    alone: list[Window] = field(default_factory=list)
+    beside: list[Window] = field(default_factory=list)
     told: list[dict[str, Any]] = field(default_factory=list)
     worker_bytes: list[int] = field(default_factory=list)
     server_bytes: int = 0
@@ -86,16 +94,17 @@ class Street:
         self._worker = worker
         self._clients = clients
 
-    async def alone(self, seconds: float) -> dict[str, Any]:
-        """The polite client's report of a window in which nobody else calls."""
-        return await self._ask("polite", seconds)
+    async def good(self, seconds: float) -> Window:
+        """What the good clients report of a window."""
+        reports = await asyncio.gather(*(self._ask(role, seconds) for role in GOOD))
+        return dict(zip(GOOD, reports, strict=True))
 
     async def beside(self, seen: Seen, seconds: float) -> None:
-        """Add a window in which a bad client is at work, before the polite one begins and until after it has ended."""
+        """Add a window in which a bad client is at work, before the good ones begin and until after they have ended."""
         watching = asyncio.create_task(self._watch_server(seen))
         telling = asyncio.create_task(self._ask(seen.bad, seconds + 2 * LEAD_S))
         await asyncio.sleep(LEAD_S)
-        seen.beside.append(await self._ask("polite", seconds))
+        seen.beside.append(await self.good(seconds))
         seen.told.append(await telling)
         watching.cancel()
 
@@ -136,10 +145,10 @@ async def street(settings: Settings, bad: Sequence[str]) -> AsyncIterator[Street
             raise RuntimeError("the worker ended before it was ready; the reason is above")
         clients = {
             role: await stack.enter_async_context(python("benchmarks.neighbour_clients", role, server.url))
-            for role in ("polite", *bad)
+            for role in ("echo", *GOOD, *bad)
         }
         made = Street(server.pid, worker.pid, clients)
-        await made.alone(WARM_UP_S)
+        await made.good(WARM_UP_S)
         yield made
         await worker.finished()
 
@@ -158,7 +167,7 @@ async def observe(settings: Settings, bad: Sequence[str], rounds: int, seconds: 
         for role in bad:
             one = Seen(role, worker_bytes=[on.worker_bytes()])
             for _ in range(rounds):
-                one.alone.append(await on.alone(seconds))
+                one.alone.append(await on.good(seconds))
                 await on.beside(one, seconds)
                 one.worker_bytes.append(on.worker_bytes())
             seen.append(one)
@@ -174,17 +183,18 @@ def figures(seen: Sequence[Seen]) -> dict[str, list[float]]:
     """Of each kind of bad client: how much longer polite calls took, how many failed, how much memory grew."""
     found: dict[str, list[float]] = {}
     for one in seen:
-        beside, alone = (statistics.median(map(p99_ms, reports)) for reports in (one.beside, one.alone))
+        beside, alone = p99_ms(one.beside, "polite"), p99_ms(one.alone, "polite")
         found[f"{one.bad}_p99_ratio"] = [round(beside / alone, 2)]
-        found[f"{one.bad}_failed"] = [sum(sum(report["errors"].values()) for report in one.beside)]
+        found[f"{one.bad}_plain_ratio"] = [round(beside / p99_ms(one.beside, "plain"), 2)]
+        found[f"{one.bad}_failed"] = [sum(sum(window["polite"]["errors"].values()) for window in one.beside)]
         found[f"{one.bad}_memory_ratio"] = [round(one.worker_bytes[-1] / one.worker_bytes[0], 2)]
         found[f"{one.bad}_server_mib"] = [round(one.server_bytes / 2**20)]
     return found
 
 
-def p99_ms(report: dict[str, Any]) -> float:
-    """99th percentile of a polite client's latencies, ms."""
-    return round(1e3 * float(np.percentile(report["latencies_s"], 99)), 2)
+def p99_ms(windows: Sequence[Window], role: str) -> float:
+    """99th percentile of a client's latencies, ms; the median of those of several windows."""
+    return 1e3 * statistics.median(float(np.percentile(window[role]["latencies_s"], 99)) for window in windows)
 
 
 def main() -> None:
@@ -198,7 +208,9 @@ def main() -> None:
     configure_logging(settings.log)
     seen = uvloop.run(observe(settings, options.bad, options.rounds, options.seconds))
     for one in seen:
-        print(f"{one.bad}: p99 alone {[*map(p99_ms, one.alone)]}, beside {[*map(p99_ms, one.beside)]} ms; {one.told}")
+        for role in GOOD:
+            print(f"{one.bad}: {role} p99 {p99_ms(one.alone, role):.2f}, beside {p99_ms(one.beside, role):.2f} ms")
+        print(f"{one.bad}: {one.told}")
     for name, (value,) in figures(seen).items():
         print(f"{name:<24}{value:>10}")
 

@@ -39,9 +39,9 @@ async def test_bad_neighbours_cost_others_no_answer_and_the_worker_no_memory() -
     settings = load(flags={"log.level": "critical", "worker.device": "cpu"})
     flood, mute = await neighbours.observe(settings, ["flood", "mute"], rounds=1, seconds=0.5)
     for seen in (flood, mute):
-        (report,) = seen.beside
-        assert report["errors"] == {}
-        assert len(report["latencies_s"]) == 100
+        (window,) = seen.beside
+        assert window["polite"]["errors"] == {}
+        assert len(window["polite"]["latencies_s"]) == 100
         assert seen.worker_bytes[-1] < 1.5 * seen.worker_bytes[0] + 64 * MIB
     (told,) = flood.told
     assert told["rows"]["answered"] > 0
