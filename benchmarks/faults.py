@@ -1,4 +1,4 @@
-"""Faults: how long each is felt, and what becomes of the calls: `python -m benchmarks.faults --device cpu|cuda`."""
+"""Faults in turn under load, and what becomes of the calls: `python -m benchmarks.faults --device cpu|cuda`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import uvloop
 from aikoryu.cli.chaos import report
 from aikoryu.cli.chaos.drill import Drill, drill, title
 from aikoryu.cli.chaos.faults import FAULTS
-from aikoryu.config import Settings, configure_logging, load
-from benchmarks import device_run, faults_table, goals, neighbours, record, recovery
+from aikoryu.config import configure_logging, load
+from benchmarks import device_run, faults_table, goals, record
 from benchmarks.goals import Goal, Value
 from benchmarks.ours import NAME, NEEDS
 
@@ -26,19 +26,6 @@ PROCESSES = {"cpu": 1, "cuda": 4}
 QUICK_CALLS = 2_000
 
 
-def _felt(name: str, title: str, goal: float, aim: float | None = None) -> Goal:
-    return Goal(title, Value("felt", NAME, name), (), goal, aim, "lower")
-
-
-FELT = (
-    _felt("raise_ms", "a batch raises: from the call to the spare's answer, ms", 50, 5),
-    _felt("hang_ms", "a batch hangs: from its time limit to the spare's answer, ms", 100),
-    _felt("kill_ms", "the engine is killed: to the spare's first answer, ms", 300),
-    _felt("fresh_s", "the engine is killed: to the first answer of a fresh one, s", 6),
-    _felt("reserve_s", "the engine is killed: to the first answer of its reserve, s", 0.5),
-    _felt("breaker_us", "the breaker's cost a batch, µs", 1),
-    *neighbours.GOALS,
-)
 CAME = {
     "lost": "calls lost, all faults together",
     "wrong": "calls answered wrongly",
@@ -46,13 +33,16 @@ CAME = {
 }
 
 
-def figures(felt: dict[str, list[float]], done: Drill) -> list[dict[str, Any]]:
-    """The goals, with what was measured: of each time the longest."""
-    lines = [goals.line(goal, max(felt[goal.mine.figure], default=None)) for goal in FELT if goal.mine.figure in felt]
+def figures(done: Drill) -> list[dict[str, Any]]:
+    """The goals, with what came of all faults together."""
     accounts = [outcome.account for outcome in done.outcomes]
-    for name, text in CAME.items():
-        lines.append(goals.line(_felt(name, text, 0), sum(getattr(account, name) for account in accounts)))
-    return lines
+    return [
+        goals.line(
+            Goal(text, Value("drill", NAME, name), (), 0, None, "lower"),
+            sum(getattr(account, name) for account in accounts),
+        )
+        for name, text in CAME.items()
+    ]
 
 
 def described(done: Drill) -> list[dict[str, Any]]:
@@ -75,24 +65,13 @@ def described(done: Drill) -> list[dict[str, Any]]:
     ]
 
 
-async def _measure(settings: Settings, options: argparse.Namespace) -> tuple[dict[str, list[float]], Drill]:
-    runs, raises = (1, 2) if options.quick else (recovery.RUNS, recovery.RAISES)
-    felt = {"breaker_us": [round(recovery.breaker_us(), 3)]}
-    if not options.only:
-        felt |= await recovery.measure(settings, runs, raises)
-        felt |= await neighbours.measure(settings)
-    faults = [fault for fault in FAULTS if not options.only or fault.name in options.only]
-    calls = options.calls or (QUICK_CALLS if options.quick else CALLS[options.device])
-    return felt, await drill(settings, faults, calls, PROCESSES[options.device])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write the record and its plot."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
     device_run.add_arguments(parser)
     parser.set_defaults(device="cpu")
     parser.add_argument("--calls", type=int, help="a fault, at least (default: 100,000 on the CPU, 1,000,000 on a GPU)")
-    parser.add_argument("--only", nargs="+", choices=[fault.name for fault in FAULTS], help="these faults, no times")
+    parser.add_argument("--only", nargs="+", choices=[fault.name for fault in FAULTS], help="these faults")
     parser.add_argument("--json", type=Path, help="write the result record to this file")
     options = parser.parse_args(arguments)
 
@@ -100,15 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = "cpu" if options.device == "cpu" else "cuda:0"
     settings = replace(settings, worker=replace(settings.worker, device=device))
     configure_logging(settings.log)
-    felt, done = uvloop.run(_measure(settings, options))
+    faults = [fault for fault in FAULTS if not options.only or fault.name in options.only]
+    calls = options.calls or (QUICK_CALLS if options.quick else CALLS[options.device])
+    done = uvloop.run(drill(settings, faults, calls, PROCESSES[options.device]))
     result = record.about("faults", [*NEEDS, "nats-py", "numpy", "torch", "uvloop"]) | {
         "device": options.device,
         "gpu": record.gpu(options.device),
         "title": title(done),
-        "felt": felt,
         "capacity": round(done.capacity),
         "faults": described(done),
-        "figures": figures(felt, done),
+        "figures": figures(done),
         "timeline": msgspec.to_builtins(done.timeline),
     }
     print(report.figures(done.outcomes), goals.table(result["figures"]), sep="\n\n")

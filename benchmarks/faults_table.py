@@ -13,7 +13,7 @@ from aikoryu.cli.chaos import plot
 from aikoryu.cli.chaos.timeline import Timeline
 from benchmarks import goals, markdown
 
-NAMES = ("durable", "faults", "faults-cuda")
+NAMES = ("recovery", "recovery-cuda", "durable", "faults", "faults-cuda")
 _HEAD = ("fault", "what happens", "times", "calls", "lost", "wrong", "twice", "longest wait, ms", "rows on the spare")
 
 Results = dict[str, dict[str, Any]]
@@ -44,6 +44,9 @@ def page(results: Results) -> Iterator[str]:
             yield f"## Calls under faults, {_machine(result)}"
             yield f"![{result['title']}]({name}.svg)"
             yield markdown.table(_HEAD, "ll" + "r" * (len(_HEAD) - 2), [_cells(fault) for fault in result["faults"]])
+        elif "felt" in result:
+            yield f"## How long it is felt, {_machine(result)}"
+            yield markdown.table(("figure", "samples"), "lr", list(_samples(result)))
         else:
             yield f"## Durable jobs, {_machine(result)}"
             yield _jobs(result)
@@ -100,6 +103,11 @@ def _picture(results: Results) -> str:
 def _cells(fault: Mapping[str, Any]) -> tuple[str, ...]:
     counts = [f"{fault[name]:,}" for name in ("happened", "calls", "lost", "wrong", "twice")]
     return fault["fault"], fault["what"], *counts, f"{fault['longest_ms']:,.0f}", f"{fault['on_spare']:,}"
+
+
+def _samples(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for title, samples in result["felt"].items():
+        yield title, ", ".join(f"{sample:g}" for sample in samples)
 
 
 def _jobs(result: Mapping[str, Any]) -> str:

@@ -1,16 +1,22 @@
-"""How long faults are felt: from a fault to the first answer of the spare, and until a fresh engine serves."""
+"""How long faults are felt, and bad neighbours: `python -m benchmarks.recovery --device cpu|cuda`.
+
+From a fault to the first answer of the spare, and until a fresh engine serves, or the one in reserve.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 import timeit
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import uvloop
 
 from aikoryu.agents.bus import open_transport
 from aikoryu.bus.columns import pack
@@ -18,22 +24,41 @@ from aikoryu.bus.frames import Request, decode_reply, encode
 from aikoryu.bus.subjects import Subjects
 from aikoryu.bus.transport import Message, Transport
 from aikoryu.cli.chaos.stage import LIMIT_S, Stage, stage
-from aikoryu.config import Settings
+from aikoryu.config import Settings, configure_logging, load
 from aikoryu.gpu.breaker import BreakerLimits
 from aikoryu.gpu.fallback import Fallback
 from aikoryu.gpu.lane import Lane
 from aikoryu.gpu.plan import Place, Plan
+from benchmarks import device_run, goals, neighbours, record
+from benchmarks.goals import Goal, Value
+from benchmarks.ours import NAME, NEEDS
 
 CALLERS = 4
 STEADY = 50
 """Answers of the device in a row before it counts as well again."""
 PATIENCE_S = 60.0
-RUNS = 5
-RAISES = 20
+RUNS = 3
+RAISES = 10
 TOLD_S = 0.3
 SHARE = 0.2
 """Of the batches that raise: one that several fronts share is run again in parts before the spare is asked."""
 WELL, FAILED, LOST = ("",), ("operation_failed",), ("engine_lost", "engine_down")
+
+
+def _felt(name: str, title: str, goal: float, aim: float | None = None) -> Goal:
+    return Goal(title, Value("felt", NAME, name), (), goal, aim, "lower")
+
+
+GOALS = (
+    _felt("raise_ms", "a batch raises: from the call to the spare's answer, ms", 50, 5),
+    _felt("hang_ms", "a batch hangs: from its time limit to the spare's answer, ms", 100),
+    _felt("kill_ms", "the engine is killed: to the spare's first answer, ms", 300),
+    _felt("fresh_s", "the engine is killed: to the first answer of a fresh one, s", 6),
+    _felt("reserve_s", "the engine is killed: to the first answer of its reserve, s", 0.5),
+    _felt("breaker_us", "the breaker's cost a batch, µs", 1),
+    *neighbours.GOALS,
+)
+"""Of each figure the largest sample counts."""
 
 
 class Answered(NamedTuple):
@@ -185,3 +210,40 @@ def breaker_us(batches: int = 100_000) -> float:
         fallback.ended(plan, "matrix.multiply", 1.0)
 
     return min(timeit.repeat(batch, number=batches, repeat=5)) / batches * 1e6
+
+
+async def _measure(settings: Settings, options: argparse.Namespace) -> None:
+    """Measure part after part, and write the record after each: time on a GPU is scarce."""
+    felt = {"breaker_us": [round(breaker_us(), 3)]}
+    runs, raises = (1, 2) if options.quick else (RUNS, RAISES)
+    for part in (measure(settings, runs, raises), neighbours.measure(settings)):
+        felt |= await part
+        measured = [(goal, felt[goal.mine.figure]) for goal in GOALS if felt.get(goal.mine.figure)]
+        result = record.about("recovery", [*NEEDS, "nats-py", "numpy", "torch", "uvloop"]) | {
+            "device": options.device,
+            "gpu": record.gpu(options.device),
+            "felt": {goal.title: samples for goal, samples in measured},
+            "figures": [goals.line(goal, max(samples)) for goal, samples in measured],
+        }
+        if path := device_run.json_path("recovery", options):
+            record.write(result, path)
+    print(goals.table(result["figures"]))
+
+
+def main() -> None:
+    """Measure, print, write the record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
+    device_run.add_arguments(parser)
+    parser.set_defaults(device="cpu")
+    parser.add_argument("--json", type=Path, help="write the result record to this file")
+    options = parser.parse_args()
+
+    settings = load(flags={"log.level": "critical"})
+    device = "cpu" if options.device == "cpu" else "cuda:0"
+    settings = replace(settings, worker=replace(settings.worker, device=device))
+    configure_logging(settings.log)
+    uvloop.run(_measure(settings, options))
+
+
+if __name__ == "__main__":
+    main()

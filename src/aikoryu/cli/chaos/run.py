@@ -141,7 +141,7 @@ class Run:
             async with asyncio.TaskGroup() as hearing:
                 for number, process in enumerate(processes):
                     hearing.create_task(self._hear(load, number, process))
-                while not load.account.right:
+                while not all(part.right for part in load.parts):
                     await self._change()
                 yield load
                 for process in processes:
