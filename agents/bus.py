@@ -39,7 +39,7 @@ class Bus:
         self.client = client
         self.matrix = Matrix(client, partitions)
         self.models = Models(client)
-        self.packets = Network(client)
+        self.packets = Network(client, partitions)
         self.call = client.call
         self.call_many = client.call_many
         self.stream = client.stream

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, overload
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bus.client import Client
 from ..bus.pending import RowsFailed
-from ..netio.packets import HEADER_DTYPES, PACKET_DTYPES, Headers, Packets
+from ..netio.keys import Keys
+from ..netio.packets import HEADER_DTYPES, NO_VLAN, PACKET_DTYPES, Headers, Packets
 from .frames import ETHERNET, Columns, PacketSource, batches
+from .rules import Rules
 
 Array: TypeAlias = "NDArray[Any]"
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """What packets were found to be.
+
+    Attributes:
+        rule: (n,) int32, the first rule that matches each packet, counted from 0; -1 for none.
+        version: (n,) uint32, of the rule set; packets of one batch have one.
+        label: of each packet's rule, empty where there is none; None unless labels were asked for.
+    """
+
+    rule: Array
+    version: Array
+    label: list[str] | None
 
 
 class Network:
@@ -24,9 +42,14 @@ class Network:
 
     Args:
         client: asks the workers.
+        partitions: as the settings' `bus.partitions`, the same for everybody on the bus.
+
+    Attributes:
+        rules: named rule sets.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, partitions: int) -> None:
+        self.rules = Rules(client, partitions)
         self._client = client
 
     @overload
@@ -74,6 +97,71 @@ class Network:
             inner=Headers(**{name: _joined(parts, f"inner.{name}") for name in HEADER_DTYPES}),
         )
 
+    async def classify(
+        self,
+        packets: PacketSource | Keys,
+        *,
+        rules: str,
+        headers: Literal["outer", "inner"] = "outer",
+        labels: bool = False,
+        link: int = ETHERNET,
+        timeout_s: float | None = None,
+    ) -> Classes:
+        """The first rule that each packet falls under.
+
+        Args:
+            packets: n of them, or their keys, a fraction of their bytes: `Keys.of` makes them of dissected packets.
+            rules: name of a set that was put.
+            headers: of packets in tunnels, which of their IP headers is looked at.
+            labels: ask for the label of each rule too.
+            link: link type of packets that come without one.
+            timeout_s: how long to wait for each 16,384 packets, s.
+
+        Raises:
+            BadParameter: there is no set of this name.
+            BadColumn: `packets` holds none.
+            BadCapture: the file is no capture.
+        """
+        parameters: dict[str, Any] = {"rules": rules}
+        if isinstance(packets, Keys):
+            columns: Iterable[Columns] = [key_columns(packets)] if len(packets) else []
+        else:
+            columns = batches(packets, link)
+            parameters |= {"headers": headers} if headers != "outer" else {}
+        parameters |= {"labels": True} if labels else {}
+        operation = self.rules.operation("classify", rules)
+        parts = [await self._ask(operation, part, parameters, timeout_s) for part in columns]
+        return Classes(
+            np.concatenate([np.empty(0, np.int32), *(part["rule"] for part in parts)]),
+            np.concatenate([np.empty(0, np.uint32), *(part["version"] for part in parts)]),
+            [label for part in parts for label in part["label"]] if labels else None,
+        )
+
+    async def balance(
+        self, flows: Keys, backends: Mapping[str, float], *, slots: int | None = None, timeout_s: float | None = None
+    ) -> Array:
+        """The back end that takes each flow: the same for every packet of a direction, and for everybody who asks.
+
+        Args:
+            flows: n of them; addresses, ports and protocol are looked at.
+            backends: weights by name, 0 for one that is to get no flows.
+            slots: of the Maglev table, a prime number; 100 for each back end keep shares within 1 %. 65,537 by default.
+            timeout_s: how long to wait, s.
+
+        Returns:
+            (n,) str, a name each.
+
+        Raises:
+            BadParameter: no back end has a weight above 0, or `slots` is no prime or too small.
+        """
+        names = np.array(sorted(backends), np.str_)
+        if not len(flows):
+            return names[:0]
+        parameters: dict[str, Any] = {"backends": dict(backends)} | ({} if slots is None else {"slots": slots})
+        answer = await self._ask("packets.balance", key_columns(flows, flow=True), parameters, timeout_s)
+        chosen: Array = names[answer["backend"]]
+        return chosen
+
     async def _ask(
         self, operation: str, columns: Columns, parameters: Mapping[str, Any], timeout_s: float | None
     ) -> dict[str, Any]:
@@ -81,6 +169,33 @@ class Network:
             return await self._client.call_many(operation, columns, parameters, timeout_s=timeout_s, idempotent=True)
         except RowsFailed as error:  # one question: what befell its first packet befell it
             raise next(iter(error.errors.values())) from None
+
+
+def key_columns(keys: Keys, *, flow: bool = False) -> Columns:
+    """Keys as columns, in as few bytes as they need.
+
+    Args:
+        keys: of packets.
+        flow: leave out what does not tell flows apart.
+    """
+    if (keys.version == 4).all():
+        columns: Columns = {
+            "source": keys.source_low.astype(np.uint32),
+            "destination": keys.destination_low.astype(np.uint32),
+        }
+    else:
+        columns = {
+            "source": np.stack([keys.source_high, keys.source_low], axis=1),
+            "destination": np.stack([keys.destination_high, keys.destination_low], axis=1),
+        }
+        if (keys.version != 6).any():
+            columns["version"] = keys.version
+    columns |= {name: getattr(keys, name) for name in ("source_port", "destination_port", "protocol")}
+    if not flow and (keys.vlan != NO_VLAN).any():
+        columns["vlan"] = keys.vlan
+    if not flow and keys.tcp_flags.any():
+        columns["tcp_flags"] = keys.tcp_flags
+    return columns
 
 
 def _joined(parts: Sequence[Mapping[str, Array]], name: str) -> Array:

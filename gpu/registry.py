@@ -53,9 +53,10 @@ def load(catalogue: Catalogue) -> dict[str, Operation]:
 
 
 def _gather(catalogue: Catalogue) -> list[Operation]:
-    operations: list[Operation] = [echo.Echo(), *matrix.operations(), *packets.operations()]
+    operations: list[Operation] = [echo.Echo(), *matrix.operations()]
     residents = Residents(catalogue.residents)
     operations += [*tensors.operations(residents), *evaluate.operations(residents)]
+    operations += packets.operations(catalogue.residents.directory)
     operations += embed.operations(
         catalogue.embed, Path(catalogue.model_directory) if catalogue.model_directory else None
     )

@@ -129,11 +129,8 @@ def test_columns_grow_with_what_comes(
 
 def test_time_is_left_out_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "x.pcapng", syn())
-    data = path.read_bytes()
-    simple = (
-        (3).to_bytes(4, "little") + (72).to_bytes(4, "little") + (54).to_bytes(4, "little") + bytes(syn()) + b"\0\0"
-    )
-    (tmp_path / "y.pcapng").write_bytes(data + simple + (72).to_bytes(4, "little"))
+    simple = struct.pack("<III56sI", 3, 72, 54, bytes(syn()), 72)
+    (tmp_path / "y.pcapng").write_bytes(path.read_bytes() + simple)
     assert main(["packets", "inspect", str(tmp_path / "y.pcapng")]) == 0
     assert said(capsys)[2].startswith("     2               10.0.0.1  ")
 

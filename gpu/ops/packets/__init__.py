@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from ...operation import Operation
+from ...packets.rule_sets import RuleSets
+from .balance import Balance
+from .classify import Classify
 from .dissect import Dissect
+from .rules import Delete, List, Put
 
-__all__ = ["Dissect"]
+__all__ = ["Balance", "Classify", "Delete", "Dissect", "List", "Put"]
 
 
-def operations() -> list[Operation]:
-    """The operations of the network system."""
-    return [Dissect()]
+def operations(directory: str) -> list[Operation]:
+    """The operations of the network system.
+
+    Args:
+        directory: where the worker keeps what outlives an engine; empty for a folder that goes with the process.
+    """
+    sets = RuleSets(directory)
+    return [Dissect(), Balance(), Classify(sets), Put(sets), Delete(sets), List(sets)]
