@@ -200,9 +200,9 @@ class TestStore:
 
     def test_two_engines_count_one_sequence_of_versions(self, store: RuleStore, tmp_path: Path) -> None:
         other = RuleStore(tmp_path / "rules")
+        texts = [f"a{n} any from any to any" for n in range(3)]
         versions = [
-            which.put("edge", f"a{n} any from any to any", None).version
-            for n, which in enumerate((store, other, store))
+            which.put("edge", text, None).version for which, text in zip((store, other, store), texts, strict=True)
         ]
         assert versions == [1, 2, 3]
         assert other.list()[0].version == 3
@@ -215,7 +215,7 @@ async def test_keys_are_classified(bus: Bus) -> None:
     await bus.packets.rules.put("edge", EDGE)
     found = await bus.packets.classify(KEYS, rules="edge", labels=True)
     assert (found.rule.tolist(), found.label, found.version.tolist()) == ([0, 1, -1], ["web", "dns", ""], [1, 1, 1])
-    assert (found.rule.dtype, found.version.dtype) == (np.int32, np.uint32)
+    assert (found.rule.dtype.name, found.version.dtype.name) == ("int32", "uint32")
     assert (await bus.packets.classify(KEYS, rules="edge")).label is None
 
 
@@ -244,6 +244,7 @@ async def test_frames_are_dissected_first(bus: Bus) -> None:
 
 async def test_nothing_is_classified_as_nothing(bus: Bus) -> None:
     await bus.packets.rules.put("edge", EDGE)
+    nothing: Any
     for nothing in ([], KEYS[:0]):
         found = await bus.packets.classify(nothing, rules="edge", labels=True)
         assert (found.rule.tolist(), found.version.tolist(), found.label) == ([], [], [])
