@@ -16,6 +16,10 @@ from nats import errors
 from .transport import Callback
 
 LONGEST_LINE = 4096  # of the protocol's control lines, bytes: the server's own limit
+# Messages handed over before the loop turns. uvloop reads up to 32 × 256 KiB at once while the socket has more: beside
+# 50,000 messages a second a front whose core was full started two batches a turn and answered 1,000 a second, with this
+# 12,000.
+AT_ONCE = 128
 
 _END = b"\r\n"
 
@@ -48,6 +52,8 @@ class Reader(asyncio.Protocol):
         self._callbacks = callbacks
         self._failed = failed
         self._streams: asyncio.StreamReaderProtocol | None = None
+        self._socket: asyncio.Transport | None = None
+        self._handed = 0
         self._chunks: list[bytes] = []
         self._missing = 0
         self._stopped = False
@@ -57,6 +63,7 @@ class Reader(asyncio.Protocol):
         transport: Any = writer.transport
         self._streams = transport.get_protocol()
         transport.set_protocol(self)
+        self._socket = transport
         transport.resume_reading()
         buffered = bytes(stream._buffer)  # type: ignore[attr-defined]
         if buffered:
@@ -100,6 +107,8 @@ class Reader(asyncio.Protocol):
                 after = end + 2
                 self.rest.put_nowait(data[at:after])
             at = after
+        if self._handed >= AT_ONCE:
+            self._let_others_run()
 
     def eof_received(self) -> None:
         """The server has closed its side."""
@@ -143,7 +152,19 @@ class Reader(asyncio.Protocol):
             # One publish of anyone with a subject that is not UTF-8 must not deafen the connection.
             self._failed(error)
             return
+        self._handed += 1
         callback(message)
+
+    def _let_others_run(self) -> None:
+        """Read on when the loop has turned."""
+        self._handed = 0
+        if self._socket is not None and not self._socket.is_closing():
+            self._socket.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._socket is not None and not self._socket.is_closing():
+            self._socket.resume_reading()
 
 
 def headers_of(block: bytes) -> dict[str, str]:

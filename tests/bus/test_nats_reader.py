@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import socket
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nats import errors
 
-from aikoryu.bus.nats_reader import LONGEST_LINE, Reader, headers_of
+from aikoryu.bus.nats_reader import AT_ONCE, LONGEST_LINE, Reader, headers_of
 from aikoryu.bus.transport import Message
 
 TEXT = (
@@ -49,6 +52,29 @@ def test_any_cut_gives_the_same_messages(cuts: list[int]) -> None:
     ]
     assert rest == [b"PING\r\n", b"MSG other 9 9\r\nMSG a 1 2\r\n", b"-ERR 'Slow Consumer'\r\n"]
     assert failures == []
+
+
+async def test_others_run_before_a_flood_of_messages_is_read_on() -> None:
+    read: list[int] = []
+    flood = AT_ONCE * b"MSG a 1 0\r\n\r\n"
+    ours, theirs = socket.socketpair()
+    stream, writer = await asyncio.open_connection(sock=ours)
+    messages: list[Message] = []
+    reader = Reader({1: messages.append}, lambda error: None)
+    reader.take_over(stream, writer)
+    transport: Any = writer.transport
+    transport.pause_reading = lambda: read.append(len(messages))
+    theirs.sendall(flood)
+    while len(messages) < AT_ONCE:  # noqa: ASYNC110 - it comes over a socket
+        await asyncio.sleep(0)
+    assert read == [AT_ONCE]
+    theirs.sendall(flood)
+    while len(messages) < 2 * AT_ONCE:  # noqa: ASYNC110 - it comes over a socket
+        await asyncio.sleep(0)
+    assert read == [AT_ONCE, 2 * AT_ONCE]
+    theirs.close()
+    writer.close()
+    await asyncio.wait({asyncio.ensure_future(writer.wait_closed())})
 
 
 def test_a_line_without_end_is_a_protocol_error() -> None:
