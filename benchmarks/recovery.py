@@ -38,7 +38,8 @@ STEADY = 50
 """Answers of the device in a row before it counts as well again."""
 PATIENCE_S = 60.0
 RUNS = 3
-RAISES = 10
+RAISES = 3
+"""For each of the runs: they cost nothing."""
 TOLD_S = 0.3
 SHARE = 0.2
 """Of the batches that raise: one that several fronts share is run again in parts before the spare is asked."""
@@ -144,13 +145,12 @@ async def _calling(on: Stage) -> AsyncIterator[Callers]:
         await transport.close()
 
 
-async def measure(settings: Settings, runs: int, raises: int) -> dict[str, list[float]]:
+async def measure(settings: Settings, runs: int) -> dict[str, list[float]]:
     """Samples of every figure, by its name.
 
     Args:
         settings: all groups.
         runs: of each fault that costs an engine.
-        raises: batches that raise.
     """
     found: dict[str, list[float]] = {}
 
@@ -158,7 +158,7 @@ async def measure(settings: Settings, runs: int, raises: int) -> dict[str, list[
         found.setdefault(name, []).append(round(value, 3))
 
     async with stage(settings) as on, _calling(on) as callers:
-        for _ in range(raises):
+        for _ in range(runs * RAISES):
             answer = await _told(on, callers, f"raise:{SHARE}", FAILED)
             note("raise_ms", 1e3 * (answer.came_s - answer.asked_s))
         for _ in range(runs):
@@ -215,8 +215,7 @@ def breaker_us(batches: int = 100_000) -> float:
 async def _measure(settings: Settings, options: argparse.Namespace) -> None:
     """Measure part after part, and write the record after each: time on a GPU is scarce."""
     felt = {"breaker_us": [round(breaker_us(), 3)]}
-    runs, raises = (1, 2) if options.quick else (RUNS, RAISES)
-    for part in (measure(settings, runs, raises), neighbours.measure(settings)):
+    for part in (measure(settings, options.runs), neighbours.measure(settings)):
         felt |= await part
         measured = [(goal, felt[goal.mine.figure]) for goal in GOALS if felt.get(goal.mine.figure)]
         result = record.about("recovery", [*NEEDS, "nats-py", "numpy", "torch", "uvloop"]) | {
@@ -235,8 +234,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
     device_run.add_arguments(parser)
     parser.set_defaults(device="cpu")
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"engines lost in each way (default {RUNS})")
     parser.add_argument("--json", type=Path, help="write the result record to this file")
     options = parser.parse_args()
+
+    options.runs = 1 if options.quick else options.runs
 
     settings = load(flags={"log.level": "critical"})
     device = "cpu" if options.device == "cpu" else "cuda:0"
