@@ -6,10 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .errors import NetError
 from .flow_runs import Runs
 from .packet_index import Array
 
 SECOND_NS = 10**9
+MOST_S = 2**33 - 1
+
+
+class BadTable(NetError):
+    """A table of flows cannot be as asked. Whoever made it must change what is named."""
+
+    code = "bad_table"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +26,10 @@ class Timeouts:
 
     Attributes:
         idle_s: a flow without packets for so long has ended.
-        active_s: a flow that goes on for so long is cut: what follows is another record of it, which keeps its direction.
+        active_s: a flow that goes on for so long is cut; what follows is another record of it, and keeps its direction.
+
+    Raises:
+        BadTable: a time is not allowed.
     """
 
     idle_s: float | None = 120.0
@@ -27,10 +38,8 @@ class Timeouts:
     def __post_init__(self) -> None:
         for name in ("idle_s", "active_s"):
             value = getattr(self, name)
-            if value is not None and not 1e-9 <= value < 2**33:
-                raise ValueError(
-                    f"{name} is {value}: give a time of 1 ns or more and below {2**33} s, or None for no time-out"
-                )
+            if value is not None and not 1e-9 <= value <= MOST_S:
+                raise BadTable(f"{name} is {value}: give seconds, 1e-9 to {MOST_S}, or None for no time-out")
 
     @property
     def idle_ns(self) -> np.uint64 | None:

@@ -18,7 +18,7 @@ HALF = np.uint64(32)
 class FlowIndex:
     """From hashes to records, by linear probing; all searches of a batch go on in step.
 
-    A place is eight bytes: the lower half of the hash, and the record's number plus one. At most half of the places are taken.
+    A place is eight bytes: the lower half of the hash, and the record's number plus one. At most half are taken.
 
     Args:
         capacity: how many records there may be.

@@ -38,7 +38,7 @@ class FlowKeys:
 
     Attributes:
         words: (6, n) uint64: upper and lower half of the first end's address, the same of the second's; their ports,
-            protocol, tunnel, IP version, and whether it is a fragment without the ports it should have; VLAN ids and tunnel id.
+            protocol, tunnel, IP version, and whether it is a fragment that lacks its ports; VLAN ids and tunnel id.
         side: (n,) uint8, 0 where the first end sent the packet, else 1.
     """
 
@@ -104,9 +104,9 @@ def parts(words: Array) -> dict[str, Array]:
         words: (6, n) uint64, of `FlowKeys`.
 
     Returns:
-        `ports` (n, 2) uint16, of the first and the second end, `protocol`, `tunnel`, `version` (n,) uint8, `is_fragment`
-        (n,) bool, `vlan_outer`, `vlan_inner` (n,) uint16, `tunnel_id` (n,) uint32; `addresses` (n, 2, 2) uint64, of
-        the first and the second end, upper and lower half.
+        `addresses` (n, 2, 2) uint64, of the first and the second end, upper and lower half; `ports` (n, 2) uint16, of
+        both ends; `protocol`, `tunnel`, `version` (n,) uint8, `is_fragment` (n,) bool, `vlan_outer`, `vlan_inner` (n,)
+        uint16, `tunnel_id` (n,) uint32.
     """
     service, rest = words[4], words[5]
     return {
@@ -122,5 +122,5 @@ def parts(words: Array) -> dict[str, Array]:
     }
 
 
-def _field(words: Array, shift: int, dtype: type[np.unsignedinteger]) -> Array:  # type: ignore[type-arg]
+def _field(words: Array, shift: int, dtype: type[np.unsignedinteger]) -> Array:
     return (words >> np.uint64(shift)).astype(dtype)

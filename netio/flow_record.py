@@ -60,7 +60,7 @@ RECORD = np.dtype(
 - last_seqs: sequence number of the last letter of each kind in `REPEATED`.
 - seen: bit c says that the letter of code c has come. letters: their codes plus one, in order. repeats: how many of
   them are not the first of their code.
-- origin: the side that sent the first packet, or, where `is_continued`, was the originator before a time-out cut the flow.
+- origin: the side that sent the first packet, or, where `is_continued`, was the originator before the cut.
 - icmp: type and code of the flow's first packet, whether or not a time-out has cut it since.
 
 A record without packets is what is left of a flow that its active time-out has cut, until packets or its end come.

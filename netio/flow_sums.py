@@ -93,11 +93,8 @@ def add(records: Array, columns: Columns) -> None:
 
     size = np.diff(head, append=len(order)).astype(np.uint64)
     records["packets"][group] = before + size
-    for name, values in (
-        ("wire_bytes", wire),
-        ("ip_bytes", columns.ip[order]),
-        ("payload_bytes", columns.payload[order]),
-    ):
+    added = {"wire_bytes": wire, "ip_bytes": columns.ip[order], "payload_bytes": columns.payload[order]}
+    for name, values in added.items():
         records[name][group] += np.add.reduceat(values, head, dtype=np.uint64)
     records["size_least"][group] = np.minimum(records["size_least"][group], np.minimum.reduceat(wire, head))
     records["size_most"][group] = np.maximum(records["size_most"][group], np.maximum.reduceat(wire, head))
@@ -114,7 +111,7 @@ def add(records: Array, columns: Columns) -> None:
 
 
 def _gaps(clock: Array, head: Array, latest: Array, has_latest: Array) -> tuple[Array, Array]:
-    """The time since the same side's packet before: (n,) uint64, 0 where there is none, and (n,) bool, where there is."""
+    """The time since the same side's last packet: (n,) uint64, 0 where there is none, and (n,) bool, where there is."""
     gap = np.empty(len(clock), np.uint64)
     gap[1:] = elapsed(clock[:-1], clock[1:])
     gap[head] = np.where(has_latest, elapsed(latest, clock[head]), np.uint64(0))

@@ -7,9 +7,8 @@ import secrets
 import numpy as np
 
 from . import tcp_state
-from .errors import NetError
 from .flow_batch import Arrivals, Known, Reason, Reduced, reduced
-from .flow_cuts import Timeouts, elapsed
+from .flow_cuts import BadTable, Timeouts, elapsed
 from .flow_index import FlowIndex
 from .flow_key import FlowKeys, KeyChoice
 from .flow_record import RECORD, as_blocks, empty, originators, spans
@@ -23,12 +22,6 @@ PIECE = 1 << 16
 """Packets that are reduced at once: what is computed of them stays in the caches."""
 SPARED = 64
 """A full table ends this part of its flows at once, so that it is not searched for the oldest with each new one."""
-
-
-class BadTable(NetError):
-    """The table cannot be as large as asked. Whoever made it must give another capacity."""
-
-    code = "bad_table"
 
 
 class FlowTable:
@@ -130,7 +123,7 @@ class FlowTable:
         return Flows.joined(ended)
 
     def expire(self, now_ns: int) -> Flows:
-        """Ends the flows whose time-outs have passed, whether or not packets come: live by the clock, else by packets' time.
+        """Ends the flows whose time-outs have passed, though no packet of theirs may come: live by the clock.
 
         Args:
             now_ns: nanoseconds since 1970.

@@ -1,4 +1,4 @@
-"""Flows that have ended: columns, one row a flow, and for what has a direction two values, originator's and responder's."""
+"""Flows that have ended: columns, one row a flow; what has a direction has two values, originator's and responder's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Flows", "Reason"]
 class Flows:
     """One row a flow. In columns of (n, 2) the originator's packets come first, then the responder's.
 
-    The originator is who sent the first SYN, or whom the first SYN-ACK went to; without either, who sent the first packet.
+    The originator is who sent the first SYN, or whom the first SYN-ACK went to; without either, the first sender.
 
     Attributes:
         version: (n,) uint8, 4 or 6.
@@ -45,8 +45,8 @@ class Flows:
         gap_least_ns, gap_most_ns: (n, 2) uint64, times between packets of one direction; 0 where there are not two.
         gap_squares: (n, 2) uint64, the sum of the squares of their whole microseconds; 2**64 - 1 for more.
         flag_counts: (n, 2, 8) uint32, packets with FIN, SYN, RST, PSH, ACK, URG, ECE, CWR.
-        first_sizes: (n, 2, 8) uint32, bytes on the wire of the first packets of each direction; 0 for those that did not come.
-        first_gaps_us: (n, 2, 8) uint32, whole microseconds before each of these since the one before; 2**32 - 1 for more.
+        first_sizes: (n, 2, 8) uint32, bytes on the wire of each direction's first packets, 0 beyond the last.
+        first_gaps_us: (n, 2, 8) uint32, whole microseconds from the one before to each of these; 2**32 - 1 for more.
         letters: (n, 32) uint8, codes of `tcp_state` plus one, even codes the originator's.
         is_flipped: (n,) bool, whether the first packet came from the responder.
         is_continued: (n,) bool, whether the active time-out cut the flow before.

@@ -1,7 +1,7 @@
 """The state and history of connections, as Zeek names them, from the letters of their packets.
 
-A packet has at most one letter, and a flow keeps the first of each kind from each end: no later one changes the state, so
-the state of a flow is a walk over its few letters, whatever its packets were.
+A packet has at most one letter, and a flow keeps the first of each kind from each end. No later one changes the state,
+so that the state of a flow is a walk over its few letters, whatever its packets were.
 
 Source:
     Zeek's documentation of conn.log: `conn_state` and `history` of base/protocols/conn/main.zeek.

@@ -1,4 +1,4 @@
-"""Every flow of the real captures, against tshark's, and the state of each against a walk over its packets one by one."""
+"""Every flow of the real captures against tshark's, and the state of each against a walk over its packets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from . import truth
 from .flow_reference import WholeFlow
 
 Choice: TypeAlias = Literal["inner", "outer"]
-Row: TypeAlias = "tuple[int | str, ...]"
+Row: TypeAlias = "tuple[str, ...]"
 
 STRANGE = {"LINKTYPE_IPV4_invalid.pcap", "kday1.pcap"}
 """tshark follows the version nibble there; for us they have no IP header."""
