@@ -166,3 +166,127 @@ def test_limit_is_a_number_of_packets(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(["packets", "inspect", "x", "--limit", "0"])
     assert "write 1 or more" in capsys.readouterr().err
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+RULES = """\
+# the edge
+web  tcp from any to any port 443
+web  tcp from any to any port 80   # plain
+
+low  udp from any to any port 0-1023
+web  tcp from 10.0.0.0/8 to any port 443
+any4 any from 0.0.0.0/0 to 0.0.0.0/0
+"""
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    path = tmp_path / "edge.rules"
+    path.write_text(RULES)
+    return path
+
+
+def test_check_names_rules_that_a_set_could_do_without(rules: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules.write_text(RULES + "any4 any from any to any\n")
+    assert main(["packets", "rules", "check", str(rules)]) == 1
+    assert said(capsys) == [
+        f"{rules}: 6 rules, 3 labels, our own format",
+        "",
+        "LINE  SHADOWED: NO PACKET REACHES IT                 TAKEN BY LINE",
+        "   6  web tcp from 10.0.0.0/8 to 0.0.0.0/0 port 443  2",
+        "",
+        "LINE  REDUNDANT: A LATER RULE SAYS THE SAME  SAID BY LINE",
+        "   7  any4 any from 0.0.0.0/0 to 0.0.0.0/0   8",
+    ]
+
+
+def test_check_is_content(rules: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules.write_text("web tcp from any to any port 443\n")
+    assert main(["packets", "rules", "check", str(rules)]) == 0
+    assert said(capsys) == [
+        f"{rules}: 1 rule, 1 label, our own format",
+        "",
+        "no rule is shadowed or redundant",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"\xff\xfe", "is no text: name a file of rules"),
+        (b"web tcp from any to any\nx\n", "has 1 bad line\nline 2: '' is no protocol"),
+        (b"x\ny\n", "has 2 bad lines\nline 1: "),
+    ],
+)
+def test_file_without_rules_is_refused(
+    tmp_path: Path, content: bytes | None, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "x").write_bytes(content)
+    assert main(["packets", "rules", "check", str(tmp_path / "x")]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_classify_counts_packets_by_rule(trace: Path, rules: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["packets", "classify", str(trace), "--rules", str(rules)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "PACKETS  SHARE  BYTES  RULE  LINE  TEXT",
+        "      2  33.3%    108              no rule (1 of them not IP)",
+        "      2  33.3%    137     4     7  any4 any from 0.0.0.0/0 to 0.0.0.0/0",
+        "      1  16.7%     54     0     2  web tcp from any to any port 443",
+        "      1  16.7%     42     2     5  low udp from any to any port 0-1023",
+    ]
+
+
+def test_classify_looks_into_tunnels(trace: Path, rules: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["packets", "classify", str(trace), "--rules", str(rules), "--inner", "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"rule": -1, "packets": 2, "bytes": 108} in found
+    assert {
+        "rule": 0,
+        "line": 2,
+        "label": "web",
+        "text": "web tcp from any to any port 443",
+        "packets": 2,
+        "bytes": 161,
+    } in found
+
+
+def test_classify_counts_what_comes_in_parts(
+    trace: Path, rules: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(["packets", "classify", str(trace), "--rules", str(rules)])
+    whole = capsys.readouterr().out
+    monkeypatch.setattr("aikoryu.cli.packet_classes.BATCH_PACKETS", 1)
+    main(["packets", "classify", str(trace), "--rules", str(rules)])
+    assert capsys.readouterr().out == whole
+
+
+def test_sets_on_the_bus(trace: Path, rules: Path, up: str, capsys: pytest.CaptureFixture[str]) -> None:
+    nats = ["--nats", up]
+    assert main(["packets", "rules", "list", *nats]) == 0
+    assert said(capsys) == ["no rule sets are on the bus"]
+    assert main(["packets", "rules", "put", "edge", str(rules), *nats]) == 0
+    assert said(capsys) == ["edge stands for 5 rules, version 1"]
+    assert main(["packets", "rules", "list", *nats]) == 0
+    heading, row = said(capsys)
+    assert (heading.split(), row.split()[:3]) == (["NAME", "VERSION", "RULES", "DIGEST"], ["edge", "1", "5"])
+    assert main(["packets", "classify", str(trace), "--rules", "edge", *nats]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "      2  33.3%    108        no rule (1 of them not IP)",
+        "      2  33.3%    137     4  any4",
+        "      1  16.7%     54     0  web",
+        "      1  16.7%     42     2  low",
+    ]
+    rules.write_text("web tcp from 10.0.0.1/8 to any\n")
+    assert main(["packets", "rules", "put", "edge", str(rules), *nats]) == 1
+    assert "line 1: 10.0.0.1/8 has bits beyond /8: write 10.0.0.0/8" in capsys.readouterr().err
+    assert main(["packets", "rules", "delete", "edge", *nats]) == 0
+    assert said(capsys) == ["edge stands for nothing any more"]
+    assert main(["packets", "rules", "delete", "edge", *nats]) == 1
+    assert "no rule set is called 'edge'" in capsys.readouterr().err
+    assert main(["packets", "classify", str(trace), "--rules", "edge", *nats]) == 1
+    assert "no rule set 'edge' is here" in capsys.readouterr().err

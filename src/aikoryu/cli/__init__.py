@@ -35,6 +35,7 @@ then, in another terminal:
 
 with captures of packets:
   aikoryu packets inspect trace.pcap    a line a packet
+  aikoryu packets classify trace.pcap --rules edge.rules
 
 with a NATS server of your own:
   aikoryu worker --nats nats://10.0.0.1:4222 --operations my_operations.py

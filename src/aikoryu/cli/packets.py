@@ -1,4 +1,4 @@
-"""`aikoryu packets`: captures as people look at them; without a bus."""
+"""`aikoryu packets`: captures as people look at them, and what rules say of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..bus.columns import Array
+from . import packet_classes, packet_rules
 from .arguments import Commands, add_command
 from .captures import Part, complain_if_cut, opened, parts
 from .packet_lines import ALIGN, HEADING, WIDTHS, Line, lines, objects
@@ -20,9 +21,12 @@ from .progress import Progress
 BATCH_PACKETS = 4096  # the first lines are there at once, whatever the size of the capture
 
 _DESCRIPTION = """\
-Look at captures: pcap or pcapng, gzipped or not. Nothing here needs a bus.
+Look at captures, pcap or pcapng, gzipped or not, and at what rules say of their
+packets. A bus is needed only where one is named.
 
-  aikoryu packets inspect trace.pcap"""
+  aikoryu packets inspect trace.pcap
+  aikoryu packets rules check edge.rules
+  aikoryu packets classify trace.pcap --rules edge.rules"""
 
 _INSPECT = """\
 Print a line a packet, about its innermost IP header. Times count from the first
@@ -36,13 +40,15 @@ edge. With --json an object a packet, with all that was read of it.
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "packets", "look at captures", _DESCRIPTION)
+    parser = add_command(commands, "packets", "look at captures and rules", _DESCRIPTION)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     inspect = add_command(actions, "inspect", "a line a packet", _INSPECT)
     inspect.add_argument("file", type=Path, metavar="FILE", help="a capture")
     inspect.add_argument("--json", action="store_true", help="an object a packet, one a line")
     inspect.add_argument("--limit", type=_count, metavar="N", help="the first N packets only")
     inspect.set_defaults(run=inspect_file)
+    packet_classes.add(actions)
+    packet_rules.add(actions)
 
 
 def inspect_file(options: argparse.Namespace) -> int:
