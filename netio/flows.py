@@ -110,9 +110,9 @@ class Flows:
         ends, ports = _turned(key.pop("addresses"), is_second), _turned(key.pop("ports"), is_second)
         letters = records["letters"]
         sides = {name: _turned(records[field], is_second) for name, field in SIDES.items()}
-        for name in ("size_least", "gap_least_ns"):
-            # Records say the largest number there is where nothing was.
-            sides[name][sides[name] == np.iinfo(sides[name].dtype).max] = 0
+        # Records say the largest number there is where nothing was.
+        sides["size_least"][sides["packets"] < 1] = 0
+        sides["gap_least_ns"][sides["packets"] < 2] = 0
         return cls(
             source_high=ends[:, 0, 0],
             source_low=ends[:, 0, 1],
