@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from ..bus.errors import BusError
 from ..config import VERSION, ConfigError, describe
-from . import auth, bench, call, demo, doctor, faults, ls, packets, up, worker
+from . import auth, bench, call, demo, doctor, faults, ls, packets, record, replay, up, worker
 from .failure import Failed
 
-COMMANDS = (up, worker, call, ls, packets, demo, doctor, auth, faults, bench)
+COMMANDS = (up, worker, call, ls, packets, record, replay, demo, doctor, auth, faults, bench)
 INTERRUPTED = 128 + 2  # as shells report a program that SIGINT ended
 
 _DESCRIPTION = """\
@@ -36,6 +36,10 @@ then, in another terminal:
 with captures of packets:
   aikoryu packets inspect trace.pcap    a line a packet
   aikoryu packets classify trace.pcap --rules edge.rules
+
+to test agents and models against what was answered before:
+  aikoryu record night.rec --subjects 'models.>'
+  aikoryu replay night.rec --speed max --verify
 
 with a NATS server of your own:
   aikoryu worker --nats nats://10.0.0.1:4222 --operations my_operations.py
