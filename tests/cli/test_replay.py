@@ -144,8 +144,8 @@ async def test_packets_of_a_capture_are_dissected(start: Start, tmp_path: Path) 
     with path.open("wb") as file:
         write_pcap(file, np.frombuffer(frame, np.uint8), index)
     async with EmbeddedServer(ServerSettings(port=0)) as server, serving(server.url, tmp_path / "right.py"):
-        arguments = ("replay", str(path), "--operation", "packets.dissect", "-p", 'columns=["outer.dport"]')
-        arguments += ("--loop", "2", "--unique-addresses", "--nats", server.url)
+        arguments = ["replay", str(path), "--operation", "packets.dissect", "-p", 'columns=["outer.dport"]']
+        arguments += ["--loop", "2", "--unique-addresses", "--nats", server.url]
         for speed in ("1x", "max"):
             told = await ended(start(*arguments, "--speed", speed), 0)
             assert "600 packets, 600 rows in " in told
