@@ -29,7 +29,7 @@ from ..netio.pacing import Pacer, Plan, Run
 from .bus import Bus
 from .replay_report import Report, Tally
 
-IN_FLIGHT_BYTES = 16 * 1024 * 1024  # sent and not answered; beyond it what is due waits, and is late
+IN_FLIGHT_BYTES = 4 * 1024 * 1024  # sent and not answered, as in `call_many`; beyond it what is due waits, and is late
 UNTIMED_S = 30.0  # deadline of a request that was recorded without one
 DIFFERENCES = 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -26,6 +26,8 @@ from .errors import (
     NoWorker,
 )
 from .frames import Reply, Request, RowError, Run, decode_parameters, decode_reply, decode_request, is_json
+
+_Places: TypeAlias = "slice | Array"
 
 OPEN, REFUSED, SETTLED = 0, 1, 2
 
@@ -98,12 +100,14 @@ class Part(NamedTuple):
         types: wire dtype of each column.
         columns: their values, in the order of `at`; bf16 as float32.
         errors: the rows that got none.
+        json: it was told in JSON, where infinities are NaN.
     """
 
     at: list[Run]
     types: dict[str, str]
     columns: dict[str, Values]
     errors: list[RowError]
+    json: bool = False
 
     @classmethod
     def of(cls, reply: Reply) -> Part:
@@ -131,7 +135,7 @@ class Part(NamedTuple):
             columns = {name: _values(column, rows) for name, column in reply.cols.items()}
         except (msgspec.MsgspecError, RecursionError, ValueError, TypeError) as error:
             raise BadFrame(f"not a reply frame: {error}") from None
-        return cls(reply.at, {name: column.t for name, column in reply.cols.items()}, columns, reply.err)
+        return cls(reply.at, {name: column.t for name, column in reply.cols.items()}, columns, reply.err, True)
 
 
 class Outcome:
@@ -147,6 +151,7 @@ class Outcome:
         types: wire dtype of each column.
         columns: by name, an array of all rows or a list; zeros or None where a row has no value.
         errors: code and message of each row that got an error.
+        json: some of it was told in JSON, where infinities are NaN.
     """
 
     def __init__(self, rows: int) -> None:
@@ -155,6 +160,7 @@ class Outcome:
         self.types: dict[str, str] = {}
         self.columns: dict[str, Values] = {}
         self.errors: dict[int, tuple[str, str]] = {}
+        self.json = False
 
     @property
     def open(self) -> int:
@@ -165,7 +171,8 @@ class Outcome:
     def valued(self) -> Array:
         """(rows,) bool, whether the row has values."""
         valued: Array = self.state == SETTLED
-        valued[list(self.errors)] = False
+        if self.errors:
+            valued[list(self.errors)] = False
         return valued
 
     def add(self, part: Part) -> None:
@@ -175,6 +182,7 @@ class Outcome:
             BadFrame: it names rows that are not there.
             BadColumn: a column is of another type than before.
         """
+        self.json |= part.json
         for error in part.errors:
             self.fail(error.row, error.n or self.rows - error.row, error.code, error.msg)
         position = 0
@@ -192,18 +200,27 @@ class Outcome:
             self.state[row] = least
 
     def _put(self, first: int, count: int, part: Part, position: int) -> None:
-        fresh = np.flatnonzero(self.state[first : first + count] < SETTLED)
+        rows, place = self._fresh(first, count, position)
         for name, values in part.columns.items():
             if name not in self.columns:
                 self.types[name] = part.types[name]
                 self.columns[name] = _space(values, self.rows)
-            self._copy(name, part.types[name], values, first, position, fresh)
-        for row in (first + fresh).tolist() if self.errors else ():
-            self.errors.pop(row, None)
-        self.state[first + fresh] = SETTLED
+            self._copy(name, part.types[name], values, rows, place)
+        if self.errors:
+            for row in range(self.rows)[rows] if isinstance(rows, slice) else rows.tolist():
+                self.errors.pop(row, None)
+        self.state[rows] = SETTLED
 
-    def _copy(self, name: str, kind: str, values: Values, first: int, position: int, fresh: Array) -> None:
-        whole = self.columns[name]
+    def _fresh(self, first: int, count: int, position: int) -> tuple[_Places, _Places]:
+        """The rows of a run that take a value now, and where a reply has theirs; nearly always all of them."""
+        settled = self.state[first : first + count] == SETTLED
+        if not settled.any():
+            return slice(first, first + count), slice(position, position + count)
+        fresh = np.flatnonzero(~settled)
+        return first + fresh, position + fresh
+
+    def _copy(self, name: str, kind: str, values: Values, rows: _Places, place: _Places) -> None:
+        whole: Any = self.columns[name]
         if self.types[name] != kind:
             raise BadColumn(f"column {name!r} of the answer is {kind} here and {self.types[name]} before")
         if isinstance(values, np.ndarray) and isinstance(whole, np.ndarray):
@@ -211,10 +228,12 @@ class Outcome:
                 raise BadColumn(
                     f"column {name!r} of the answer has rows of {values.shape[1:]} here and {whole.shape[1:]} before"
                 )
-            whole[first + fresh] = values[position + fresh]
+            whole[rows] = values[place]
+        elif isinstance(rows, slice):
+            whole[rows] = values[place]
         else:
-            for row in fresh.tolist():
-                whole[first + row] = values[position + row]
+            for row, at in zip(rows.tolist(), place.tolist(), strict=True):  # type: ignore[union-attr]
+                whole[row] = values[at]
 
     def _check(self, first: int, count: int) -> None:
         if first < 0 or count < 0 or first + count > self.rows:

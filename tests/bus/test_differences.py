@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aikoryu.bus.columns import Column, pack, pack_array
 from aikoryu.bus.differences import RTOL, Tolerance, compare
 from aikoryu.bus.exchange import Outcome, Part
-from aikoryu.bus.frames import Reply, RowError
+from aikoryu.bus.frames import Reply, RowError, encode, encode_json
 
 DEFAULT = Tolerance()
 DTYPES = {"f2": np.float16, "f4": np.float32, "f8": np.float64, "c8": np.complex64, "c16": np.complex128}
@@ -146,6 +146,23 @@ def test_every_array_equals_itself(values: list[float], kind: str) -> None:
         array = np.array(values).astype(DTYPES[kind])
     for shaped in (array, array[:, None], array[None]):
         assert differences(outcome(y=shaped), outcome(y=shaped.copy()), Tolerance(0.0, 0.0)) == []
+
+
+def test_a_row_without_an_answer_differs() -> None:
+    assert differences(outcome(y=np.zeros(1)), Outcome(1)) == [(0, "", "values", "nothing")]
+
+
+def test_null_in_json_is_any_that_is_no_number() -> None:
+    def told(values: list[float], json: bool) -> Outcome:
+        reply = Reply(id=1, at=[(0, 1)], cols={"y": pack(np.array([values], np.float32))})
+        made = Outcome(1)
+        made.add(Part.read(encode_json(reply) if json else encode(reply)))
+        return made
+
+    odd = [math.nan, math.inf, -math.inf, 0.1]
+    assert differences(told(odd, True), told(odd, False)) == []
+    assert differences(told(odd, True), told([0.0, *odd[1:]], False)) == [(0, "y[0]", "nan", "0.0")]
+    assert differences(told([0.0, *odd[1:]], True), told(odd, False)) == [(0, "y[0]", "0.0", "nan")]
 
 
 def test_empty_rows_are_equal() -> None:
