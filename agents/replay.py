@@ -289,9 +289,20 @@ async def replay_capture(
     Raises:
         ValueError: the operation's name is none.
     """
-    bus.client.subjects.operation(operation)
-    source = PacketFrames(packets, operation, encode_parameters(parameters))
+    source = packet_frames(bus, packets, operation, parameters or {})
     return await Replay(bus.client, source, plan or Plan()).run()
+
+
+def packet_frames(bus: Bus, packets: CaptureFrames, operation: str, parameters: Mapping[str, Any]) -> PacketFrames:
+    """Packets as requests of an operation; of `packets.classify` to the worker that keeps the rules it names.
+
+    Raises:
+        ValueError: the operation's name is none.
+    """
+    bus.client.subjects.operation(operation)
+    if operation == "packets.classify" and isinstance(rules := parameters.get("rules"), str):
+        operation = bus.packets.rules.operation("classify", rules)
+    return PacketFrames(packets, operation, encode_parameters(parameters))
 
 
 async def stateful_operations(bus: Bus) -> frozenset[str]:

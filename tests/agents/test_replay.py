@@ -429,3 +429,12 @@ async def test_packets_leave_at_their_time(bench: Bench) -> None:
 async def test_an_operation_that_is_none_is_refused(bench: Bench) -> None:
     with pytest.raises(ValueError, match="cannot be called"):
         await replay_capture(bench.bus, CaptureFrames(capture(1)), "topic.news")
+
+
+async def test_packets_are_classified_where_their_rules_are(bench: Bench) -> None:
+    operation = bench.bus.packets.rules.operation("classify", "edge")
+    assert operation.startswith("packets.classify.")
+    bench.worker.operations[operation] = lambda columns, parameters: {"rule": columns["link"]}
+    packets = CaptureFrames(capture(3))
+    report = await replay_capture(bench.bus, packets, "packets.classify", {"rules": "edge"}, TOP)
+    assert report.operations[operation].answered == 1

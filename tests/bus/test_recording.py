@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -178,3 +180,18 @@ def test_a_file_that_is_there_is_not_written_over(path: Path) -> None:
     with pytest.raises(FileExistsError):
         written(path)
     assert path.read_bytes() == b"mine"
+
+
+def test_the_reader_of_the_document_reads_it(path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "replay.md").read_text("utf-8")
+    (source,) = re.findall(r"```python\n(import struct.*?)```", document, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(source, names)
+    filled(path)
+    kinds = ["recording", "asked", "asked", "answered", "answered", "asked", "answered", "ended"]
+    found = list(names["records"](path))
+    assert [record[0] for record in found] == kinds
+    assert found[:2] == [["recording", 1, ROOT, ["matrix.>"], 5], ["asked", 0, 10, "matrix.add", b"one"]]
+    assert found[-1] == ["ended", 70, {"gaps": 1}]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [record[0] for record in names["records"](path)] == kinds[:-1]

@@ -10,11 +10,10 @@ from pathlib import Path
 import uvloop
 
 from ..agents import connect
-from ..agents.replay import DIFFERENCES, PacketFrames, RecordedFrames, Replay, stateful_operations
+from ..agents.replay import DIFFERENCES, RecordedFrames, Replay, packet_frames, stateful_operations
 from ..agents.replay_report import Report
 from ..bus.differences import Tolerance
 from ..bus.exchange import TRANSIENT
-from ..bus.outbox import encode_parameters
 from ..bus.recording import Recording, is_recording
 from ..bus.subjects import Subjects
 from ..config import Settings, configure_logging
@@ -136,13 +135,13 @@ async def _replay_recording(options: argparse.Namespace, settings: Settings) -> 
 
 
 async def _replay_capture(options: argparse.Namespace, settings: Settings) -> Report:
-    parameters = encode_parameters({name: value_of(text) for name, text in options.parameters})
+    parameters = {name: value_of(text) for name, text in options.parameters}
     with opened(options.file) as capture:
         packets = CaptureFrames(capture, unique_addresses=options.unique_addresses)
         if capture.truncated:
             say(f"{options.file} ends inside a packet, or is damaged: this is what comes before")
         async with connect(settings=settings) as bus:
-            source = PacketFrames(packets, options.operation, parameters)
+            source = packet_frames(bus, packets, options.operation, parameters)
             replaying = Replay(bus.client, source, _plan(options, MOST_TOGETHER))
             return await _watched(replaying, len(packets) * options.loop, "packets")
 
