@@ -287,7 +287,10 @@ class Client:
         return self._loop.time() + envelope.timeout_s
 
     def send(self, pending: Pending) -> None:
-        """Send a frame and await its replies."""
+        """Send a frame and await its replies; a closed client fails it."""
+        if self._closed:  # of many rows, or of a stream, some may be left
+            pending.fail(Closed("the client was closed before the call was sent"))
+            return
         self._pending[pending.id] = pending
         if pending.deadline < self._sweep_at:
             self._sweep_no_later_than(pending.deadline)

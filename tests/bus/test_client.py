@@ -977,6 +977,22 @@ async def test_cancelled_call_of_many_rows_withdraws_what_is_unanswered(client: 
     assert [(cancel.id, cancel.rows) for cancel in worker.cancels] == [(n.id, []) for n in worker.requests[1:]]
 
 
+async def test_closed_client_sends_no_more_of_many_rows(
+    client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MANY_IN_FLIGHT_BYTES", 200_000)
+    worker.answering = silent
+    many = asyncio.ensure_future(client.call_many("echo", {"x": np.zeros((1000, 250), np.float32)}))
+    await turns()
+    sent = len(worker.requests)
+    await client.close()
+    with pytest.raises(RowsFailed) as caught:
+        await within(many)
+    assert {type(error) for error in caught.value.errors.values()} == {Closed}
+    assert len(caught.value.errors) == 1000
+    assert len(worker.requests) == sent
+
+
 async def test_answers_of_different_types_are_an_error(client: Client, worker: Worker) -> None:
     def differ(request: Request) -> Iterable[Reply]:
         values: Any = [np.zeros((request.n, 2)), np.zeros((request.n, 3)), ["a"] * request.n][request.id % 3]
