@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aikoryu.netio.flow_cuts import BadTable, Timeouts
 from aikoryu.netio.flow_key import KeyChoice
 from aikoryu.netio.flow_table import FlowTable
-from aikoryu.netio.flows import Flows
+from aikoryu.netio.flows import Flows, Reason
 from aikoryu.netio.packets import NO_VLAN
 
 from .flow_reference import Packet, made, plain_flows, rows_of
@@ -23,7 +23,7 @@ A, B = (1, 1000), (2, 80)
 SYN, SYN_ACK, ACK, FIN, RST = 2, 18, 16, 17, 4
 
 ends = st.tuples(st.integers(1, 2), st.integers(0, 2))
-traffic = st.lists(
+mixed = st.lists(
     st.builds(
         Packet,
         # Gaps around the time-outs of the tests, clocks that go back, and times that differ by more than 63 bits.
@@ -43,6 +43,21 @@ traffic = st.lists(
         icmp=st.tuples(st.integers(0, 1), st.integers(0, 1)),
     ),
     max_size=40,
+)
+# Many packets of one connection, so that records are cut several times within a batch and letters come again.
+conversation = st.lists(
+    st.builds(
+        lambda time, ends, flags, seq: Packet(time, ends[0], ends[1], flags=flags, seq=seq),
+        st.integers(0, 40),
+        st.sampled_from([(A, B), (A, B), (B, A)]),
+        st.sampled_from([SYN, SYN, SYN_ACK, ACK, FIN, RST]),
+        st.integers(0, 2),
+    ),
+    min_size=10,
+    max_size=60,
+)
+traffic = st.one_of(
+    mixed, conversation, conversation.map(lambda packets: sorted(packets, key=lambda packet: packet.time_ns))
 )
 timeouts = st.tuples(
     st.one_of(st.none(), st.integers(1, 6).map(lambda value: value / SECOND)),
@@ -122,21 +137,33 @@ def test_an_idle_flow_ends_though_no_packet_comes() -> None:
     assert not len(table.flush())
 
 
-def test_direction_outlives_the_active_time_out() -> None:
+@pytest.mark.parametrize(("originator", "responder"), [(A, B), (B, A)])
+def test_direction_outlives_the_active_time_out(originator: tuple[int, int], responder: tuple[int, int]) -> None:
     """The second record has no SYN, and its first packet is the responder's."""
     table = FlowTable(timeouts=Timeouts(idle_s=10, active_s=10))
-    add(table, [Packet(0, B, A), Packet(5 * SECOND, A, B, flags=SYN)])
+    add(table, [Packet(0, responder, originator), Packet(5 * SECOND, originator, responder, flags=SYN)])
     first = table.expire(10 * SECOND)
-    assert rows_of(first)[0]["ends"] == (A, B)
+    assert rows_of(first)[0]["ends"] == (originator, responder)
     assert first.is_flipped.tolist() == [True]
     assert len(table) == 1
     assert not len(table.expire(14 * SECOND))
-    add(table, [Packet(14 * SECOND, B, A)])
+    add(table, [Packet(14 * SECOND, responder, originator)])
     second = table.flush()
-    assert rows_of(second)[0]["ends"] == (A, B)
+    assert rows_of(second)[0]["ends"] == (originator, responder)
     assert second.is_continued.tolist() == [True]
     assert second.is_flipped.tolist() == [False]
     assert second.serial.tolist() == [2]
+
+
+@pytest.mark.parametrize(("active", "reason"), [(11, Reason.ACTIVE), (12, Reason.IDLE), (13, Reason.IDLE)])
+def test_a_flow_ends_by_the_time_out_that_passes_first(active: int, reason: Reason) -> None:
+    """Its idle time-out of 10 passes at 12."""
+    limits = Timeouts(10 / SECOND, active / SECOND)
+    packets = [Packet(0, A, B), Packet(2, A, B), Packet(20, A, B)]
+    assert whole(packets, timeouts=limits).reason.tolist() == [reason, Reason.END]
+    table = FlowTable(timeouts=limits)
+    add(table, packets[:2])
+    assert table.expire(20).reason.tolist() == [reason]
 
 
 def test_what_the_active_time_out_left_goes_in_silence() -> None:
@@ -174,12 +201,12 @@ def test_flows_come_and_go_and_the_index_is_renewed() -> None:
     """Ten times as many flows as the table holds, so that places of the index are taken and left many times."""
     table = FlowTable(timeouts=Timeouts(idle_s=1e-9), capacity=64)
     seen = 0
-    for turn in range(40):
+    for turn in range(100):
         packets = [Packet(turn, (turn * 16 + number, 1), B) for number in range(16)]
         seen += len(add(table, packets)) + len(table.expire(turn))
         assert len(table) == 16
         seen += len(add(table, packets[:3]))
-    assert seen + len(table) == 40 * 16
+    assert seen + len(table) == 100 * 16
 
 
 def test_one_flow_with_most_of_the_packets_is_reduced_like_others() -> None:
