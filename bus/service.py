@@ -143,6 +143,8 @@ class Service:
         held: frames accepted and not answered whole, by (client, id).
         rejected: frames refused so far, by error code, and those dropped as copies.
         on_cancel: called with each frame held whose caller withdrew, and the rows (none: all).
+        why_unanswered: gives the error of a frame that is still held when a stop has no more time. `Busy` has clients
+            ask another worker, whatever they asked for.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class Service:
         self.held: dict[tuple[int, int], Held] = {}
         self.rejected: dict[str, int] = {}
         self.on_cancel: Callable[[Held, list[int]], None] = lambda held, rows: None
+        self.why_unanswered: Callable[[Held], BusError] = lambda held: Busy("the worker stopped: ask again")
         self._transport = transport
         self._subjects = subjects
         self._worker = worker
@@ -272,7 +275,7 @@ class Service:
     async def drain(self, timeout_s: float) -> bool:
         """Stop in the order that loses nothing: requests, frames held, control messages, replies.
 
-        Frames still held after `timeout_s` seconds are answered `busy`: another worker may run them.
+        Frames still held after `timeout_s` seconds are answered as `why_unanswered` says.
 
         Returns:
             False if there were any, or the connection was lost before the last replies had left.
@@ -288,7 +291,7 @@ class Service:
             drained = False
             _log.warning("frames still held at the end of the drain", frames=len(self.held))
             for held in list(self.held.values()):
-                self.fail(held, Busy("the worker stopped before it had run these rows: ask again"))
+                self.fail(held, self.why_unanswered(held))
         # Until here callers could still withdraw, and send parts of the streams they had opened.
         await asyncio.gather(*(subscription.drain() for subscription in self._controls))
         try:

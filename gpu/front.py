@@ -93,6 +93,7 @@ class Front:
             station.engine.on_lost = partial(self._on_lost, station)
             station.engine.on_ready = partial(self._on_ready, station)
         service.on_cancel = self._on_cancel
+        service.why_unanswered = self._why_unanswered
         telemetry.watch(self.planner, service, engines)
         telemetry.watch_fallback(self.fallback)
 
@@ -104,7 +105,9 @@ class Front:
             Busy: the queue, its client's part of it, or the number of lanes is at its limit.
         """
         if monotonic() - self._down_since > DOWN_S:
-            raise EngineDown(f"the {self.fallback.device.name} engine is being started again", retry_after_s=DOWN_AGAIN_S)
+            raise EngineDown(
+                f"the {self.fallback.device.name} engine is being started again", retry_after_s=DOWN_AGAIN_S
+            )
         spec = self._admission.admit(held.endpoint.name, held.request)
         lane = self.planner.lane(spec.key, spec.operation.max_rows)
         request = held.request
@@ -303,6 +306,13 @@ class Front:
                     running.plan.gone.add(position)  # should it have to run again
             for plan in station.place.again:
                 plan.gone.update(_positions(plan, ticket, chosen))
+
+    def _why_unanswered(self, held: Held) -> BusError:
+        """What a caller is told at the end of a stop: to ask another worker, unless that may be for the second time."""
+        ticket: Ticket = held.ticket
+        if ticket.next and not ticket.lane.spec.operation.pure:
+            return EngineLost("the worker stopped while it ran the batch")
+        return Busy("the worker stopped before it had run these rows: ask again")
 
     def _on_lost(self, station: Station) -> None:
         """An engine died: nothing starts there until it is ready again, and what it had runs elsewhere, or then."""

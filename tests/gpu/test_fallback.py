@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from aikoryu.bus.client import Client
-from aikoryu.bus.errors import EngineLost, Expired, OperationFailed
+from aikoryu.bus.errors import EngineLost, Expired, NoWorker, OperationFailed
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.service import Service
 from aikoryu.bus.subjects import Subjects
@@ -179,6 +180,23 @@ async def test_what_is_not_pure_is_not_run_twice(start: Any) -> None:
     with pytest.raises(OperationFailed):
         await rig.ask()
     assert operation.ran == ["cuda:0"]
+
+
+@pytest.mark.parametrize("pure", [True, False])
+async def test_stop_that_runs_out_of_time_sends_nobody_elsewhere_with_what_may_have_run(start: Any, pure: bool) -> None:
+    rig = await start(Double(set(), pure=pure))
+    rig.device.hold = True
+    running = asyncio.ensure_future(rig.ask())
+    while not rig.device.jobs:  # noqa: ASYNC110 - it is this loop that hands over
+        await asyncio.sleep(0)
+    rig.front.planner.limits = replace(rig.front.planner.limits, window_s=2.0)
+    waiting = asyncio.ensure_future(rig.ask())
+    while not rig.front.planner.waiting_rows:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert not await rig.service.drain(0.0)
+    found = await asyncio.gather(running, waiting, return_exceptions=True)
+    # Sent again, it finds nobody.
+    assert [type(each) for each in found] == [NoWorker if pure else EngineLost, NoWorker]
 
 
 async def test_device_that_dies_costs_its_callers_nothing(start: Any) -> None:
