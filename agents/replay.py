@@ -193,9 +193,7 @@ class Replay:
         client, request = self._client, sent.request
         timeout_s = request.ttl_ms / 1000 if request.ttl_ms else UNTIMED_S
         id_ = client.next_id()
-        fresh = msgspec.structs.replace(
-            request, client=client.number, id=id_, again=0, ttl_ms=max(1, round(1000 * timeout_s))
-        )
+        fresh = msgspec.structs.replace(request, client=client.number, id=id_, ttl_ms=max(1, round(1000 * timeout_s)))
         subject = f"{client.subjects.root}.{sent.operation}"
         deadline = asyncio.get_running_loop().time() + timeout_s
         frame = _Replayed(id_, subject, encode(fresh), request.n, deadline, sent, self._done)

@@ -74,6 +74,18 @@ async def test_what_was_written_is_read(path: Path) -> None:
     assert (recording.times_ns.tolist(), recording.sizes.tolist()) == ([10, 20, 50], [3, 3, 5])
 
 
+def test_answers_stay_in_the_order_in_which_they_came(path: Path) -> None:
+    with written(path) as writer:
+        for number in range(4):
+            writer.asked(number, "echo", b"")
+        for time_ns in range(400):
+            writer.answered(time_ns * 7 % 4, time_ns, b"")
+    recording = Recording(path)
+    for number in range(4):
+        times = [time_ns for time_ns, _ in recording.exchange(number).answers]
+        assert times == [time_ns for time_ns in range(400) if time_ns * 7 % 4 == number]
+
+
 def test_a_recording_cut_anywhere_gives_what_is_whole(path: Path, tmp_path: Path) -> None:
     ends = filled(path)
     blob = path.read_bytes()

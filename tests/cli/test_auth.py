@@ -50,6 +50,14 @@ def test_it_writes_a_configuration_the_server_takes_and_seeds_of_its_users(tmp_p
     subprocess.run([find_server(), "-t", "-c", folder / "nats-server.conf"], check=True, capture_output=True)
 
 
+def test_a_recorder_is_there_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init(tmp_path) == 0
+    assert "aikoryu record" not in capsys.readouterr().out
+    assert init(tmp_path, "--recorder", "--update") == 0
+    assert "  aikoryu record FILE --subjects 'matrix.>' " in capsys.readouterr().out
+    assert public_key((tmp_path / "recorder.seed").read_bytes()) in (tmp_path / "nats-server.conf").read_text()
+
+
 def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert init(tmp_path) == 0
     before = contents(tmp_path)
@@ -145,7 +153,7 @@ def printed(request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.Captu
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     arguments = ["--callers", "alice", "--agents", "planner", "--operations", "examples/own_operation.py"]
-    arguments += ["--set", f"server.port={port}", "--set", "bus.namespace=secured"]
+    arguments += ["--recorder", "--set", f"server.port={port}", "--set", "bus.namespace=secured"]
     if request.param:
         authority = trustme.CA()
         authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -190,6 +198,20 @@ async def test_worker_and_clients_started_as_printed(printed: Printed, start: St
     assert ls.end() == 0
     assert [found["id"] for found in json.loads(ls.words)] == ["w1"]
     assert "server refused" not in worker.words + ls.words
+
+
+def test_a_recorder_started_as_printed_listens(printed: Printed, start: Start, tmp_path: Path) -> None:
+    ((_, *words),) = printed.commands["aikoryu record"]
+    recorder = start(*(str(tmp_path / "bus.rec") if word == "FILE" else word for word in words))
+    recorder.hear("Recording matrix.> of ")
+    recorder.interrupt()
+    assert recorder.end() == 0, recorder.words
+    assert "0 requests and 0 answers" in recorder.words
+    (_, *words) = next(words for words in printed.commands["aikoryu ls"] if "nats.inbox_prefix=_INBOX_alice" in words)
+    refused = start("record", str(tmp_path / "other.rec"), "--subjects", "matrix.>", *words[1:])
+    assert refused.end() == 1
+    assert "does not let this user subscribe to " in refused.words
+    assert not (tmp_path / "other.rec").exists()
 
 
 def test_a_worker_with_the_seed_of_a_caller_does_not_start(printed: Printed, start: Start) -> None:

@@ -143,6 +143,15 @@ def test_a_packet_in_a_tunnel_of_the_same_addresses_moves_once() -> None:
     assert (packet[scapy.IP].src, packet[scapy.IP].payload[scapy.IP].src) == ("10.0.0.0", "10.0.0.0")
 
 
+def test_new_addresses_are_not_taken_for_old_ones() -> None:
+    outer, inner = scapy.IP(src="10.0.0.1", dst="10.0.0.2"), scapy.IP(src="10.0.0.0", dst="10.0.0.3")
+    packet = fresh(scapy.Ether(**MAC) / outer / inner / scapy.UDP(), 1)[scapy.IP]
+    assert [(each.src, each.dst) for each in (packet, packet.payload)] == [
+        ("10.0.0.0", "10.0.0.3"),
+        ("9.255.255.255", "10.0.0.4"),
+    ]
+
+
 @pytest.mark.parametrize(
     "frame", [b"", bytes(14), bytes(scapy.Ether(**MAC) / scapy.ARP()), bytes(scapy.Ether(**MAC) / scapy.IP())[:30]]
 )

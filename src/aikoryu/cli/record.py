@@ -87,9 +87,9 @@ async def _record(options: argparse.Namespace, settings: Settings, subjects: Sub
                 options.file.unlink()
                 raise
             began = loop.time()
-            say(f"Recording {' '.join(patterns)} of {settings.nats.url}; Ctrl-C ends it.")
             with stopping() as stop:
                 stop.drains = True
+                say(f"Recording {' '.join(patterns)} of {settings.nats.url}; Ctrl-C ends it.")
                 await _until_over(recorder, writer, stop, None if options.seconds is None else began + options.seconds)
                 await recorder.stop()
             _tell(options.file, writer, recorder, loop.time() - began)
