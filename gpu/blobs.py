@@ -28,7 +28,7 @@ class Blobs:
         """Rows that are objects, copied into one piece."""
         offsets = np.zeros(len(rows) + 1, OFFSET)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(rows), np.uint8), offsets)
+        return cls(np.frombuffer(bytearray().join(rows), np.uint8), offsets)
 
     @classmethod
     def joined(cls, pieces: Sequence[Blobs]) -> Blobs:

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import weakref
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from ...bus.columns import Array
 from ...netio.classify import Classifier, compile_rules
 from ..device import Device
 from ..origin import Seen
+from .kernels import DeviceClassifier, PacketKernels
 from .rule_store import RuleInfo, RuleStore
 
 MOST_COMPILED = 64
@@ -28,11 +29,13 @@ class Compiled:
     Attributes:
         info: name, version and digest.
         classifier: finds first matches on the host.
+        on_device: the same on a GPU, where the kernels are.
         seen: the file that it was read from.
     """
 
     info: RuleInfo
     classifier: Classifier
+    on_device: DeviceClassifier | None
     seen: Seen
 
     def labels(self, rows: Array) -> list[str]:
@@ -47,6 +50,9 @@ class RuleSets:
 
     Args:
         directory: where the worker keeps what outlives an engine; empty for a folder that goes with the process.
+
+    Attributes:
+        kernels: that classify on a GPU; None where there is none, or no CuPy.
     """
 
     def __init__(self, directory: str) -> None:
@@ -54,6 +60,7 @@ class RuleSets:
         self._lock = threading.Lock()
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()
         self._store: RuleStore | None = None
+        self.kernels: PacketKernels | None = None
 
     def open(self, device: Device) -> None:
         """Make ready on the engine's device. Idempotent."""
@@ -64,6 +71,7 @@ class RuleSets:
             directory = tempfile.mkdtemp(prefix="aikoryu-")
             weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
         self._store = RuleStore(Path(directory) / "rules")
+        self.kernels = PacketKernels.on(device)
 
     @property
     def store(self) -> RuleStore:
@@ -86,9 +94,11 @@ class RuleSets:
                 return found
         info, rules = self.store.read(name)
         if found is not None and found.info.digest == info.digest:
-            made = Compiled(info, found.classifier, seen)
+            made = replace(found, info=info, seen=seen)
         else:
-            made = Compiled(info, compile_rules(rules), seen)
+            classifier = compile_rules(rules)
+            prepared = None if self.kernels is None else self.kernels.prepared(classifier)
+            made = Compiled(info, classifier, prepared, seen)
         with self._lock:
             self._compiled[name] = made
             self._compiled.move_to_end(name)

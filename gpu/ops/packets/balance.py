@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -16,9 +16,14 @@ from ...device import Device
 from ...operation import Operation
 from ...packets import key_columns
 from ...packets.flow_hash import flow_hashes
+from ...packets.kernels import DeviceKeys, PacketKernels
 from ...signature import Signature
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MOST_SLOTS = 1 << 20
+MOST_TABLES = 64
 
 
 class Balance(Operation):
@@ -51,16 +56,27 @@ class Balance(Operation):
         key_columns.check(schema)
         return answer
 
+    def load(self, device: Device) -> None:
+        """Compile the kernels, where there is a GPU."""
+        self._kernels = PacketKernels.on(device)
+        self._tables = lru_cache(maxsize=MOST_TABLES)(self._made)
+
+    def relieve(self) -> None:
+        """Let go of the tables."""
+        self._tables.cache_clear()
+
     def run(self, batch: Batch, device: Device) -> Mapping[str, Any]:
         """Look up each row's flow."""
         parameters: Balance.Parameters = batch.parameters
-        table = _table(tuple(sorted(parameters.backends.items())), parameters.slots)
+        table, slots = self._tables(tuple(sorted(parameters.backends.items())), parameters.slots)
+        if self._kernels is not None and slots is not None:
+            return {"backend": self._kernels.balance(DeviceKeys.of(batch), slots)}
         return {"backend": table.lookup(flow_hashes(key_columns.keys_of(batch)))}
 
-
-@lru_cache(maxsize=64)
-def _table(weights: tuple[tuple[str, float], ...], slots: int) -> MaglevTable:
-    try:
-        return MaglevTable.of(dict(weights), slots)
-    except BadBackends as error:
-        raise BadParameter(str(error)) from None
+    def _made(self, weights: tuple[tuple[str, float], ...], slots: int) -> tuple[MaglevTable, Tensor | None]:
+        """A table, and its slots on the device."""
+        try:
+            table = MaglevTable.of(dict(weights), slots)
+        except BadBackends as error:
+            raise BadParameter(str(error)) from None
+        return table, None if self._kernels is None else self._kernels.slots(table)

@@ -13,8 +13,10 @@ from ....bus.errors import BadColumn
 from ....netio.keys import Keys
 from ...batch import Batch
 from ...device import Device
-from ...packets import frames, key_columns
-from ...packets.frames import ETHERNET, Frames
+from ...packets import key_columns
+from ...packets.frames import COLUMNS, ETHERNET, OPTIONAL, Frames
+from ...packets.kernels import DeviceKeys
+from ...packets.rule_sets import Compiled
 from ...signature import Signature
 from .dissect import Link
 from .rules import RuleOperation
@@ -44,10 +46,10 @@ class Classify(RuleOperation):
 
     name = "packets.classify"
     signature = Signature(
-        {**frames.COLUMNS, **key_columns.COLUMNS},
+        {**COLUMNS, **key_columns.COLUMNS},
         {"rule": "i4", "version": "u4"},
         key_columns.TYPES,
-        optional=(*frames.COLUMNS, *key_columns.COLUMNS),
+        optional=(*COLUMNS, *key_columns.COLUMNS),
     )
     parameters = Parameters
     help = "The first rule of the set `rules` for each packet, -1 for none; packets raw or as keys."
@@ -62,11 +64,27 @@ class Classify(RuleOperation):
         """Classify the rows by the version of the rules that is there now."""
         parameters: Classify.Parameters = batch.parameters
         compiled = self.sets.compiled(parameters.rules)
-        rule = compiled.classifier.classify(_keys(batch))
+        rule = self._first(batch, compiled)
         answer: dict[str, Any] = {"rule": rule, "version": np.full(batch.rows, compiled.info.version, np.uint32)}
         if parameters.labels:
-            answer["label"] = compiled.labels(rule)
+            there = device.to_host(rule)
+            device.synchronize()
+            answer["label"] = compiled.labels(there)
         return answer
+
+    def _first(self, batch: Batch, compiled: Compiled) -> Any:
+        """The first rule that matches each row: (rows,) int32."""
+        parameters: Classify.Parameters = batch.parameters
+        kernels = self.sets.kernels
+        frames = Frames.of(batch, parameters.link) if "frame" in dict(batch.schema) else None
+        if kernels is not None and compiled.on_device is not None:
+            keys = DeviceKeys.of(batch) if frames is None else kernels.keys(frames, parameters.headers)
+            return kernels.classify(keys, compiled.on_device)
+        if frames is None:
+            return compiled.classifier.classify(key_columns.keys_of(batch))
+        packets = frames.dissected()
+        headers = packets.outer if parameters.headers == "outer" else packets.inner
+        return compiled.classifier.classify(Keys.of(headers, packets.vlan_outer))
 
 
 def _check(schema: Schema) -> None:
@@ -82,15 +100,7 @@ def _check(schema: Schema) -> None:
     missing = [name for name in key_columns.REQUIRED if name not in names]
     if missing or len(of_keys) < len(names):
         raise BadColumn(
-            f"columns are {', '.join(names) or 'none'}: send raw packets as `frame` (and {', '.join(frames.OPTIONAL)}) "
+            f"columns are {', '.join(names) or 'none'}: send raw packets as `frame` (and {', '.join(OPTIONAL)}) "
             f"or keys as {', '.join(key_columns.REQUIRED)} (and {', '.join(key_columns.OPTIONAL)})"
         )
     key_columns.check(schema)
-
-
-def _keys(batch: Batch) -> Keys:
-    if "frame" not in dict(batch.schema):
-        return key_columns.keys_of(batch)
-    parameters: Classify.Parameters = batch.parameters
-    packets = Frames.of(batch, parameters.link).dissected()
-    return Keys.of(packets.outer if parameters.headers == "outer" else packets.inner, packets.vlan_outer)

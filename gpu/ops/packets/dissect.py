@@ -13,6 +13,7 @@ from ...device import Device
 from ...operation import Operation
 from ...packets.columns import chosen, column_of, schema_of
 from ...packets.frames import COLUMNS, ETHERNET, OPTIONAL, Frames
+from ...packets.kernels import PacketKernels
 from ...signature import Signature
 
 Link = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
@@ -46,8 +47,15 @@ class Dissect(Operation):
         self.signature.check(schema)
         return schema_of(chosen(parameters.columns))
 
+    def load(self, device: Device) -> None:
+        """Compile the kernels, where there is a GPU."""
+        self._kernels = PacketKernels.on(device)
+
     def run(self, batch: Batch, device: Device) -> Mapping[str, Any]:
         """Read each packet."""
         parameters: Dissect.Parameters = batch.parameters
-        packets = Frames.of(batch, parameters.link).dissected()
-        return {name: column_of(packets, name) for name in chosen(parameters.columns)}
+        frames, names = Frames.of(batch, parameters.link), chosen(parameters.columns)
+        if self._kernels is not None:
+            return self._kernels.dissect(frames, names)
+        packets = frames.dissected()
+        return {name: column_of(packets, name) for name in names}
