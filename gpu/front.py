@@ -327,7 +327,10 @@ class Front:
             if place is None:
                 self._fail(running.plan, EngineLost(f"the {station.engine.name} engine ended while it ran the batch"))
                 continue
-            self._run_again(plans, place, EngineLost.code)
+            for plan in plans:  # by default an engine may hang for longer than callers wait
+                if plan.late(now):
+                    self._expire(plan.spans)
+            self._run_again([plan for plan in plans if not plan.late(now)], place, EngineLost.code)
         self._move_lanes()
         if self.fallback.down:
             self._down_since = now

@@ -185,3 +185,7 @@ class Plan:
     runs: int = 0
     reason: str = ""
     gone: set[int] = field(default_factory=set)
+
+    def late(self, now: float) -> bool:
+        """Whether nobody waits for any of its rows any more."""
+        return all(span.ticket.deadline <= now for span in self.spans)

@@ -162,7 +162,7 @@ class Planner:
             self._leave(of_lane)
             expired += of_lane
         for place in self.places:
-            late = [plan for plan in place.again if all(span.ticket.deadline <= now for span in plan.spans)]
+            late = [plan for plan in place.again if plan.late(now)]
             for plan in late:
                 place.again.remove(plan)
                 expired += plan.spans

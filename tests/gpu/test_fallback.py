@@ -286,6 +286,26 @@ async def test_row_that_expired_is_refused_once_though_its_batch_runs_again(
     assert rig.front.telemetry.registry.get_sample_value("aikoryu_rows_dropped_total", {"reason": "expired"}) == 1
 
 
+async def test_rows_that_expired_while_their_engine_hung_do_not_run_again(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await start(Double(set()))
+    rig.device.hold = True
+    late = asyncio.ensure_future(rig.client.call(rig.name, {"x": 1.0}, timeout_s=5.0))
+    while len(rig.device.jobs) < 1:  # noqa: ASYNC110 - it is this loop that hands over
+        await asyncio.sleep(0)
+    stays = asyncio.ensure_future(rig.ask(2.0))
+    while len(rig.device.jobs) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    monkeypatch.setattr("aikoryu.gpu.front.monotonic", lambda: time.monotonic() + 7.0)
+    rig.device.gone()
+    assert await stays == 4.0
+    with pytest.raises(Expired, match="worker's queue"):
+        await late
+    assert [job.rows for job in rig.spare.jobs] == [1]
+    assert rig.front.telemetry.registry.get_sample_value("aikoryu_rows_dropped_total", {"reason": "expired"}) == 1
+
+
 async def test_rows_run_on_the_spare_are_counted(start: Any) -> None:
     operation = Double({"cuda:0"})
     rig = await start(operation, cool_s=0.0)
