@@ -62,7 +62,7 @@ class NatsClient(Client):
 
     def push(self) -> bool:
         """Hand what was sent to the socket; false if so much is ahead of it that senders should await `writable`."""
-        if self._status != Client.CONNECTED or self._transport is None:
+        if self._status != Client.CONNECTED or self._transport is None or self._is_cut():
             return True
         if self._pending:
             self._transport.writelines(self._pending)
@@ -109,7 +109,7 @@ class NatsClient(Client):
         Args:
             timeout: longest wait for the socket to take all that, and for the pong, s.
         """
-        if not self.is_connected or self._reading_task is None or self._reading_task.done():
+        if not self.is_connected or self._reading_task is None or self._reading_task.done() or self._is_cut():
             raise errors.ConnectionClosedError if self.is_closed else errors.ConnectionReconnectingError
         assert self._transport is not None
         pong = asyncio.get_running_loop().create_future()
@@ -228,6 +228,11 @@ class NatsClient(Client):
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
+
+    def _is_cut(self) -> bool:
+        """Whether the socket is closed already, of which nats-py learns some ticks later; uvloop raises at its use."""
+        writer = getattr(self._transport, "_io_writer", None)
+        return writer is not None and writer.is_closing()
 
     def _unwritten(self) -> int:
         writer = getattr(self._transport, "_io_writer", None)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import nkeys
 import pytest
 import trustme
+import uvloop
 from nats import errors
 from structlog.testing import capture_logs
 
@@ -24,7 +25,9 @@ from aikoryu.bus import connection as module
 from aikoryu.bus.connection import NatsConnection, Statistics
 from aikoryu.bus.errors import ConnectionFailed, Disconnected, TooLarge
 from aikoryu.bus.options import ConnectOptions
+from aikoryu.bus.server import EmbeddedServer
 from aikoryu.bus.transport import Message, Transport, no_responders
+from aikoryu.config import ServerSettings
 
 Eventually = Callable[[Callable[[], bool]], Awaitable[None]]
 StartServer = Callable[..., Awaitable[Any]]
@@ -540,6 +543,31 @@ async def test_flush_pings_after_what_was_published(connect: Connect) -> None:
         await connection.publish("a", b"xyz")
         await connection.flush()
         assert server.received.endswith(b"SUB b  1\r\nPUB a  3\r\nxyz\r\nPING\r\n")
+
+
+def test_what_is_sent_between_a_cut_and_its_being_known_leaves_after_it(quick: None) -> None:
+    async def send_at_every_tick() -> int:
+        async with EmbeddedServer(ServerSettings(port=0)) as server:
+            connection = await NatsConnection.open(ConnectOptions(server.url))
+            inbox, restored = Inbox(), asyncio.Event()
+            connection.on_reconnect.append(restored.set)
+            await connection.subscribe("a", inbox)
+            await connection.flush()
+            streams: Any = connection._client._transport
+            streams._io_writer.transport.abort()
+            sent = 0
+            while connection._client.is_connected:  # uvloop's transport raises when it is used
+                await asyncio.sleep(0)
+                connection.send("a", b"")
+                assert connection.push()
+                sent += 1
+            async with asyncio.timeout(10):
+                await restored.wait()
+                await connection.flush()
+            await connection.close()
+            return sent - len(inbox)
+
+    assert uvloop.run(send_at_every_tick()) == 0
 
 
 async def test_flush_that_was_cancelled_leaves_the_connection_whole(

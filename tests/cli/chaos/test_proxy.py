@@ -1,8 +1,10 @@
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from aikoryu.cli.chaos.proxy import Proxy
 
@@ -50,6 +52,30 @@ async def test_a_cut_resets_connections() -> None:
         proxy.cut()
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
+
+
+def test_a_cut_of_what_is_stalled_ends_quietly() -> None:
+    complaints: list[dict[str, object]] = []
+
+    async def stalled() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with through_proxy() as (proxy, reader, writer):
+            writer.write(b"one")
+            assert await reader.readexactly(3) == b"one"
+            proxy.stall()
+            writer.write(b"two")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.readexactly(3), 0.05)
+            proxy.cut()
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await reader.readexactly(1)
+            proxy.mend()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        gc.collect()
+
+    uvloop.run(stalled())
+    assert complaints == []
 
 
 async def test_no_server_is_no_connection() -> None:

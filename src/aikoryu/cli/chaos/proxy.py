@@ -71,6 +71,8 @@ class Proxy:
         try:
             while data := await source.read(CHUNK_BYTES):
                 await self._flowing.wait()
+                if sink.is_closing():  # it was cut meanwhile: uvloop raises where asyncio drops
+                    return
                 sink.write(data)
                 await sink.drain()
         except OSError:
