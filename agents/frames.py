@@ -45,10 +45,9 @@ def batches(source: PacketSource, link: int = ETHERNET) -> Iterator[Columns]:
             yield captured(source.blob, index)
     elif type(source).__module__.partition(".")[0] == "pyarrow":
         yield from _parts(_of_arrow(source), link)
-    elif source and _is_scapy(source[0]):
-        yield from _parts(_of_scapy(source), link)
     else:
-        yield from _parts({"frame": _bytes(source)}, link)
+        packets = _listed(source)
+        yield from _parts(_of_scapy(packets) if packets and _is_scapy(packets[0]) else {"frame": _bytes(packets)}, link)
 
 
 def captured(blob: Array, index: PacketIndex) -> Columns:
@@ -77,14 +76,25 @@ def _parts(columns: Columns, link: int) -> Iterator[Columns]:
         yield {name: values[start : start + BATCH_PACKETS] for name, values in columns.items()}
 
 
-def _bytes(source: Any) -> list[bytes]:
+def _listed(source: Any) -> list[Any]:
     try:
-        return [bytes(memoryview(frame)) for frame in source]
+        return list(source)
     except TypeError:
-        raise BadColumn(
-            f"{type(source).__name__} holds no packets: give bytes of packets, packets of scapy, an Arrow table, or "
-            "the path of a capture"
-        ) from None
+        raise _no_packets(source) from None
+
+
+def _bytes(packets: list[Any]) -> list[bytes]:
+    try:
+        return [bytes(memoryview(packet)) for packet in packets]
+    except TypeError:
+        raise _no_packets(packets) from None
+
+
+def _no_packets(source: Any) -> BadColumn:
+    return BadColumn(
+        f"{type(source).__name__} holds no packets: give bytes of packets, packets of scapy, an Arrow table, or the "
+        "path of a capture"
+    )
 
 
 def _is_scapy(packet: Any) -> bool:
