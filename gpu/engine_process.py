@@ -69,8 +69,11 @@ class EngineProcess:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await self._loaded
         except TimeoutError:
-            self.kill()
+            await self._give_up()
             raise RuntimeError(f"the {self._name} engine was not ready within {START_TIMEOUT_S:.0f} s") from None
+        except EOFError:
+            code = await self._give_up()
+            raise RuntimeError(f"the {self._name} engine ended while starting, exit code {code}") from None
         except BaseException:
             self.kill()
             raise
@@ -100,6 +103,15 @@ class EngineProcess:
         await self._ended()
         return self._process.poll()
 
+    async def _give_up(self) -> int | None:
+        """Kill it; its exit code. Others are served by this loop meanwhile."""
+        self._close()
+        self._process.kill()
+        try:
+            return await self.exit_code()
+        finally:  # also when whoever waits gives up
+            self.kill()
+
     def _on_readable(self) -> None:
         assert self._lifeline is not None, "the reader is removed with the socket"
         with suppress(BlockingIOError):
@@ -116,8 +128,7 @@ class EngineProcess:
         if self._loaded.done():
             self._on_end(self)
         else:
-            code = self._process.wait()
-            self._loaded.set_exception(RuntimeError(f"the {self._name} engine ended while starting, exit code {code}"))
+            self._loaded.set_exception(EOFError)
 
     def _close(self) -> None:
         if self._lifeline is not None:

@@ -236,8 +236,41 @@ class TestChild:
             os.kill(pid, 0)
 
     async def test_engine_that_cannot_start_says_so(self, start_engine: StartEngine) -> None:
-        with pytest.raises(RuntimeError, match="ended while starting"):
+        with pytest.raises(RuntimeError, match="the cpu engine ended while starting, exit code 1"):
             await start_engine(Catalogue(modules=("no_such_module_of_operations",)))
+
+    async def test_device_that_is_refused_is_a_sentence(self, capfd: pytest.CaptureFixture[str]) -> None:
+        engine = ChildEngine(EngineSpec("cuda:99", 1, 1, Catalogue(), LogSettings()), 2, 1 << 16)
+        with pytest.raises(RuntimeError, match="the cuda:99 engine ended while starting, exit code 1"):
+            await engine.start()
+        await engine.stop()
+        told = capfd.readouterr().err
+        assert told.startswith("Error: ")
+        assert "Traceback" not in told
+
+    async def test_loop_turns_while_a_device_is_slow_to_let_go_of_one_that_did_not_load(
+        self, start_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is in reserve loads beside requests that are served."""
+        kill, wait = subprocess.Popen.kill, subprocess.Popen.wait
+        held_up: list[int] = []
+
+        def kill_slowly(process: subprocess.Popen[bytes]) -> None:
+            asyncio.get_running_loop().call_later(0.05, kill, process)
+
+        def wait_seen(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+            if process.poll() is None:
+                held_up.append(process.pid)
+                kill(process)
+            return wait(process, timeout)
+
+        monkeypatch.setattr(subprocess.Popen, "kill", kill_slowly)
+        monkeypatch.setattr(subprocess.Popen, "wait", wait_seen)
+        mute = tmp_path / "mute.py"
+        mute.write_text("import os, sys, threading\nos.close(int(sys.argv[1]))\nthreading.Event().wait()\n")
+        with pytest.raises(RuntimeError, match="ended while starting, exit code -9"):
+            await start_engine(Catalogue(modules=(str(mute),)))
+        assert held_up == []
 
     async def test_engine_that_is_never_ready_is_given_up(
         self, start_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
