@@ -87,7 +87,7 @@ class FlowTable:
         return self._index.bytes + sum(column.nbytes for column in columns)
 
     def update(self, packets: Packets, time_ns: Array, wire: Array) -> Flows:
-        """Adds packets in the order of their arrival, and gives the flows that they show to have ended.
+        """Adds packets in the order of their arrival, and gives the flows that they show to have ended, by first packet.
 
         Args:
             packets: n dissected packets; those without an IP header are counted and ignored.
@@ -145,9 +145,9 @@ class FlowTable:
         return Flows.joined(parts)
 
     def flush(self) -> Flows:
-        """Ends all flows; the table is empty then."""
+        """Ends all flows, and gives them in the order of their first packets; the table is empty then."""
         slots = np.flatnonzero(self._is_live[: self._fresh])
-        return self._end(slots, np.full(len(slots), Reason.END, np.uint8))
+        return Flows.joined([self._end(slots, np.full(len(slots), Reason.END, np.uint8))])
 
     def _add(self, keys: FlowKeys, arrivals: Arrivals) -> Flows:
         hashes = keys.hashes(self._seed)
