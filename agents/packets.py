@@ -74,7 +74,7 @@ class Network:
 
         Args:
             packets: n of them.
-            columns: which columns are wanted, `error`, `outer.dport` or `inner.src_low`: all of them are 185 bytes a
+            columns: which columns are wanted, `error`, `outer.dport` or `inner.src_low`: all of them are 179 bytes a
                 packet.
             link: link type of packets that come without one.
             timeout_s: how long to wait for each 16,384 packets, s.

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import structlog
 
 from ...bus.columns import FIXED
 from ...netio.classify import Classifier
@@ -27,6 +28,8 @@ THREADS = 128
 
 Launch: TypeAlias = Callable[[str, int, Sequence[Any]], None]
 """Enqueues a kernel on the current stream: its name, threads, and arguments as NumPy scalars."""
+
+_log = structlog.get_logger(__name__)
 
 _HEADERS = ("version", "src_high", "src_low", "dst_high", "dst_low", "sport", "dport", "protocol", "tcp_flags")
 
@@ -238,13 +241,17 @@ def _pointer(tensor: Tensor | None) -> np.uint64:
 
 @lru_cache(maxsize=1)
 def _compiled() -> Launch | None:
-    """The kernels, compiled for the GPU at hand; None without CuPy."""
+    """The kernels, compiled for the GPU at hand; None without CuPy, or without the compiler that it loads."""
     try:
         import cupy
     except ImportError:
         return None
     module = cupy.RawModule(code=source(), options=("--std=c++17",))
-    functions = {name: module.get_function(name) for name in ("dissect", "classify", "balance")}
+    try:
+        functions = {name: module.get_function(name) for name in ("dissect", "classify", "balance")}
+    except RuntimeError as error:
+        _log.warning("packets run on the host: CuPy cannot compile", reason=str(error))
+        return None
 
     def launch(name: str, threads: int, arguments: Sequence[Any]) -> None:
         if threads:

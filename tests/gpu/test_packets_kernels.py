@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 torch = pytest.importorskip("torch", reason="needs the extra `worker`")
 
@@ -15,6 +19,7 @@ from aikoryu.gpu.batch import Batch  # noqa: E402
 from aikoryu.gpu.blobs import Blobs  # noqa: E402
 from aikoryu.gpu.cuda import CudaDevice  # noqa: E402
 from aikoryu.gpu.device import Device  # noqa: E402
+from aikoryu.gpu.packets import kernels as kernels_module  # noqa: E402
 from aikoryu.gpu.packets.columns import DTYPES, column_of  # noqa: E402
 from aikoryu.gpu.packets.flow_hash import flow_hashes  # noqa: E402
 from aikoryu.gpu.packets.frames import Frames  # noqa: E402
@@ -56,10 +61,14 @@ def kernels(request: pytest.FixtureRequest) -> PacketKernels:
         pytest.skip("needs a CUDA device")
     device = CudaDevice("cuda:0", threads=1)
     device.open()
+    pytest.importorskip("cupy")
     made = PacketKernels.on(device)
-    if made is None:
-        pytest.skip("needs CuPy")
+    assert made is not None, "CuPy is there"
     return made
+
+
+def on_host(kernels: PacketKernels) -> bool:
+    return not kernels._device.is_cuda
 
 
 def assert_same(kernels: PacketKernels, given: Frames, names: list[str] | None = None) -> None:
@@ -78,6 +87,75 @@ def of_capture(path: Path, most: int) -> Frames:
         return frames([capture.packet(row) for row in rows.tolist()], index.link, index.wire)
 
 
+# --- what launches them ----------------------------------------------------------------------------------------------
+
+
+class Cupy(ModuleType):
+    """As much of CuPy as compiles and launches.
+
+    Attributes:
+        launched: kernel, blocks, threads of a block, arguments.
+    """
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__("cupy")
+        self.launched: list[tuple[Any, ...]] = []
+        self._error = error
+
+    def RawModule(self, code: str, options: tuple[str, ...]) -> Cupy:  # noqa: N802 - its name there
+        assert "__global__ void dissect(" in code
+        return self
+
+    def get_function(self, name: str) -> Callable[..., None]:
+        if self._error is not None:
+            raise self._error
+        return lambda blocks, threads, arguments: self.launched.append((name, blocks, threads, arguments))
+
+
+class Gpu(Device):
+    """A device that says that it is one."""
+
+    @property
+    def is_cuda(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """What a test compiles is forgotten after it."""
+    kernels_module._compiled.cache_clear()
+    yield
+    kernels_module._compiled.cache_clear()
+
+
+def test_a_thread_a_row_is_launched(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    cupy = Cupy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert PacketKernels.on(Gpu("cpu", 1)) is not None
+    launch = kernels_module._compiled()
+    assert launch is not None
+    for threads in (0, 1, 128, 129):
+        launch("classify", threads, [np.uint64(7)])
+    assert cupy.launched == [("classify", (blocks,), (128,), (7,)) for blocks in (1, 1, 2)]
+
+
+def test_netio_stands_in_where_nothing_can_be_launched(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    assert PacketKernels.on(Device("cpu", 1)) is None
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert PacketKernels.on(Gpu("cpu", 1)) is None
+    kernels_module._compiled.cache_clear()
+    monkeypatch.setitem(sys.modules, "cupy", Cupy(RuntimeError("failed to load libnvrtc.so")))
+    with capture_logs() as logs:
+        assert PacketKernels.on(Gpu("cpu", 1)) is None
+    assert logs == [
+        {
+            "event": "packets run on the host: CuPy cannot compile",
+            "log_level": "warning",
+            "reason": "failed to load libnvrtc.so",
+        }
+    ]
+
+
 # --- dissection -------------------------------------------------------------------------------------------------------
 
 
@@ -87,8 +165,8 @@ def test_every_packet_of_captures(kernels: PacketKernels) -> None:
         assert_same(kernels, of_capture(path, 20_000))
 
 
-@pytest.mark.parametrize("count", [40_000, pytest.param(1_000_000, marks=pytest.mark.gpu)])
-def test_changed_packets(kernels: PacketKernels, count: int) -> None:
+def test_changed_packets(kernels: PacketKernels) -> None:
+    count = 40_000 if on_host(kernels) else 1_000_000
     seeds = crafted()
     for path in truth.captures():
         given = of_capture(path, 40)
@@ -294,15 +372,15 @@ def test_keys_of_packets(kernels: PacketKernels, side: str, capture: str) -> Non
 
 
 @needs_data
-@pytest.mark.parametrize("structure", [*STRUCTURES[:3], None])
-@pytest.mark.parametrize("name", [*SMALL, *MIDDLE, *(pytest.param(name, marks=pytest.mark.gpu) for name in LARGE)])
-def test_every_header_of_every_set(kernels: PacketKernels, name: str, structure: type[Structure] | None) -> None:
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("name", [*SMALL, *MIDDLE, *LARGE])
+def test_every_header_of_every_set(kernels: PacketKernels, name: str, structure: type[Structure]) -> None:
+    if on_host(kernels) and (name in LARGE or (structure is LinearScan and name not in SMALL)):
+        pytest.skip("it takes too long without a GPU")
     rules, keys, expected = load_set(name)
-    if structure is not None and len(rules) > structure.MOST_RULES:
+    if len(rules) > structure.MOST_RULES:
         pytest.skip("the structure does not take so many rules")
-    if structure is None and kernels._device.name == "cpu" and len(rules) > 1000:
-        pytest.skip("a scan takes minutes here")
-    classifier = compile_rules(rules, [LinearScan if structure is None else structure])
+    classifier = compile_rules(rules, [structure])
     found = kernels.classify(device_keys(keys, kernels), kernels.prepared(classifier))
     np.testing.assert_array_equal(found.cpu().numpy(), expected)
 
