@@ -11,12 +11,14 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
 
 from ..config import configure_logging
+from .cuda import DeviceRefused
 from .device import DeviceLost, open_device
 from .engine import EngineSpec
 from .executor import Executor, Running
@@ -30,13 +32,30 @@ from .slab import TIME, Slab
 REPORT_S = 1.0
 SPIN_S = 0.0005  # a batch that runs longer is looked at now and then, not all the time
 NAP_S = 0.00005
+EXIT_FAILED = 1
 EXIT_DEVICE_LOST = 70
 
 _log = structlog.get_logger(__name__)
 
 
 def main(lifeline_fd: str, listener_fd: str, spec_json: str) -> None:
-    """Serve batches until the host closes the lifeline."""
+    """Serve batches until the host closes the lifeline; after an error say so, and end with `EXIT_FAILED`."""
+    try:
+        _live(lifeline_fd, listener_fd, spec_json)
+    except DeviceRefused as error:
+        _fail(f"Error: {error}\n")
+    except Exception:
+        _fail(traceback.format_exc())
+
+
+def _fail(told: str) -> None:
+    """End with the lifeline still open: the host kills who closes it, and would see that death, not this one."""
+    sys.stderr.write(told)
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
+
+
+def _live(lifeline_fd: str, listener_fd: str, spec_json: str) -> None:
     end_with_parent()
     spec = msgspec.json.decode(spec_json, type=EngineSpec)
     configure_logging(spec.log)

@@ -5,8 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from aikoryu.config import LogSettings
 from aikoryu.gpu.child import _serve
+from aikoryu.gpu.engine import EngineSpec
+from aikoryu.gpu.host import ChildEngine
 from aikoryu.gpu.job import Done, Job
+from aikoryu.gpu.registry import Catalogue
 
 
 class Front:
@@ -63,3 +69,13 @@ def test_nothing_runs_beside_a_batch_that_is_to_run_alone() -> None:
     engine: Any = Engine([1, -2, 3], [0, 0, 1, 0, 0, 1, 0, 0])
     _serve(engine, engine, 3, [])
     assert engine.told == [[], [1], [1], [], [-2], [-2], [], [3]]
+
+
+async def test_device_that_is_refused_is_a_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    engine = ChildEngine(EngineSpec("cuda:99", 1, 1, Catalogue(), LogSettings()), 2, 1 << 16)
+    with pytest.raises(RuntimeError, match="the cuda:99 engine ended while starting, exit code 1"):
+        await engine.start()
+    await engine.stop()
+    told = capfd.readouterr().err
+    assert told.startswith("Error: ")
+    assert "Traceback" not in told
