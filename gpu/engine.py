@@ -233,10 +233,12 @@ class EngineLink:
         served = self._pid != 0
         self._disconnect()
         if served:
-            # The engine may be alive and still write into the old ones, if it was the connection that broke.
-            old, self.slabs[:] = self.slabs[:], [Slab.create(slab.size_bytes) for slab in self.slabs]
-            for slab in old:
-                slab.close()
+            # The engine may be alive and still write into the old ones, if it was the connection that broke. They go
+            # first: there may be no descriptors but theirs.
+            sizes = [slab.size_bytes for slab in self.slabs]
+            while self.slabs:
+                self.slabs.pop().close()
+            self.slabs += map(Slab.create, sizes)
             self._refused = 0
             self.on_lost()
             self.restarts += 1

@@ -17,6 +17,7 @@ from .job import Begin, ControlSocket, Ready
 
 START_TIMEOUT_S = 120.0  # loading torch and a model from a cold disk
 STOP_TIMEOUT_S = 5.0
+LOOK_S = 0.005  # between two looks whether it has ended
 
 
 class EngineProcess:
@@ -138,19 +139,10 @@ class EngineProcess:
 
     async def _ended(self) -> None:
         """Return when it has ended, or the time for it is over."""
-        if self._process.poll() is not None:
-            return
-        fd = os.pidfd_open(self._process.pid)
-        ended = asyncio.Event()
-        self._loop.add_reader(fd, ended.set)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                await ended.wait()
-        except TimeoutError:
-            pass
-        finally:
-            self._loop.remove_reader(fd)
-            os.close(fd)
+                while self._process.poll() is None:  # noqa: ASYNC110 - an event needs a descriptor; none may be left
+                    await asyncio.sleep(LOOK_S)
 
 
 def _spawn(command: list[str], fds: list[int], environment: dict[str, str]) -> subprocess.Popen[bytes]:
