@@ -176,7 +176,7 @@ async def test_worker_and_clients_started_as_printed(printed: Printed, start: St
         made = start(*words)
         assert made.end() == 0, made.words
         assert [line.split()[0] for line in made.heard] == [
-            f"aikoryu-secured-{name}" for name in ("JOBS", "RESULTS", "DEAD")
+            f"aikoryu-secured-{name}" for name in ("RESULTS", "DEAD", "JOBS")
         ]
     ((_, *words),) = printed.commands["aikoryu worker"]
     worker = start(*words, "--set", "models.embed=", "--set", "worker.name=w1", "--set", "jobs.in_flight=0")
