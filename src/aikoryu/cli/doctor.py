@@ -226,7 +226,8 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             )
         elif key == "server.port" and greeting.startswith(b"INFO "):
             found = f"{port}: a NATS server {json.loads(greeting[5:])['version']} is there already"
-            yield Finding(key, "ok", f"{found}: ask it (aikoryu ls), or add a worker (aikoryu worker)")
+            then = "ask it (aikoryu ls), add a worker (aikoryu worker), or --set server.port=PORT for one more"
+            yield Finding(key, "ok", f"{found}: {then}")
         else:
             yield Finding(key, "missing", f"{port} is taken: stop what listens there, or --set {key}=PORT")
 
