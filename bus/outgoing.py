@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 
@@ -17,6 +18,7 @@ from .transport import Transport
 
 BURST_BYTES = 256 * 1024  # published before others get their turn
 
+DRAIN_S = 5.0  # a connection that is lost may stay so, and who stops does not
 RETRY_S = 0.02  # between two looks at a socket that takes no more, or a connection that is lost
 
 Failed = Callable[[BusError], None]
@@ -72,10 +74,12 @@ class Outgoing:
             self._loop.call_soon(self._burst)
 
     async def drain(self) -> None:
-        """Return when all that was handed over has been given to the connection."""
+        """Return when all that was handed over has been given to the connection, or after `DRAIN_S`."""
         if self._awake:
             self._idle.clear()
-            await self._idle.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S):
+                    await self._idle.wait()
 
     def _burst(self) -> None:
         """Publish what is queued; if that is too much at once, go on when the socket has taken it."""

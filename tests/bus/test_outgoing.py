@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from aikoryu.bus import outgoing as module
 from aikoryu.bus.errors import BusError, Disconnected, TooLarge
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.outgoing import BURST_BYTES, Outgoing
@@ -193,3 +194,18 @@ async def test_messages_reach_the_bus_with_their_reply() -> None:
     await made.drain()
     await receiver.flush()
     assert [(message.data, message.reply, message.headers) for message in got] == [(b"x", "answer.here", None)]
+
+
+async def test_drain_does_not_wait_for_ever_for_a_connection_that_stays_lost(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DRAIN_S", 0.01, raising=False)
+    line.refused["s"] = Disconnected("lost")
+    made = outgoing(line)
+    made.send("s", b"x")
+    async with asyncio.timeout(2.0):
+        await made.drain()
+    line.refused.clear()
+    async with asyncio.timeout(2.0):
+        while not line.sent:  # noqa: ASYNC110 - what comes back late is sent all the same
+            await asyncio.sleep(0.001)
