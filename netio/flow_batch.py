@@ -9,7 +9,7 @@ import numpy as np
 
 from . import flow_letters, flow_sums
 from .flow_cuts import Timeouts, active_cuts, clocks, elapsed
-from .flow_record import empty, is_decided, originators, spans
+from .flow_record import as_blocks, empty, is_decided, originators, spans
 from .flow_runs import Runs
 from .packet_index import Array
 
@@ -121,7 +121,7 @@ def reduced(runs: Runs, words: Array, arrivals: Arrivals, known: Known, timeouts
     layout = _layout(runs, arrivals.time_ns, known, timeouts)
     order = runs.order
     records = empty(len(layout.run))
-    records[layout.known] = known.records
+    as_blocks(records)[layout.known] = as_blocks(known.records)
     opening = np.flatnonzero(layout.opens)
     opened = layout.of_place[opening]
     records["key"][opened] = words.T[layout.run[opened]]

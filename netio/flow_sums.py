@@ -150,12 +150,13 @@ def _add_squares(records: Array, name: str, group: tuple[Array, Array], values: 
 def _count_flags(records: Array, group: tuple[Array, Array], flags: Array, head: Array) -> None:
     """Adds up eight counts as three words, each of three counts."""
     flags = flags & 0xFF
-    for first in range(0, FLAGS, 3):
-        names = range(first, min(first + 3, FLAGS))
-        sums = np.add.reduceat(_SPREAD[first // 3][flags], head)
-        for bit in names:
-            counts = sums >> (FIELD * np.uint64(bit - first)) & ((np.uint64(1) << FIELD) - np.uint64(1))
-            records["flag_counts"][(*group, bit)] += counts.astype(np.uint32)
+    counts = np.empty((len(head), FLAGS), np.uint32)
+    for bit in range(FLAGS):
+        if bit % 3 == 0:
+            sums = np.add.reduceat(_SPREAD[bit // 3][flags], head)
+        counts[:, bit] = sums & ((np.uint64(1) << FIELD) - np.uint64(1))
+        sums >>= FIELD
+    records["flag_counts"][group] += counts
 
 
 _BITS = np.arange(256, dtype=np.uint64)[:, None] >> np.arange(9, dtype=np.uint64) & np.uint64(1)

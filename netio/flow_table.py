@@ -87,7 +87,7 @@ class FlowTable:
         return self._index.bytes + sum(column.nbytes for column in columns)
 
     def update(self, packets: Packets, time_ns: Array, wire: Array) -> Flows:
-        """Adds packets in the order of their arrival, and gives the flows that they show to have ended, by first packet.
+        """Adds packets in the order of their arrival, and gives the flows they show to have ended, by first packet.
 
         Args:
             packets: n dissected packets; those without an IP header are counted and ignored.
@@ -167,8 +167,9 @@ class FlowTable:
         crowded_out = self._make_room(int(np.count_nonzero(~is_known)), slots[is_known])
         slots[~is_known] = self._taken(hashes[~is_known])
         self._store(slots, found)
-        ended = ~found.is_last & (found.records["packets"] > 0).any(axis=1)
-        return Flows.joined([Flows.of(found.records[ended], found.reason[ended]), crowded_out])
+        ended = np.flatnonzero(~found.is_last)
+        ended = ended[(found.records["packets"][ended] > 0).any(axis=1)]
+        return Flows.joined([Flows.of(found.records.take(ended), found.reason[ended]), crowded_out])
 
     def _has_key(self, slots: Array, words: Array) -> Array:
         same: Array = (self._records["key"][slots] == words.T).all(axis=1)
@@ -201,7 +202,7 @@ class FlowTable:
         return slots
 
     def _store(self, slots: Array, found: Reduced) -> None:
-        records = found.records[found.is_last]
+        records = found.records.take(np.flatnonzero(found.is_last))
         as_blocks(self._records)[slots] = as_blocks(records)
         self._begun[slots], self._latest[slots] = spans(records)
         self._is_empty[slots] = False
