@@ -156,8 +156,11 @@ class NatsConnection:
         except (errors.Error, OSError) as error:
             raise self._mapped(error) from error
         if self._denied:
-            denied, self._denied = ", ".join(self._denied), []
-            raise ConnectionFailed(f"{self._options.address} does not let this user subscribe to {denied}: allow it")
+            denied, self._denied = self._denied, []
+            inbox = any(subject.startswith(self.inbox_prefix) for subject in denied)
+            remedy = "set nats.inbox_prefix to this user's, or allow it" if inbox else "allow it"
+            named = ", ".join(denied)
+            raise ConnectionFailed(f"{self._options.address} does not let this user subscribe to {named}: {remedy}")
 
     async def close(self) -> None:
         """Flush what was published, then close. Idempotent."""

@@ -523,7 +523,7 @@ async def test_trap_11_flush_names_a_subscription_that_is_not_permitted(
     await connection.flush()
     await connection.subscribe("Secret.>", Inbox())
     await connection.subscribe("secret.b", Inbox(), queue="q")
-    with pytest.raises(ConnectionFailed, match=r"subscribe to Secret\.>, secret\.b"):
+    with pytest.raises(ConnectionFailed, match=r"subscribe to Secret\.>, secret\.b: allow it"):
         await connection.flush()
     await connection.flush()
     await connection.publish("secret.b", b"")
@@ -531,6 +531,14 @@ async def test_trap_11_flush_names_a_subscription_that_is_not_permitted(
     assert connection.statistics().permission_errors == 3
     await connection.publish("open.a", b"")
     await eventually(lambda: len(inbox) == 1)
+
+
+async def test_refused_inbox_names_the_setting(start_server: StartServer, connect: Connect) -> None:
+    server = await start_server(USERS.format(password="p"))
+    connection = await connect(server.url, user="alice", password="p", inbox_prefix="_INBOX_bob")
+    await connection.subscribe(f"{connection.inbox_prefix}.a", Inbox())
+    with pytest.raises(ConnectionFailed, match=r"subscribe to _INBOX_bob\..*: set nats\.inbox_prefix to "):
+        await connection.flush()
 
 
 # --- what else 2.16 of the client gets wrong ----------------------------------------------------------------------
