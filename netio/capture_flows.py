@@ -20,7 +20,8 @@ def capture_flows(capture: Capture, table: FlowTable | None = None, batch: int =
         table: where the flows are kept; None makes one with the usual time-outs.
         batch: packets at a time.
     """
-    table = table or FlowTable()
+    if table is None:
+        table = FlowTable()
     for index in capture.batches(batch):
         packets = dissect(capture.blob, index.offset, index.captured, index.link, index.wire)
         yield table.update(packets, index.time_ns, index.wire)

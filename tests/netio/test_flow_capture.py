@@ -36,4 +36,7 @@ def test_batches_of_any_size_give_the_same_flows(name: str) -> None:
 def flows_of(path: Path, batch: int) -> Flows:
     table = FlowTable(KeyChoice("inner"), Timeouts(idle_s=5, active_s=60))
     with open_capture(path) as capture:
-        return Flows.joined(list(capture_flows(capture, table, batch)))
+        flows = Flows.joined(list(capture_flows(capture, table, batch)))
+        assert table.packets == len(capture.index)
+        assert not len(table)
+        return flows
