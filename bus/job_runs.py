@@ -60,6 +60,7 @@ class Taken:
         puller: that it came through.
         since: monotonic time at which it came, s.
         running: it was handed to the service, which has not answered.
+        resting: ends its rest before it is offered again, or its result stored; None while it does not rest.
         known: its result is there already.
         offers: times the worker was too busy for it.
         unstored: times its result, or its dead letter, could not be stored.
@@ -76,6 +77,7 @@ class Taken:
         "offers",
         "operation",
         "puller",
+        "resting",
         "running",
         "since",
         "unstored",
@@ -91,6 +93,7 @@ class Taken:
         self.puller = puller
         self.since = monotonic()
         self.running = False
+        self.resting: asyncio.TimerHandle | None = None
         self.known = False
         self.offers = 0
         self.unstored = 0
@@ -164,7 +167,9 @@ class JobRuns:
         """Give back what was not run, and wait until the results of the others are stored."""
         self.refuse()
         for taken in list(self._taken.values()):
-            if taken.running:  # the service let it go without a word
+            if taken.resting is not None:
+                taken.resting.cancel()
+            if taken.resting is not None or taken.running:  # the service let it go without a word
                 self._give_back(taken, 0.0)
         try:
             async with asyncio.timeout(timeout_s):
@@ -228,16 +233,25 @@ class JobRuns:
         elif then is Next.WAIT:
             taken.offers += 1
             pause_s = max(outcome.err[0].retry_ms / 1000, min(BUSY_LONGEST_S, 0.01 * 2.0 ** min(taken.offers, 16)))
-            self._loop.call_later(pause_s * (0.5 + random.random()), self._offer, taken)
+            self._rest(taken, pause_s, lambda: self._offer(taken))
         elif then is Next.RETRY:
             self._give_back(taken, retry_s(taken.delivered, self._settings.retry_s, random.random()))
         else:
             self._bury(taken, outcome.err[0])
 
+    def _rest(self, taken: Taken, pause_s: float, then: Callable[[], None]) -> None:
+        """Go on with a job after about so long."""
+
+        def go_on() -> None:
+            taken.resting = None
+            then()
+
+        taken.resting = self._loop.call_later(pause_s * (0.5 + random.random()), go_on)
+
     def _offer(self, taken: Taken) -> None:
         if self._stopping:
             self._give_back(taken, 0.0)
-        elif taken.number in self._taken:
+        else:
             self._run(taken)
 
     def _store(self, taken: Taken, result: bytes) -> None:
@@ -288,7 +302,7 @@ class JobRuns:
             _log.warning(what, id=taken.id, count=self._unstored, error=str(error))
         pause_s = min(STORE_LONGEST_S, STORE_RETRY_S * 2.0 ** min(taken.unstored, 16))
         taken.unstored += 1
-        self._loop.call_later(pause_s * (0.5 + random.random()), retry)
+        self._rest(taken, pause_s, retry)
 
     def _acknowledge(self, taken: Taken, result: bytes) -> None:
         self._pipeline.tell(taken.ack, _ACKNOWLEDGED)
