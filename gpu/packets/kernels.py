@@ -35,6 +35,39 @@ _HEADERS = ("version", "src_high", "src_low", "dst_high", "dst_low", "sport", "d
 
 
 @dataclass(frozen=True, eq=False)
+class DeviceFrames:
+    """Raw packets on the device; see `Frames`.
+
+    Attributes:
+        blob: (m,) uint8, their bytes.
+        offsets: (n + 1,) uint32, where each begins and ends.
+        link: (n,) uint16, or None.
+        wire: (n,) uint32, or None.
+        common_link: a link type.
+    """
+
+    blob: Tensor
+    offsets: Tensor
+    link: Tensor | None
+    wire: Tensor | None
+    common_link: int
+
+    @classmethod
+    def of(cls, frames: Frames, device: Device) -> DeviceFrames:
+        """The packets of a batch, copied to the device."""
+        return cls(
+            device.tensor(frames.blobs.data, "u1"),
+            device.tensor(frames.blobs.offsets, "u4"),
+            None if frames.link is None else device.tensor(frames.link, "u2"),
+            None if frames.wire is None else device.tensor(frames.wire, "u4"),
+            frames.common_link,
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True, eq=False)
 class DeviceKeys:
     """Columns of keys on the device; None stands for what all keys have.
 
@@ -128,15 +161,11 @@ class PacketKernels:
         launch = _compiled() if device.is_cuda else None
         return None if launch is None else cls(device, launch)
 
-    def dissect(self, frames: Frames, names: Sequence[str]) -> dict[str, Tensor]:
+    def dissect(self, frames: DeviceFrames, names: Sequence[str]) -> dict[str, Tensor]:
         """Columns of packets: (n,) each."""
         import torch
 
-        tensor, rows = self._device.tensor, len(frames)
-        blob = tensor(frames.blobs.data, "u1")
-        offsets = tensor(frames.blobs.offsets, "u4")
-        links = None if frames.link is None else tensor(frames.link, "u2")
-        wire = None if frames.wire is None else tensor(frames.wire, "u4")
+        rows = len(frames)
         capacity = -(-rows // 8) * 8
         places = self._places(tuple(names))
         self._share(places)
@@ -146,14 +175,14 @@ class PacketKernels:
             "dissect",
             rows,
             (
-                *(_pointer(blob), np.uint64(len(blob)), _pointer(offsets), _pointer(links)),
-                *(np.uint32(frames.common_link), _pointer(wire), np.uint64(rows)),
+                *(_pointer(frames.blob), np.uint64(len(frames.blob)), _pointer(frames.offsets), _pointer(frames.link)),
+                *(np.uint32(frames.common_link), _pointer(frames.wire), np.uint64(rows)),
                 *(_pointer(out), np.uint64(capacity), _pointer(places)),
             ),
         )
         return dict(zip(names, _columns(out, capacity, rows, names), strict=True))
 
-    def keys(self, frames: Frames, side: str) -> DeviceKeys:
+    def keys(self, frames: DeviceFrames, side: str) -> DeviceKeys:
         """The keys of packets, by their `outer` or `inner` headers."""
         names = [f"{side}.{name}" for name in _HEADERS]
         found = self.dissect(frames, [*names, "vlan_outer"])

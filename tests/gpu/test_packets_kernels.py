@@ -23,7 +23,7 @@ from aikoryu.gpu.packets import kernels as kernels_module  # noqa: E402
 from aikoryu.gpu.packets.columns import DTYPES, column_of  # noqa: E402
 from aikoryu.gpu.packets.flow_hash import flow_hashes  # noqa: E402
 from aikoryu.gpu.packets.frames import Frames  # noqa: E402
-from aikoryu.gpu.packets.kernels import DeviceKeys, PacketKernels  # noqa: E402
+from aikoryu.gpu.packets.kernels import DeviceFrames, DeviceKeys, PacketKernels  # noqa: E402
 from aikoryu.netio.bit_vectors import BitVectors  # noqa: E402
 from aikoryu.netio.capture import open_capture  # noqa: E402
 from aikoryu.netio.class_tables import ClassTables  # noqa: E402
@@ -74,7 +74,7 @@ def on_host(kernels: PacketKernels) -> bool:
 def assert_same(kernels: PacketKernels, given: Frames, names: list[str] | None = None) -> None:
     """Every column of the packets."""
     expected = given.dissected()
-    found = kernels.dissect(given, list(DTYPES) if names is None else names)
+    found = kernels.dissect(DeviceFrames.of(given, kernels._device), list(DTYPES) if names is None else names)
     for name, column in found.items():
         np.testing.assert_array_equal(column.cpu().numpy(), column_of(expected, name), name)
 
@@ -366,7 +366,7 @@ def test_keys_of_packets(kernels: PacketKernels, side: str, capture: str) -> Non
         for low, port in zip(random.choice(keys.source_low, 20), random.choice(keys.destination_port, 20), strict=True)
     ]
     classifier = compile_rules(RuleSet.of([*some, Rule(protocol=6, protocol_mask=255, tcp_flags=2, tcp_flags_mask=2)]))
-    found = kernels.classify(kernels.keys(given, side), kernels.prepared(classifier))
+    found = kernels.classify(kernels.keys(DeviceFrames.of(given, kernels._device), side), kernels.prepared(classifier))
     np.testing.assert_array_equal(found.cpu().numpy(), classifier.classify(keys))
     assert len(torch.unique(found)) > 2
 

@@ -15,7 +15,7 @@ from ...batch import Batch
 from ...device import Device
 from ...packets import key_columns
 from ...packets.frames import COLUMNS, ETHERNET, OPTIONAL, Frames
-from ...packets.kernels import DeviceKeys
+from ...packets.kernels import DeviceFrames, DeviceKeys
 from ...packets.rule_sets import Compiled
 from ...signature import Signature
 from .dissect import Link
@@ -64,7 +64,7 @@ class Classify(RuleOperation):
         """Classify the rows by the version of the rules that is there now."""
         parameters: Classify.Parameters = batch.parameters
         compiled = self.sets.compiled(parameters.rules)
-        rule = self._first(batch, compiled)
+        rule = self._first(batch, compiled, device)
         answer: dict[str, Any] = {"rule": rule, "version": np.full(batch.rows, compiled.info.version, np.uint32)}
         if parameters.labels:
             there = device.to_host(rule)
@@ -72,13 +72,16 @@ class Classify(RuleOperation):
             answer["label"] = compiled.labels(there)
         return answer
 
-    def _first(self, batch: Batch, compiled: Compiled) -> Any:
+    def _first(self, batch: Batch, compiled: Compiled, device: Device) -> Any:
         """The first rule that matches each row: (rows,) int32."""
         parameters: Classify.Parameters = batch.parameters
         kernels = self.sets.kernels
         frames = Frames.of(batch, parameters.link) if "frame" in dict(batch.schema) else None
         if kernels is not None and compiled.on_device is not None:
-            keys = DeviceKeys.of(batch) if frames is None else kernels.keys(frames, parameters.headers)
+            if frames is None:
+                keys = DeviceKeys.of(batch)
+            else:
+                keys = kernels.keys(DeviceFrames.of(frames, device), parameters.headers)
             return kernels.classify(keys, compiled.on_device)
         if frames is None:
             return compiled.classifier.classify(key_columns.keys_of(batch))

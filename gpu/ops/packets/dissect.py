@@ -13,7 +13,7 @@ from ...device import Device
 from ...operation import Operation
 from ...packets.columns import chosen, column_of, schema_of
 from ...packets.frames import COLUMNS, ETHERNET, OPTIONAL, Frames
-from ...packets.kernels import PacketKernels
+from ...packets.kernels import DeviceFrames, PacketKernels
 from ...signature import Signature
 
 Link = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
@@ -56,6 +56,6 @@ class Dissect(Operation):
         parameters: Dissect.Parameters = batch.parameters
         frames, names = Frames.of(batch, parameters.link), chosen(parameters.columns)
         if self._kernels is not None:
-            return self._kernels.dissect(frames, names)
+            return self._kernels.dissect(DeviceFrames.of(frames, device), names)
         packets = frames.dissected()
         return {name: column_of(packets, name) for name in names}
