@@ -41,6 +41,8 @@ RUNS = 3
 RAISES = 3
 """For each of the runs: they cost nothing."""
 TOLD_S = 0.3
+REST_S = 6.0
+"""Between two losses: three within the breaker's window of 10 s would open it."""
 SHARE = 0.2
 """Of the batches that raise: one that several fronts share is run again in parts before the spare is asked."""
 WELL, FAILED, LOST = ("",), ("operation_failed",), ("engine_lost", "engine_down")
@@ -171,7 +173,7 @@ async def measure(settings: Settings, runs: int) -> dict[str, list[float]]:
     reserve = replace(settings, worker=replace(settings.worker, reserve=True))
     async with stage(reserve) as on, _calling(on) as callers:
         for _ in range(runs):
-            await asyncio.sleep(2 * max(found["fresh_s"]))  # the next reserve has to load first
+            await asyncio.sleep(max(REST_S, 2 * max(found["fresh_s"])))  # the next reserve has to load first
             _, fresh = await _killed(on, callers)
             note("reserve_s", fresh)
     return found

@@ -132,7 +132,7 @@ def check(dtype: str, found: Array, exact: Array, bound: Array | float = 0.0, ro
     assert np.all(close)
 
 
-def einsum(spec: str, *row: Array) -> Array:
+def summed(spec: str, *row: Array) -> Array:
     """NumPy's, which in version 2.4 frees what it did not allocate where an operand in long form is empty."""
     empty = not all(operand.size for operand in row)
     short = [operand.astype(np.complex128 if np.iscomplexobj(operand) else np.float64) for operand in row]
@@ -142,8 +142,8 @@ def einsum(spec: str, *row: Array) -> Array:
 
 def check_product(dtype: str, found: Array, spec: str, operands: Sequence[Array], arithmetic: str = "") -> None:
     """The answer of an einsum, or of a product written as one."""
-    exact = by_row(lambda *row: einsum(spec, *row), *(wide(dtype, operand) for operand in operands))
-    absolute = by_row(lambda *row: einsum(spec, *row), *(abs(wide(dtype, operand)) for operand in operands))
+    exact = by_row(lambda *row: summed(spec, *row), *(wide(dtype, operand) for operand in operands))
+    absolute = by_row(lambda *row: summed(spec, *row), *(abs(wide(dtype, operand)) for operand in operands))
     inputs, answer = spec.split("->")
     lengths = {
         letter: size
