@@ -1,1 +1,1 @@
-"""How packets are read: captures, dissection, flows, rule sets, replay. The network system brings its first module."""
+"""How packets are read: captures, dissection, flows, rule sets, the pace of replay. Arrays in, arrays out."""
