@@ -12,7 +12,7 @@ from ..bus.discovery import discover
 from ..bus.options import ConnectOptions
 from ..bus.subjects import Subjects
 from ..bus.transport import Transport
-from ..config import Settings, load
+from ..config import Settings, keep_off_stdout, load
 from .jobs import Jobs
 from .matrix import Matrix
 from .models import Models
@@ -69,6 +69,7 @@ async def connect(url: str | None = None, *, settings: Settings | None = None) -
         settings = load(flags={} if url is None else {"nats.url": url})
     elif url is not None:
         settings = replace(settings, nats=replace(settings.nats, url=url))
+    keep_off_stdout(settings.log)
     transport = await open_transport(settings)
     try:
         async with session(transport, settings) as bus:

@@ -1,6 +1,7 @@
 """What can be tuned: frozen settings, and how logs are written."""
 
 from .logging import configure as configure_logging
+from .logging import keep_off_stdout
 from .settings import (
     BatchSettings,
     BreakerSettings,
@@ -41,5 +42,6 @@ __all__ = [
     "WorkerSettings",
     "configure_logging",
     "describe",
+    "keep_off_stdout",
     "load",
 ]

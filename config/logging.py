@@ -40,6 +40,24 @@ def configure(log: LogSettings) -> None:
     )
 
 
+def keep_off_stdout(log: LogSettings) -> None:
+    """In a program that has not set structlog up: what this library says goes to stderr, not among its output.
+
+    The standard library's loggers, and a later set-up of the program's own, are not touched.
+    """
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                *_rendering(log),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log.level.upper()]),
+            logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        )
+
+
 def _common() -> list[Processor]:
     return [
         structlog.contextvars.merge_contextvars,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from aikoryu.config import LogSettings, configure_logging
+from aikoryu.config import LogSettings, configure_logging, keep_off_stdout
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -127,3 +127,30 @@ def test_a_second_call_replaces_the_first_and_leaves_other_handlers(capsys: pyte
     structlog.get_logger().info("never")
     assert len(lines(capsys)) == 1
     assert other in logging.getLogger().handlers
+
+
+@pytest.fixture
+def _as_imported() -> Iterator[None]:
+    before = structlog.get_config() if structlog.is_configured() else None
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+    if before is not None:
+        structlog.configure(**before)
+
+
+@pytest.mark.usefixtures("_as_imported")
+def test_program_that_sets_nothing_up_has_its_output_for_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    keep_off_stdout(LogSettings(format="json", level="warning"))
+    structlog.get_logger("aikoryu.bus").info("connected")
+    structlog.get_logger("aikoryu.bus").warning("connection lost", server="x")
+    (line,) = lines(capsys)
+    assert json.loads(line).items() >= {"event": "connection lost", "level": "warning", "server": "x"}.items()
+
+
+@pytest.mark.usefixtures("_as_imported")
+def test_what_a_program_has_set_up_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(), processors=[structlog.processors.JSONRenderer()])
+    keep_off_stdout(LogSettings())
+    structlog.get_logger().info("mine")
+    assert capsys.readouterr().out == '{"event": "mine"}\n'

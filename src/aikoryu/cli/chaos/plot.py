@@ -54,7 +54,7 @@ def draw(timeline: Timeline, title: str, path: Path) -> None:
     breaker.set_yticks(range(len(STATES)), [state.replace("_", " ") for state in STATES])
     breaker.set_ylim(-0.3, 2.3)
     breaker.set_ylabel("breaker")
-    breaker.set_xlabel("seconds")
+    breaker.set_xlabel("seconds; between the shaded spans nobody calls")
     figure.suptitle(title, x=0.01, ha="left", color=INK)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
