@@ -130,7 +130,7 @@ class BatchSettings(Group):
     lanes: Annotated[int, Meta(ge=1, le=65536, description="Most lanes at once; beyond it callers get busy.")] = 1024
     limit_s: Annotated[
         float, Meta(gt=0, le=86400, description="Longest a batch may run; an engine that takes longer is ended, in s.")
-    ] = 60.0
+    ] = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

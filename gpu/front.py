@@ -37,7 +37,7 @@ DOWN_AGAIN_S = 0.5  # before a caller should try again
 DOWN_LOOK_S = 0.1
 BACKLOG_BYTES = 64 << 20  # of answers that the connection has not taken: start nothing that would add to them
 BACKLOG_S = 0.005
-FIRST_ROWS = 64  # of a lane's first batch on the spare: its pace there is not known, and may be a hundredth
+FIRST_ROWS = 64  # of a lane's first batch on a CPU: its pace there is not known, and may be a hundredth of a GPU's
 NEVER = float("inf")
 
 _log = structlog.get_logger(__name__)
@@ -70,7 +70,7 @@ class Front:
         breaker: BreakerLimits = DEFAULT_BREAKER,
     ) -> None:
         self._stations = [
-            Station(engine, FIRST_ROWS if number else limits.max_rows) for number, engine in enumerate(engines)
+            Station(engine, FIRST_ROWS if engine.name.startswith("cpu") else limits.max_rows) for engine in engines
         ]
         places = [station.place for station in self._stations]
         self.planner = Planner(limits, *places)

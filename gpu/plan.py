@@ -34,7 +34,7 @@ class Limits:
     queue_rows: int = 65536
     queue_bytes: int = 256 << 20
     lanes: int = 1024
-    limit_s: float = 60.0
+    limit_s: float = 20.0
 
 
 class Place:
