@@ -10,6 +10,7 @@ from aikoryu.cli.chaos import report
 from aikoryu.cli.chaos.drill import drill
 from aikoryu.cli.chaos.faults import FAULTS, Fault
 from aikoryu.config import load
+from aikoryu.gpu.nvml import visible
 
 CALLS = 100_000
 ENGINES = ("raise", "memory", "wrong", "slow", "hang", "poison", "die", "kill engine")
@@ -33,6 +34,8 @@ async def test_no_call_is_lost_or_answered_wrongly_or_twice(faults: Sequence[Fau
 
 @pytest.mark.gpu
 async def test_real_faults_of_a_gpu_lose_no_call() -> None:
+    if not visible():
+        pytest.skip("needs a GPU")
     settings = load(flags={"log.level": "critical", "worker.device": "cuda:0"})
     done = await drill(settings, named(*ENGINES), CALLS, processes=1)
     assert report.well(done.outcomes), f"\n{report.figures(done.outcomes)}\n\n{report.verdict(done.outcomes)}"

@@ -29,8 +29,10 @@ from aikoryu.gpu.worker import Worker
 
 HOUR_S = 3600.0
 ROOT = Path(__file__).parents[1]
-TOLD = {"bus/discovery.py", "bus/recorder.py", "src/aikoryu/cli/ls.py"}  # when something was, for people
-FILES = {"gpu/origins.py", "gpu/residents.py"}  # times of files: docs/residents.md says what a jump does there
+# When something was, for people.
+TOLD = {"bus/discovery.py", "bus/recorder.py", "netio/conn_log.py", "src/aikoryu/cli/ls.py"}
+# Times of files: docs/residents.md says what a jump does there.
+FILES = {"gpu/origins.py", "gpu/packets/rule_store.py", "gpu/residents.py"}
 
 
 class WallClock:

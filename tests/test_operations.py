@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
 import re
 import shlex
 import shutil
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import aikoryu.bus
 from aikoryu.bus.errors import BusError
 from aikoryu.bus.server import find_server
 from aikoryu.cli import INTERRUPTED, main, worker
@@ -59,6 +62,8 @@ def test_every_exit_status_is_told() -> None:
 
 
 def test_every_error_code_is_told_and_no_other() -> None:
+    for module in pkgutil.iter_modules(aikoryu.bus.__path__):
+        importlib.import_module(f"aikoryu.bus.{module.name}")
     assert first_cells("Error codes") == codes(BusError) - {BusError.code}
 
 

@@ -138,7 +138,7 @@ async def test_times_may_come_along(bus: Bus) -> None:
     assert (answer["outer.sport"], answer["outer.payload_wire"]) == (80, 0)
 
 
-@pytest.mark.skipif(not truth.captures(), reason=f"no captures in {truth.PACKETS}: set AIKORYU_TEST_DATA")
+@pytest.mark.skipif(not truth.captures(), reason=f"no captures in {truth.PACKETS}: set PACKET_TEST_DATA")
 async def test_captures_are_read_by_their_path(bus: Bus) -> None:
     for path in truth.captures()[::6]:
         with open_capture(path) as capture:

@@ -25,7 +25,7 @@ from aikoryu.netio.services import RulesUnfit
 from aikoryu.netio.tuple_tables import TupleTables
 
 REPOSITORY = Path(__file__).parents[2]
-RULES = Path(os.environ.get("AIKORYU_TEST_DATA", REPOSITORY.parent / "shared" / "data")) / "packets" / "rules"
+RULES = Path(os.environ.get("PACKET_TEST_DATA", REPOSITORY.parent / "shared" / "data")) / "packets" / "rules"
 SMALL = ("acl1_1k", "fw1_1k", "ipc1_1k", "acl6_1k")
 MIDDLE = ("acl1_10k", "fw1_10k", "ipc1_10k", "acl6_10k")
 LARGE = ("acl1_100k", "fw1_100k", "ipc1_100k")
@@ -33,7 +33,7 @@ STRUCTURES: tuple[type[Structure], ...] = (ClassTables, BitVectors, TupleTables)
 WITH_ORACLE: tuple[type[Structure], ...] = (LinearScan, *STRUCTURES)
 
 needs_data = pytest.mark.skipif(
-    not RULES.is_dir(), reason=f"no rule sets in {RULES}: set AIKORYU_TEST_DATA to the folder that holds packets/rules"
+    not RULES.is_dir(), reason=f"no rule sets in {RULES}: set PACKET_TEST_DATA to the folder that holds packets/rules"
 )
 
 

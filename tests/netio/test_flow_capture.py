@@ -19,7 +19,7 @@ from . import truth
 CAPTURES = ["44_modbus_ics.pcap", "17_geneve.pcap", "36_pcapng_be_sections.pcapng"]
 
 
-@pytest.mark.skipif(not truth.captures(), reason=f"no captures in {truth.PACKETS}: set AIKORYU_TEST_DATA")
+@pytest.mark.skipif(not truth.captures(), reason=f"no captures in {truth.PACKETS}: set PACKET_TEST_DATA")
 @pytest.mark.parametrize("name", CAPTURES)
 def test_batches_of_any_size_give_the_same_flows(name: str) -> None:
     whole = flows_of(truth.PACKETS / "captures" / name, 1 << 20)

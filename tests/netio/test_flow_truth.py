@@ -32,7 +32,7 @@ STRANGE = {"LINKTYPE_IPV4_invalid.pcap", "kday1.pcap"}
 UNPACKED = ("22_ipv6_ext_headers.pcap", "inner")
 """tshark unpacks IPComp there, and so has other ports."""
 
-pytestmark = pytest.mark.skipif(not truth.captures(), reason=f"no captures in {truth.PACKETS}: set AIKORYU_TEST_DATA")
+pytestmark = pytest.mark.skipif(not truth.captures(), reason=f"no captures in {truth.PACKETS}: set PACKET_TEST_DATA")
 
 
 @pytest.mark.parametrize("header", ["outer", "inner"])

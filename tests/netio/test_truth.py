@@ -22,7 +22,7 @@ AGAINST_THE_LAYER_BELOW = {"LINKTYPE_IPV4_invalid.pcap", "kday1.pcap"}
 ETHERNET = 1
 
 
-@pytest.mark.skipif(not truth.captures(), reason=f"no captures in {truth.PACKETS}: set AIKORYU_TEST_DATA")
+@pytest.mark.skipif(not truth.captures(), reason=f"no captures in {truth.PACKETS}: set PACKET_TEST_DATA")
 @pytest.mark.parametrize("path", truth.captures(), ids=lambda path: path.name)
 def test_every_packet_agrees_with_tshark(path: Path) -> None:
     with open_capture(path) as capture:

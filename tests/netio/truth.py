@@ -14,7 +14,7 @@ from typing import Any
 from aikoryu.netio.packet_index import PacketIndex
 from aikoryu.netio.packets import NO_LABEL, NO_VLAN, Headers, Packets, Tunnel
 
-DATA = Path(os.environ.get("AIKORYU_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("PACKET_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 PACKETS = DATA / "packets"
 
 HEADER_COLUMNS = {
