@@ -14,11 +14,11 @@ import numpy as np
 
 from ..bus.client import Client
 from ..bus.errors import EngineLost, NoWorker
-from ..bus.pending import RowsFailed
 from ..bus.subjects import partition
 from ..netio.rule_formats import Format
 from ..netio.rule_text import write
 from ..netio.rules import RuleSet
+from .changes import rows_of_one
 
 PART_BYTES = 256 * 1024  # of a long text in one row of a frame
 MOST_UTF8_BYTES = 4  # of a character
@@ -87,7 +87,7 @@ class Rules:
             columns["upload"] = np.full(len(cut), secrets.randbits(63) | 1, np.uint64)
             columns["part"] = np.arange(len(cut), dtype=np.uint32)
             columns["parts"] = np.full(len(cut), len(cut), np.uint32)
-        answer = await self._many(self.operation("rules.put", name), columns, parameters, timeout_s)
+        answer = await rows_of_one(self._client, self.operation("rules.put", name), columns, parameters, timeout_s)
         done = np.flatnonzero(answer["complete"])
         if not len(done):
             raise EngineLost("the worker lost a part of the rules while the rest was on its way: put them again")
@@ -96,7 +96,7 @@ class Rules:
 
     async def delete(self, name: str, *, timeout_s: float | None = None) -> bool:
         """Let a name stand for nothing; false if it stood for nothing before."""
-        answer = await self._many(self.operation("rules.delete", name), {"name": [name]}, {}, timeout_s)
+        answer = await rows_of_one(self._client, self.operation("rules.delete", name), {"name": [name]}, {}, timeout_s)
         return bool(answer["deleted"][0])
 
     async def list(self, *, timeout_s: float | None = None) -> list[RuleInfo]:
@@ -126,14 +126,6 @@ class Rules:
     def operation(self, name: str, rules: str) -> str:
         """The operation of this name for a set, as the worker serves it that keeps the set."""
         return f"packets.{name}.{partition(rules, self._partitions)}"
-
-    async def _many(
-        self, operation: str, columns: dict[str, Any], parameters: dict[str, Any], timeout_s: float | None
-    ) -> dict[str, Any]:
-        try:
-            return await self._client.call_many(operation, columns, parameters, timeout_s=timeout_s, idempotent=True)
-        except RowsFailed as error:  # they are one set's: what befell the first befell it
-            raise next(iter(error.errors.values())) from None
 
 
 def _cut(text: str, size: int) -> Iterator[str]:

@@ -6,10 +6,9 @@ import asyncio
 import math
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,15 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from ..bus.client import Client
 from ..bus.columns import FIXED, contiguous, wire_dtype
 from ..bus.errors import BadParameter, BadValue, EngineLost
-from ..bus.pending import RowsFailed
 from ..bus.subjects import partition
+from .changes import again_if_lost, rows_of_one
 
 RUN_BYTES = 256 * 1024  # of a large array in one row of a frame
 GET_RUNS = 16  # asked for at once: what the worker then sends must find room on the connection
-CHANGES = 3  # tries
 
 Array: TypeAlias = "NDArray[Any]"
-T = TypeVar("T")
 
 _TOKEN = re.compile(r"([\w-]+)\.([\w-]+):(\w+):((?:\d+(?:x\d+)*)?)", re.ASCII)
 
@@ -125,7 +122,7 @@ class Tensors:
                 raise EngineLost("the worker lost a part of the array while the rest was on its way: put it again")
             return handle
 
-        return await _again_if_lost(put)
+        return await again_if_lost(put)
 
     async def get(self, handle: Handle, *, timeout_s: float | None = None) -> Array:
         """A tensor's numbers (of bfloat16 as float32: NumPy has none).
@@ -149,7 +146,8 @@ class Tensors:
             last = min(size, first + run * GET_RUNS)
             for start, end, length in _runs(first, last, run):
                 starts = np.arange(start, end, length)
-                answer = await self._many(
+                answer = await rows_of_one(
+                    self._client,
                     operation,
                     {"key": [handle.key] * len(starts), "start": starts},
                     {"t": handle.dtype, "s": (length,)},
@@ -174,7 +172,7 @@ class Tensors:
             answer = await self._client.call(operation, row, timeout_s=timeout_s, idempotent=True)
             return bool(answer["freed"])
 
-        return await _again_if_lost(free)
+        return await again_if_lost(free)
 
     @overload
     async def eval(
@@ -279,17 +277,9 @@ class Tensors:
                 "start": starts,
                 "x": flat[start:end].reshape(-1, length),
             }
-            calls.append(self._many(operation, columns, parameters, timeout_s))
+            calls.append(rows_of_one(self._client, operation, columns, parameters, timeout_s))
         answers = await asyncio.gather(*calls)
         return any(bool(answer["complete"].any()) for answer in answers)
-
-    async def _many(
-        self, operation: str, columns: dict[str, Any], parameters: dict[str, Any], timeout_s: float | None
-    ) -> dict[str, Any]:
-        try:
-            return await self._client.call_many(operation, columns, parameters, timeout_s=timeout_s, idempotent=True)
-        except RowsFailed as error:  # they are one array's: what befell the first befell it
-            raise next(iter(error.errors.values())) from None
 
     def _new_key(self, group: str | None) -> str:
         group = self._group if group is None else group
@@ -302,14 +292,6 @@ class Tensors:
 
     def _run_elements(self, itemsize: int) -> int:
         return max(1, min(RUN_BYTES, self._client.largest_bytes // 2) // itemsize)
-
-
-async def _again_if_lost(change: Callable[[], Awaitable[T]]) -> T:
-    """Make a change that is the same made twice: an engine that is lost meanwhile is followed by another."""
-    for _ in range(CHANGES - 1):
-        with suppress(EngineLost):
-            return await change()
-    return await change()
 
 
 def _runs(first: int, last: int, run: int) -> list[tuple[int, int, int]]:
