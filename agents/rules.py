@@ -18,7 +18,7 @@ from ..bus.subjects import partition
 from ..netio.rule_formats import Format
 from ..netio.rule_text import write
 from ..netio.rules import RuleSet
-from .changes import rows_of_one
+from .changes import again_if_lost, rows_of_one
 
 PART_BYTES = 256 * 1024  # of a long text in one row of a frame
 MOST_UTF8_BYTES = 4  # of a character
@@ -87,17 +87,26 @@ class Rules:
             columns["upload"] = np.full(len(cut), secrets.randbits(63) | 1, np.uint64)
             columns["part"] = np.arange(len(cut), dtype=np.uint32)
             columns["parts"] = np.full(len(cut), len(cut), np.uint32)
-        answer = await rows_of_one(self._client, self.operation("rules.put", name), columns, parameters, timeout_s)
-        done = np.flatnonzero(answer["complete"])
-        if not len(done):
-            raise EngineLost("the worker lost a part of the rules while the rest was on its way: put them again")
-        row = int(done[0])
-        return RuleInfo(name, int(answer["version"][row]), answer["digest"][row], int(answer["rules"][row]))
+
+        async def put() -> RuleInfo:
+            answer = await rows_of_one(self._client, self.operation("rules.put", name), columns, parameters, timeout_s)
+            done = np.flatnonzero(answer["complete"])
+            if not len(done):
+                raise EngineLost("the worker lost a part of the rules while the rest was on its way: put them again")
+            row = int(done[0])
+            return RuleInfo(name, int(answer["version"][row]), answer["digest"][row], int(answer["rules"][row]))
+
+        return await again_if_lost(put)
 
     async def delete(self, name: str, *, timeout_s: float | None = None) -> bool:
         """Let a name stand for nothing; false if it stood for nothing before."""
-        answer = await rows_of_one(self._client, self.operation("rules.delete", name), {"name": [name]}, {}, timeout_s)
-        return bool(answer["deleted"][0])
+
+        async def delete() -> bool:
+            operation = self.operation("rules.delete", name)
+            answer = await rows_of_one(self._client, operation, {"name": [name]}, {}, timeout_s)
+            return bool(answer["deleted"][0])
+
+        return await again_if_lost(delete)
 
     async def list(self, *, timeout_s: float | None = None) -> list[RuleInfo]:
         """All sets that workers on the bus keep, by name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +303,23 @@ async def test_batch_sees_one_version(served: Served, bus: Bus) -> None:
     second = await bus.packets.classify(KEYS, rules="edge")
     assert (second.rule.tolist(), second.version.tolist()) == ([0, 0, 0], [2, 2, 2])
     assert len(set((await first).version.tolist())) == 1
+
+
+async def test_changes_are_made_again_when_an_engine_is_lost(served: Served, bus: Bus) -> None:
+    async def through_a_loss(change: Awaitable[Any]) -> Any:
+        served.engine.hold = True
+        before = len(served.engine.jobs)
+        made = asyncio.ensure_future(change)
+        while len(served.engine.jobs) == before:  # noqa: ASYNC110 - the front hands it over in a turn of this loop
+            await asyncio.sleep(0)
+        served.engine.hold = False
+        served.engine.lose()
+        return await made
+
+    info = await through_a_loss(bus.packets.rules.put("edge", EDGE))
+    assert await bus.packets.rules.list() == [info]
+    assert await through_a_loss(bus.packets.rules.delete("edge"))
+    assert await bus.packets.rules.list() == []
 
 
 async def test_rules_survive_an_engine_that_dies(tmp_path: Path) -> None:
