@@ -27,9 +27,12 @@ from aikoryu.gpu.front import Front
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.operation import Operation
 from aikoryu.gpu.ops.echo import Echo
+from aikoryu.gpu.packets.kernels import PacketKernels
 from aikoryu.gpu.plan import Limits
 from aikoryu.gpu.signature import Signature
 from aikoryu.gpu.telemetry import Telemetry
+
+from . import host_kernels
 
 TICKS = 12  # loop turns in which whatever was started has ended: publish, deliver, pump, run, answer, publish, deliver
 
@@ -295,3 +298,12 @@ async def start_rig() -> AsyncIterator[StartRig]:
 @pytest.fixture
 async def rig(start_rig: StartRig) -> Rig:
     return await start_rig()
+
+
+@pytest.fixture(params=["netio", "kernels"])
+def packet_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of the CPU, and that of a GPU with its kernels compiled for the host."""
+    if request.param == "kernels":
+        if host_kernels.COMPILER is None:
+            pytest.skip("needs a C++ compiler")
+        monkeypatch.setattr(PacketKernels, "on", lambda device: PacketKernels(device, host_kernels.compiled()))

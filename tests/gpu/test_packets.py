@@ -18,7 +18,6 @@ from aikoryu.config import ModelSettings, ResidentSettings, Settings, WorkerSett
 from aikoryu.gpu.engines import catalogue_of
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.packets.columns import DTYPES, column_of
-from aikoryu.gpu.packets.kernels import PacketKernels
 from aikoryu.gpu.registry import load
 from aikoryu.gpu.worker import Worker
 from aikoryu.netio.capture import open_capture
@@ -26,7 +25,6 @@ from aikoryu.netio.dissect import dissect
 from aikoryu.netio.packets import Headers, Packets
 
 from ..netio import truth
-from . import host_kernels
 
 pytest.importorskip("torch", reason="needs the extra `worker`")
 scapy = pytest.importorskip("scapy.all", reason="needs the extra `net`")
@@ -36,17 +34,8 @@ SETTINGS = Settings(
 )
 
 
-@pytest.fixture(params=["netio", "kernels"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of the CPU, and that of a GPU with its kernels compiled for the host."""
-    if request.param == "kernels":
-        if host_kernels.COMPILER is None:
-            pytest.skip("needs a C++ compiler")
-        monkeypatch.setattr(PacketKernels, "on", lambda device: PacketKernels(device, host_kernels.compiled()))
-
-
 @pytest.fixture
-async def bus(path: None) -> AsyncIterator[Bus]:
+async def bus(packet_path: None) -> AsyncIterator[Bus]:
     memory = MemoryBus()
     engine = InlineEngine(load(catalogue_of(SETTINGS)), slab_bytes=80 << 20)
     worker = Worker(memory.connect("_WORKER"), SETTINGS, [engine])

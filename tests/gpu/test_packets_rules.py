@@ -21,7 +21,6 @@ from aikoryu.gpu.engines import catalogue_of
 from aikoryu.gpu.host import ChildEngine
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.packets import rule_store
-from aikoryu.gpu.packets.kernels import PacketKernels
 from aikoryu.gpu.packets.rule_store import Part, RuleStore
 from aikoryu.gpu.registry import load
 from aikoryu.gpu.worker import Worker
@@ -30,7 +29,6 @@ from aikoryu.netio.rule_text import read
 
 from ..netio.test_classify import load as load_set
 from ..netio.test_classify import needs_data
-from . import host_kernels
 
 torch = pytest.importorskip("torch", reason="needs the extra `worker`")
 
@@ -59,17 +57,8 @@ class Served:
         self.worker = Worker(self.memory.connect("_WORKER"), settings, [self.engine])
 
 
-@pytest.fixture(params=["netio", "kernels"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of the CPU, and that of a GPU with its kernels compiled for the host."""
-    if request.param == "kernels":
-        if host_kernels.COMPILER is None:
-            pytest.skip("needs a C++ compiler")
-        monkeypatch.setattr(PacketKernels, "on", lambda device: PacketKernels(device, host_kernels.compiled()))
-
-
 @pytest.fixture
-async def served(path: None) -> AsyncIterator[Served]:
+async def served(packet_path: None) -> AsyncIterator[Served]:
     made = Served()
     await made.worker.start()
     yield made
