@@ -115,8 +115,10 @@ class Fleet:
             codes, _ = await asyncio.gather(
                 asyncio.gather(*ended), asyncio.gather(*self._keepers, return_exceptions=True)
             )
-        finally:  # also when whoever waits for the drain gives up
-            await asyncio.gather(*(host.stop() for host in self._hosts))
+        finally:  # also when whoever waits for the drain gives up, perhaps before it has begun
+            await asyncio.gather(
+                *(_kill(process) for process in self._processes.values()), *(host.stop() for host in self._hosts)
+            )
             self._directory.close()
         return not any(codes)
 
@@ -185,10 +187,15 @@ class Fleet:
         except TimeoutError:
             _log.error("front did not end", pid=process.pid)
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await _kill(process)
         return await process.wait()
+
+
+async def _kill(process: Process) -> None:
+    """See to it that a process has ended."""
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
 
 
 def _front(settings: Settings, number: int) -> Settings:
