@@ -65,6 +65,19 @@ def described(done: Drill) -> list[dict[str, Any]]:
     ]
 
 
+def recorded(done: Drill, device: str) -> dict[str, Any]:
+    """The record of a drill, or of as much of it as there has been."""
+    return record.about("faults", [*NEEDS, "nats-py", "numpy", "torch", "uvloop"]) | {
+        "device": device,
+        "gpu": record.gpu(device),
+        "title": title(done),
+        "capacity": round(done.capacity),
+        "faults": described(done),
+        "figures": figures(done),
+        "timeline": msgspec.to_builtins(done.timeline),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write the record and its plot."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
@@ -81,23 +94,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configure_logging(settings.log)
     faults = [fault for fault in FAULTS if not options.only or fault.name in options.only]
     calls = options.calls or (QUICK_CALLS if options.quick else CALLS[options.device])
-    done = uvloop.run(drill(settings, faults, calls, PROCESSES[options.device]))
-    result = record.about("faults", [*NEEDS, "nats-py", "numpy", "torch", "uvloop"]) | {
-        "device": options.device,
-        "gpu": record.gpu(options.device),
-        "title": title(done),
-        "capacity": round(done.capacity),
-        "faults": described(done),
-        "figures": figures(done),
-        "timeline": msgspec.to_builtins(done.timeline),
-    }
-    print(report.figures(done.outcomes), goals.table(result["figures"]), sep="\n\n")
-    if path := device_run.json_path("faults", options):
-        record.write(result, path)
-        if find_spec("matplotlib") is None:
-            print(f"No plot beside {path.name}: pip install 'aikoryu[plot]' brings matplotlib.", file=sys.stderr)
-        else:
-            faults_table.draw(result, path.with_suffix(".svg"))
+    path = device_run.json_path("faults", options)
+
+    def write(done: Drill) -> None:
+        if path:
+            record.write(recorded(done, options.device), path)
+
+    done = uvloop.run(drill(settings, faults, calls, PROCESSES[options.device], write))
+    print(report.figures(done.outcomes), goals.table(figures(done)), sep="\n\n")
+    if path and find_spec("matplotlib") is None:
+        print(f"No plot beside {path.name}: pip install 'aikoryu[plot]' brings matplotlib.", file=sys.stderr)
+    elif path:
+        faults_table.draw(recorded(done, options.device), path.with_suffix(".svg"))
     sys.exit(not report.well(done.outcomes))
 
 

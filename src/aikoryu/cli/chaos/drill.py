@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,13 @@ class Drill:
     timeline: Timeline
 
 
-async def drill(settings: Settings, faults: Sequence[Fault], calls: int, processes: int) -> Drill:
+async def drill(
+    settings: Settings,
+    faults: Sequence[Fault],
+    calls: int,
+    processes: int,
+    so_far: Callable[[Drill], None] = lambda done: None,
+) -> Drill:
     """Run a server and a worker, and let one fault after the other happen to them under load.
 
     Args:
@@ -42,6 +48,7 @@ async def drill(settings: Settings, faults: Sequence[Fault], calls: int, process
         faults: in order.
         calls: made while each is at work, at least.
         processes: that make them.
+        so_far: called after each fault, so that a drill that is cut short leaves something.
 
     Raises:
         Failed: it cannot be begun, or a fault cannot be caused.
@@ -61,6 +68,7 @@ async def drill(settings: Settings, faults: Sequence[Fault], calls: int, process
                     outcomes.append(await run.under(fault, calls))
                     progress.close()
                     say(report.line(outcomes[-1]))
+                    so_far(Drill(run.capacity, outcomes, run.timeline))
             progress.show("the worker ends ...")
     finally:
         progress.close()
