@@ -385,9 +385,12 @@ class Client:
     def _sweep(self) -> None:
         """Fail what has passed its deadline, and sleep until the next may."""
         now = self._loop.time()
+        why = "no answer before the deadline"
+        if self._transport.lost:
+            why += ": the connection to the server is lost, see that it runs and can be reached"
         for pending in [pending for pending in self._pending.values() if pending.deadline <= now]:
             del self._pending[pending.id]
-            pending.fail(Expired("no answer before the deadline"))
+            pending.fail(Expired(why))
         self._sweep_at = float("inf")
         if self._pending:
             self._sweep_no_later_than(min(pending.deadline for pending in self._pending.values()))

@@ -534,6 +534,17 @@ async def test_call_expires_at_its_deadline_and_not_before(
         long.result()
 
 
+async def test_deadline_that_passes_without_a_connection_says_so(
+    bus: MemoryBus, connection: MemoryConnection, client: Client, worker: Worker, clock: Callable[[], Clock]
+) -> None:
+    time = clock()
+    bus.drop_connection(connection)
+    call = client.call("echo", x(1), timeout_s=1)
+    await time.advance(2)
+    with pytest.raises(Expired, match="the connection to the server is lost"):
+        await call
+
+
 async def test_deadlines_of_many_calls_need_one_timer(
     client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
