@@ -13,6 +13,7 @@ from .flow_index import FlowIndex
 from .flow_key import FlowKeys, KeyChoice
 from .flow_record import RECORD, as_blocks, empty, originators, spans
 from .flow_runs import Runs
+from .flow_state import FlowState
 from .flows import Flows
 from .packet_index import Array
 from .packets import Packets
@@ -31,7 +32,7 @@ class FlowTable:
 
     - when none of its packets comes for `timeouts.idle_s` (`Reason.IDLE`);
     - `timeouts.active_s` after its first packet; what comes later is another record of it (`ACTIVE`);
-    - when the table is full and others have younger packets (`FULL`);
+    - when the table is full and others have younger packets, or as young ones and began later (`FULL`);
     - at `flush` (`END`).
 
     Time is that of packets, on a clock of each flow that never goes back: a packet dated before one that came earlier
@@ -149,6 +150,27 @@ class FlowTable:
         slots = np.flatnonzero(self._is_live[: self._fresh])
         return Flows.joined([self._end(slots, np.full(len(slots), Reason.END, np.uint8))])
 
+    def state(self) -> FlowState:
+        """A copy of all that it holds."""
+        slots = np.flatnonzero(self._is_live[: self._fresh])
+        return FlowState(self.packets, self.ignored, self._records.take(slots), self._latest[slots])
+
+    def restore(self, state: FlowState) -> None:
+        """Goes on where another table was, of the same key and time-outs. Only for a table that was given nothing.
+
+        Raises:
+            BadTable: there are more flows than it has room for.
+        """
+        count = len(state.records)
+        if count > len(self._records):
+            raise BadTable(f"{count} flows for a table of {len(self._records)}: give a larger capacity")
+        self.packets, self.ignored = state.packets, state.ignored
+        words = np.ascontiguousarray(state.records["key"].T)
+        slots = self._taken(FlowKeys(words, np.zeros(count, np.uint8)).hashes(self._seed))
+        as_blocks(self._records)[slots] = as_blocks(state.records)
+        self._begun[slots], self._latest[slots] = spans(state.records)[0], state.latest
+        self._is_empty[slots] = (state.records["packets"] == 0).all(axis=1)
+
     def _add(self, keys: FlowKeys, arrivals: Arrivals) -> Flows:
         hashes = keys.hashes(self._seed)
         runs = Runs.of(keys, hashes)
@@ -184,9 +206,17 @@ class FlowTable:
         may_go = self._is_live.copy()
         may_go[kept] = False
         slots = np.flatnonzero(may_go)
-        number = min(max(lacking, capacity // SPARED), len(slots))
-        oldest = slots[np.argpartition(self._latest[slots], number - 1)[:number]]
-        return self._end(oldest, np.full(number, Reason.FULL, np.uint8))
+        oldest = self._oldest(slots, min(max(lacking, capacity // SPARED), len(slots)))
+        return self._end(oldest, np.full(len(oldest), Reason.FULL, np.uint8))
+
+    def _oldest(self, slots: Array, number: int) -> Array:
+        """Those without packets for longest: of as old ones those that began first, whatever slots they have."""
+        latest = self._latest[slots]
+        limit = np.partition(latest, number - 1)[number - 1]
+        older, tied = slots[latest < limit], slots[latest == limit]
+        # Records without packets have one serial number, but keys of their own.
+        first = np.lexsort((*self._records["key"][tied].T, self._records["serial"][tied]))
+        return np.concatenate([older, tied[first[: number - len(older)]]])
 
     def _taken(self, hashes: Array) -> Array:
         """Slots for new flows."""

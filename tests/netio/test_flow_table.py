@@ -199,6 +199,37 @@ def test_a_full_table_loses_no_packet(packets: list[Packet], capacity: int) -> N
     assert int(flows.packets.sum()) == sum(packet.version > 0 for packet in packets)
 
 
+def test_of_flows_as_old_those_go_that_began_first() -> None:
+    table = FlowTable(capacity=4)
+    add(table, [Packet(0, (1, port), B) for port in (10, 11, 12, 13)])
+    table.expire(2000 * SECOND)
+    # Slots are taken again in another order than they were left.
+    add(table, [Packet(0, (1, port), B) for port in (23, 22, 21, 20)])
+    ended = add(table, [Packet(0, (1, 30), B), Packet(0, (1, 31), B)])
+    assert ended.source_port.tolist() == [23, 22]
+
+
+@given(traffic, timeouts, st.integers(0, 40), st.integers(3, 64))
+def test_another_table_goes_on_where_one_was(
+    packets: list[Packet], limits: tuple[float | None, float | None], cut: int, capacity: int
+) -> None:
+    """Also where it is full, and after time-outs have left records without packets."""
+    first, second, whole = (FlowTable(timeouts=Timeouts(*limits), capacity=capacity) for _ in range(3))
+    before = [add(first, packets[:cut]), first.expire(5)]
+    second.restore(first.state())
+    assert (len(second), second.packets, second.ignored) == (len(first), first.packets, first.ignored)
+    found = Flows.joined([*before, add(second, packets[cut:]), second.expire(10), second.flush()])
+    parts = [add(whole, packets[:cut]), whole.expire(5), add(whole, packets[cut:]), whole.expire(10), whole.flush()]
+    assert_same(found, Flows.joined(parts))
+
+
+def test_a_state_that_is_too_large_is_refused() -> None:
+    table = FlowTable(capacity=4)
+    add(table, [Packet(0, (1, port), B) for port in (10, 11, 12, 13)])
+    with pytest.raises(BadTable, match="4 flows for a table of 3"):
+        FlowTable(capacity=3).restore(table.state())
+
+
 def test_flows_come_and_go_and_the_index_is_renewed() -> None:
     """Ten times as many flows as the table holds, so that places of the index are taken and left many times."""
     table = FlowTable(timeouts=Timeouts(idle_s=1e-9), capacity=64)
