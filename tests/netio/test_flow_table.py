@@ -223,6 +223,17 @@ def test_another_table_goes_on_where_one_was(
     assert_same(found, Flows.joined(parts))
 
 
+def test_what_the_active_time_out_left_is_gone_on_with() -> None:
+    first, second = (FlowTable(timeouts=Timeouts(idle_s=10, active_s=10)) for _ in range(2))
+    add(first, [Packet(0, A, B), Packet(5 * SECOND, A, B)])
+    assert len(first.expire(12 * SECOND)) == 1
+    second.restore(first.state())
+    assert not len(second.expire(13 * SECOND))
+    add(second, [Packet(14 * SECOND, B, A)])
+    (row,) = rows_of(second.flush())
+    assert (row["is_continued"], row["reason"]) == (True, "END")
+
+
 def test_a_state_that_is_too_large_is_refused() -> None:
     table = FlowTable(capacity=4)
     add(table, [Packet(0, (1, port), B) for port in (10, 11, 12, 13)])
