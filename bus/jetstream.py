@@ -27,6 +27,7 @@ SCAN_BYTES = 4 * 2**20
 
 # Error codes of the server, `err_code` of its answers.
 STREAM_NAME_IN_USE = 10058
+STREAM_NOT_FOUND = 10059
 NO_MESSAGE = 10037
 STREAM_FULL = 10077
 WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -132,21 +133,21 @@ class JetStream:
         """
         name = config["name"]
         try:
-            await self.api(f"STREAM.CREATE.{name}", config)
-        except Refused as refused:
-            if refused.err_code != STREAM_NAME_IN_USE:
-                raise
+            # Looked for first: who uses a stream need not have the right to make it, and would hear no refusal.
             found = (await self.api(f"STREAM.INFO.{name}"))["config"]
-            differs = [
-                f"{key} is {found.get(key)!r}, not {value!r}"
-                for key, value in config.items()
-                if value != found.get(key)
-            ]
-            if differs:
-                raise Refused(
-                    f"the stream {name} is there, but {', '.join(differs)}: change it (nats stream edit), or its name",
-                    refused.err_code,
-                ) from refused
+        except Refused as refused:
+            if refused.err_code != STREAM_NOT_FOUND:
+                raise
+            await self.api(f"STREAM.CREATE.{name}", config)
+            return
+        differs = [
+            f"{key} is {found.get(key)!r}, not {value!r}" for key, value in config.items() if value != found.get(key)
+        ]
+        if differs:
+            raise Refused(
+                f"the stream {name} is there, but {', '.join(differs)}: change it (nats stream edit), or its name",
+                STREAM_NAME_IN_USE,
+            )
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         """The last message of a subject, asked of the stream's leader; None if there is none.

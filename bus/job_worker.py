@@ -11,7 +11,7 @@ import structlog
 
 from ..config import JobSettings
 from .errors import BusError
-from .jetstream import JetStream, Refused, Unavailable
+from .jetstream import STREAM_NOT_FOUND, JetStream, Refused, Unavailable
 from .job_puller import Puller
 from .job_runs import JobRuns
 from .jobs import JobSubjects, consumer, consumer_name, streams
@@ -23,8 +23,6 @@ from .transport import Transport
 RETRY_S = 0.25
 RETRY_LONGEST_S = 30.0
 STOP_S = 5.0  # for the last results to be stored
-
-_NO_STREAM = 10059
 
 _log = structlog.get_logger(__name__)
 
@@ -146,7 +144,7 @@ class JobWorker:
         try:
             found = (await self._jetstream.api(f"STREAM.INFO.{config['name']}"))["config"]
         except Refused as refused:
-            if refused.err_code != _NO_STREAM:
+            if refused.err_code != STREAM_NOT_FOUND:
                 raise
             await self._jetstream.ensure_stream(config)
             return

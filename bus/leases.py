@@ -16,12 +16,14 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 import structlog
 
-from .errors import BadParameter, BusError, Disconnected
+from .bucket import Overtaken, check_ttl
+from .errors import BusError, Disconnected
 from .jetstream import JetStream, NoAnswer, Unavailable
-from .lease_bucket import Found, Held, LeaseBucket, Overtaken, Record
+from .lease_bucket import Found, Held, LeaseBucket, Record
 from .subjects import Subjects
 from .tenure import Phase, Tenure
 
+LEASES = "leases"  # the workers' kind
 RELEASE_WITHIN_S = 2.0
 # A waiter tries again this soon after the server could not be asked.
 RETRY_S = 0.1
@@ -52,10 +54,13 @@ class Leases:
         subjects: the bus.
         holder: what others are told of who holds a lease: the worker's name.
         clock: monotonic time, s.
+        kind: the last word of the bucket's name; leases of different kinds, and rights to them, are apart.
     """
 
-    def __init__(self, jetstream: JetStream, subjects: Subjects, holder: str, clock: Clock = boottime) -> None:
-        self._bucket = LeaseBucket(jetstream, subjects)
+    def __init__(
+        self, jetstream: JetStream, subjects: Subjects, holder: str, clock: Clock = boottime, kind: str = LEASES
+    ) -> None:
+        self._bucket = LeaseBucket(jetstream, subjects, kind)
         self._holder = holder
         self._clock = clock
 
@@ -136,8 +141,7 @@ class Leases:
 
     async def _attempt(self, name: str, ttl_s: int, nonce: str) -> Lease | Found:
         """Take the lease, or tell who holds it."""
-        if isinstance(ttl_s, bool) or not isinstance(ttl_s, int) or ttl_s < 1:
-            raise BadParameter(f"ttl_s is {ttl_s!r}: the server counts whole seconds, 1 or more")
+        check_ttl(ttl_s)
         while True:
             found = await self._bucket.read(name)
             mine = found.record is not None and found.record.nonce == nonce

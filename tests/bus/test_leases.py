@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from structlog.testing import capture_logs
 
+from aikoryu.bus import bucket as bucket_module
 from aikoryu.bus import connection as connection_module
 from aikoryu.bus import lease_bucket
 from aikoryu.bus.connection import NatsConnection
@@ -161,7 +162,7 @@ async def wire() -> AsyncIterator[Callable[[str], Awaitable[Wire]]]:
 @pytest.fixture
 def hints_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for a change is woken by word of it, or not at all."""
-    monkeypatch.setattr(lease_bucket, "LOOK_AGAIN_S", 3600.0)
+    monkeypatch.setattr(bucket_module, "LOOK_AGAIN_S", 3600.0)
 
 
 async def killed(party: Party) -> None:
@@ -233,9 +234,9 @@ async def test_trap_14_the_server_cuts_a_time_to_live_to_whole_seconds(start_ser
     server = await start_server()
     party = await join(server.url)
     began = time.monotonic()
-    stream = party.leases._bucket._stream
-    await party.jetstream.publish(party.leases._bucket._key("a"), b"x", {"Nats-TTL": "1900ms"})
-    while (stored := await party.jetstream.last(stream, party.leases._bucket._key("a"))) and stored.data:
+    stream = party.leases._bucket._keys.stream
+    await party.jetstream.publish(party.leases._bucket._keys.subject("a"), b"x", {"Nats-TTL": "1900ms"})
+    while (stored := await party.jetstream.last(stream, party.leases._bucket._keys.subject("a"))) and stored.data:
         assert time.monotonic() - began < 1.7, "the server keeps fractions now: tell it the exact time"
 
 
@@ -299,7 +300,7 @@ async def test_trap_14_taken_after_a_release_over_an_expiry_marker_and_after_the
 async def test_a_key_that_holds_something_else_is_left_alone(start_server: StartServer, join: Join) -> None:
     server = await start_server()
     party = await join(server.url)
-    await party.jetstream.publish(party.leases._bucket._key("a"), b"by hand")
+    await party.jetstream.publish(party.leases._bucket._keys.subject("a"), b"by hand")
     with pytest.raises(BadParameter, match=r"lease a holds something else .*: delete it"):
         await party.leases.acquire("a", ttl_s=1)
     with pytest.raises(ValueError, match="lease 'a b'"):
