@@ -6,26 +6,24 @@ import asyncio
 import secrets
 from collections.abc import Generator, Mapping
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from ..bus.columns import Column, pack_array, pack_strings, unpack
-from ..bus.errors import BadParameter, BusError, Busy, Closed, Disconnected, Expired, NoWorker, from_wire
+from ..bus.deposit import deposit
+from ..bus.errors import BadParameter, BusError, Busy, Closed, Expired, NoWorker, from_wire
 from ..bus.frames import Request, decode_reply, encode
 from ..bus.jetstream import JetStream, NoAnswer, Unavailable
 from ..bus.job_results import Expected, JobResults
 from ..bus.jobs import CALLER, MESSAGE_ID, JobSubjects, check_id
 from ..bus.outbox import as_row, encode_parameters
 from ..bus.pending import Row, owned_rows
-from ..bus.pipeline import Full, Occupied, Pipeline, settle
+from ..bus.pipeline import Full, Pipeline
 from ..bus.subjects import Subjects
 from ..bus.transport import Transport
 
-UNAVAILABLE_S = 3.0  # a server that has just come back may not know its streams yet
-RESEND_S = 0.1
 FULL_S = 1.0
 
 _FULL = "the stream of jobs is full: submit later, start workers, or make it larger"
@@ -188,26 +186,14 @@ class Jobs:
 
     async def _store(self, subject: str, payload: bytes, headers: dict[str, str]) -> bool:
         """Publish until the server says that it has the job; false if it had it before."""
-        began = self._loop.time()
-        while (error := await self._publish(subject, payload, headers)) is not None:
-            past_s = self._loop.time() - began
-            if isinstance(error, Occupied):
-                return False
-            if isinstance(error, Full):
-                raise Busy(_NO_DISK if error.disk else _FULL, FULL_S)
-            if isinstance(error, Unavailable) and past_s >= UNAVAILABLE_S:
-                raise NoWorker(_NO_STREAM)
-            if not isinstance(error, (Unavailable, NoAnswer, Disconnected)):
-                raise error
-            if past_s >= self._timeout_s:
-                raise Expired(_UNKNOWN)
-            await asyncio.sleep(RESEND_S)
-        return True
-
-    async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> BusError | None:
-        stored: asyncio.Future[BusError | None] = self._loop.create_future()
-        self._pipeline.publish(subject, payload, partial(settle, stored), headers)
-        return await stored
+        try:
+            return await deposit(self._pipeline, subject, payload, headers, self._timeout_s)
+        except Full as full:
+            raise Busy(_NO_DISK if full.disk else _FULL, FULL_S) from None
+        except Unavailable:
+            raise NoWorker(_NO_STREAM) from None
+        except NoAnswer:
+            raise Expired(_UNKNOWN) from None
 
     def _new_id(self) -> str:
         self._submitted += 1

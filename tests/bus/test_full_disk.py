@@ -189,7 +189,7 @@ async def test_server_without_room_refuses_jobs_and_says_who_acts(
 async def test_no_job_is_accepted_where_there_is_no_room_for_results(
     on: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aikoryu.agents.jobs.UNAVAILABLE_S", 0.1)
+    monkeypatch.setattr("aikoryu.bus.deposit.UNAVAILABLE_S", 0.1)
     bench = await on(Server(tmp_path, most_bytes=STREAM_BYTES + 2 * MIB))
     with pytest.raises(NoWorker, match="the log of a worker that is there says what it lacks"):
         await bench.submit(0)
