@@ -6,13 +6,11 @@ message says who must act and what to change.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class BusError(Exception):
     """Base of everything the bus raises; `code` is the stable wire code."""
 
-    code: ClassVar[str] = "error"
+    code: str = "error"
 
 
 class BadFrame(BusError):
@@ -55,6 +53,21 @@ class NotOwner(BusError):
     """A tensor was put by another: only who put it may replace or free it. Ask its owner, or put one of your own."""
 
     code = "not_owner"
+
+
+class OutOfStep(BusError):
+    """Numbered rows must come one after the other, and this one does not follow. Send again from the number expected.
+
+    Attributes:
+        expected: that number; the message begins with it, so that it reaches clients in any language.
+    """
+
+    code = "out_of_step"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        first = message.partition(" ")[0]
+        self.expected = int(first) if first.isdecimal() else 1
 
 
 class BadReply(BusError):
@@ -145,9 +158,54 @@ class ServerFailed(BusError):
     code = "server_failed"
 
 
-_BY_CODE: dict[str, type[BusError]] = {cls.code: cls for cls in BusError.__subclasses__()} | {
-    EngineDown.code: EngineDown
-}
+class BadMessage(BusError):
+    """A message, or a reply, is not what its handler declares; the text names the field. Whoever made it must act."""
+
+    code = "bad_message"
+
+
+class NoHandler(BusError):
+    """The agent is there and has no handler of this name; the message lists those it has. The caller must change it."""
+
+    code = "no_handler"
+
+
+class WrongKind(BusError):
+    """A handler that streams was called for one reply, or the other way round. The caller must change it."""
+
+    code = "wrong_kind"
+
+
+class CallCycle(BusError):
+    """A chain of calls came back to a handler that waits for it; the message has the path. Their authors must act."""
+
+    code = "call_cycle"
+
+
+class HandlerFailed(BusError):
+    """The agent's handler raised. Its author must act; the agent's log holds the traceback."""
+
+    code = "handler_failed"
+
+
+class Declined(BusError):
+    """An agent declined for a reason of its own, and this is its code: raise it in a handler.
+
+    Args:
+        code: the agent's own, stable; callers may branch on it.
+        message: who must act, and what to change.
+    """
+
+    code = "declined"
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+_BY_CODE: dict[str, type[BusError]] = {
+    cls.code: cls for cls in BusError.__subclasses__() if cls is not Declined
+} | {EngineDown.code: EngineDown}
 
 
 def from_wire(code: str, message: str) -> BusError:

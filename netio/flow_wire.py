@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 
 from ..bus.columns import Column, field_of, pack_array, unpack
 from ..bus.errors import BadColumn
@@ -33,7 +34,7 @@ def unpacked(blob: bytes) -> Flows:
     try:
         columns = _decoder.decode(blob)
         rows = (columns["version"].s or (0,))[0]
-        found = Flows(**{name: unpack(columns[name], rows) for name in NAMES})
+        found = Flows(**{name: np.asarray(unpack(columns[name], rows)) for name in NAMES})
     except (msgspec.DecodeError, KeyError) as error:
         raise BadColumn(f"these are no flows of this version: {error}") from None
     wrong = [name for name in NAMES if field_of(getattr(found, name)) != FIELDS[name]]

@@ -27,6 +27,7 @@ from .bus.errors import (
     NotOwner,
     NoWorker,
     OperationFailed,
+    OutOfStep,
     TooLarge,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "NotOwner",
     "Operation",
     "OperationFailed",
+    "OutOfStep",
     "RowsFailed",
     "Settings",
     "TooLarge",
