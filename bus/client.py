@@ -237,7 +237,7 @@ class Client:
     def _new_envelope(
         self, operation: str, parameters: bytes, timeout_s: float | None, priority: int, idempotent: bool
     ) -> Envelope:
-        subject = self.subjects.operation(operation)
+        subject = self.subjects.asked(operation)
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         if not timeout_s <= MAX_TIMEOUT_S:  # or not a number
             raise BadParameter(f"timeout_s is {timeout_s}: use at most {MAX_TIMEOUT_S:g} s")

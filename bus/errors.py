@@ -203,9 +203,9 @@ class Declined(BusError):
         self.code = code
 
 
-_BY_CODE: dict[str, type[BusError]] = {
-    cls.code: cls for cls in BusError.__subclasses__() if cls is not Declined
-} | {EngineDown.code: EngineDown}
+_BY_CODE: dict[str, type[BusError]] = {cls.code: cls for cls in BusError.__subclasses__() if cls is not Declined} | {
+    EngineDown.code: EngineDown
+}
 
 
 def from_wire(code: str, message: str) -> BusError:

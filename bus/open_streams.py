@@ -6,8 +6,9 @@ The client's side is `stream.py`.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import Busy
 
@@ -25,10 +26,14 @@ class OpenStream:
     Attributes:
         endpoint: the operation its parts are for.
         open_rows: rows of it that are not answered yet.
+        on_close: called when no part follows, or none is wanted.
+        ticket: what its parts are for, kept here for whoever accepts them.
     """
 
     endpoint: Endpoint
     open_rows: int = 0
+    on_close: Callable[[], None] = lambda: None
+    ticket: Any = None
 
     def refusal(self, rows: int) -> Busy | None:
         """Why a part of so many rows is not taken now; None if it is."""
@@ -48,9 +53,10 @@ class OpenStreams:
 
     def open(self, client: int, number: int, endpoint: Endpoint) -> int:
         """Open a stream, anew if it is open; returns its credit, rows."""
+        self.close(client, number)
         self._streams[client, number] = OpenStream(endpoint)
         if len(self._streams) > MAX_STREAMS:
-            self._streams.popitem(last=False)
+            self.close(*next(iter(self._streams)))
         return CREDIT_ROWS
 
     def find(self, client: int, number: int) -> OpenStream | None:
@@ -62,4 +68,11 @@ class OpenStreams:
 
     def close(self, client: int, number: int) -> None:
         """No part follows, or none is wanted; what was taken is answered nevertheless."""
-        self._streams.pop((client, number), None)
+        stream = self._streams.pop((client, number), None)
+        if stream is not None:
+            stream.on_close()
+
+    def close_of(self, client: int) -> None:
+        """A client is gone: so are its streams."""
+        for key in [key for key in self._streams if key[0] == client]:
+            self.close(*key)

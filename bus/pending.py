@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .columns import unpack
-from .errors import BadColumn, BadFrame, BusError, Busy, Closed, from_wire
+from .errors import BadColumn, BadFrame, BusError, Busy, Closed, Declined, from_wire
 from .frames import Reply, RowError
 
 LEAST_ROW_BYTES = 256
@@ -318,4 +318,4 @@ def _exception(error: RowError) -> BusError:
     made = from_wire(error.code, error.msg)
     if isinstance(made, Busy) and error.retry_ms:
         made.retry_after_s = error.retry_ms / 1000
-    return made
+    return made if made.code == error.code else Declined(error.code, error.msg)

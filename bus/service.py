@@ -7,7 +7,7 @@ are drained first, then the frames that are held, then the replies are flushed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -18,7 +18,7 @@ import structlog
 
 from .columns import Column
 from .copies import Copies
-from .errors import BadFrame, BadReply, BusError, Busy, Disconnected, OperationFailed, TooLarge
+from .errors import BadFrame, BadReply, BusError, Busy, Disconnected, NoHandler, OperationFailed, TooLarge
 from .frames import (
     By,
     Holding,
@@ -38,7 +38,7 @@ from .frames import (
 )
 from .open_streams import OpenStream, OpenStreams
 from .outgoing import Outgoing
-from .subjects import Subjects, queue_group
+from .subjects import AGENT, Subjects, queue_group
 from .transport import Message, Subscription, Transport, no_responders
 
 HEADER_BYTES = 2048  # room for the headers of an error, whose text is bounded
@@ -104,7 +104,7 @@ class Held:
 Accept = Callable[[Held], None]
 
 
-@dataclass
+@dataclass(slots=True)
 class Endpoint:
     """One operation's subject, and what has been asked of it.
 
@@ -116,6 +116,7 @@ class Endpoint:
         answered: frames answered whole.
         processing_s: time from arrival to the last answer, summed over those.
         last_error: the latest error's message.
+        metadata: what discovery tells about it.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Service:
         subjects: the bus's subject tree.
         worker: the worker's id, one subject token.
         reply_prefixes: inbox prefixes that may be answered; a caller can name any subject as its reply.
+        user: as which it is known to a server with rights, if it is one of many that serve agents.
 
     Attributes:
         endpoints: by operation, with their statistics.
@@ -148,7 +150,13 @@ class Service:
     """
 
     def __init__(
-        self, transport: Transport, subjects: Subjects, worker: str, *, reply_prefixes: tuple[str, ...]
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        worker: str,
+        *,
+        reply_prefixes: tuple[str, ...],
+        user: str = "",
     ) -> None:
         self.endpoints: dict[str, Endpoint] = {}
         self.held: dict[tuple[int, int], Held] = {}
@@ -157,7 +165,7 @@ class Service:
         self.why_unanswered: Callable[[Held], BusError] = lambda held: Busy("the worker stopped: ask again")
         self._transport = transport
         self._subjects = subjects
-        self._worker = worker
+        self._control = subjects.worker_control(worker, user)
         self._reply_prefixes = tuple(p for prefix in reply_prefixes for p in (f"{prefix}.", f"{prefix}_"))
         self._outgoing = Outgoing(transport)
         self._requests: list[Subscription] = []
@@ -171,8 +179,7 @@ class Service:
     async def start(self) -> None:
         """Listen for cancelled rows, for questions what is held, and for word of callers that went away."""
         transport = self._transport
-        parts = self._subjects.worker_control(self._worker)
-        self._controls.append(await transport.subscribe(parts, self._on_part))
+        self._controls.append(await transport.subscribe(self._control, self._on_part))
         self._controls.append(await transport.subscribe(self._subjects.control, self._on_control))
         self._controls.append(await transport.subscribe(f"{self._probe_inbox}.*", self._on_gone))
 
@@ -198,6 +205,28 @@ class Service:
         for ending in endings:
             subscription = await self._transport.subscribe(subject + ending, on_message, queue=queue_group(name))
             self._requests.append(subscription)
+
+    async def serve_handlers(
+        self, name: str, accepts: Mapping[str, Accept], metadata: Mapping[str, dict[str, str]]
+    ) -> None:
+        """Take frames for the handlers of one agent from now on: each for one process that has it, or for all.
+
+        Two subscriptions an agent, however many handlers it has: a process may have thousands of agents.
+
+        Args:
+            name: the agent.
+            accepts: takes each frame that is sound, by handler.
+            metadata: what discovery tells about each.
+        """
+        subject = self._subjects.agent(name)
+        named = {handler: f"{AGENT}.{name}.{handler}" for handler in accepts}
+        for handler, accept in accepts.items():
+            endpoint = Endpoint(named[handler], f"{subject}.{handler}", accept, metadata=metadata[handler])
+            self.endpoints[endpoint.name] = endpoint
+        on_message = partial(self._on_handler, f"{AGENT}.{name}.")
+        group = queue_group(f"{AGENT}.{name}")
+        self._requests.append(await self._transport.subscribe(f"{subject}.*", on_message, queue=group))
+        self._requests.append(await self._transport.subscribe(f"{subject}.all.*", on_message))
 
     def answer(
         self,
@@ -326,6 +355,19 @@ class Service:
             return
         self._accept(endpoint, request, message)
 
+    def _on_handler(self, agent: str, message: Message) -> None:
+        """A frame for one of an agent's handlers."""
+        handler = message.subject.rpartition(".")[2]
+        endpoint = self.endpoints.get(agent + handler)
+        if endpoint is not None:
+            self._on_request(endpoint, message)
+            return
+        request = self._decode(None, message)
+        if request is not None:
+            there = sorted(name.removeprefix(agent) for name in self.endpoints if name.startswith(agent))
+            error = NoHandler(f"{agent[:-1]} has no handler {handler!r}: it has {', '.join(there) or 'none'}")
+            self._refuse(None, message, error, request)
+
     def _on_part(self, message: Message) -> None:
         """A frame on this worker's own subject: a part of a stream opened here."""
         request = self._decode(None, message)
@@ -396,8 +438,7 @@ class Service:
             self._refuse(endpoint, message, BadFrame("a stream needs the number of its client"), request)
             return
         credit = self._streams.open(request.client, request.stream, endpoint)
-        subject = self._subjects.worker_control(self._worker)
-        opened = Reply(id=request.id, ctl=subject, credit=credit, last=True)
+        opened = Reply(id=request.id, ctl=self._control, credit=credit, last=True)
         self._outgoing.send(message.reply, encode_json(opened) if is_json(message.data) else encode(opened))
 
     def _refuse(
@@ -455,6 +496,8 @@ class Service:
         """The server says that nobody listens to a reply subject any more."""
         if no_responders(message):
             client = message.subject.rpartition(".")[2]
+            if client.isdecimal():
+                self._streams.close_of(int(client))
             for held in [held for (number, _), held in self.held.items() if str(number) == client]:
                 self._withdraw(held, [])
 

@@ -1,11 +1,13 @@
 """The subject tree, and the partition a key belongs to.
 
 <prefix>.v1.<namespace>.<system>.<operation>[.<partition>]    operations; the queue group is the system's name
-<prefix>.v1.<namespace>.agent.<name>.<handler>                agents' handlers
+<prefix>.v1.<namespace>.agent.<name>.<handler>                agents' handlers; the queue group is agent.<name>
+<prefix>.v1.<namespace>.agent.<name>.all.<handler>            the same, asked of every process that has the agent
 <prefix>.v1.<namespace>.topic.<as the user names it>          topics
 <prefix>.v1.<namespace>.job|result|dead.<id>…                 durable work; see `jobs`
 <prefix>.v1.<namespace>.ctl                                   to every worker: cancelled rows
 <prefix>.v1.<namespace>.ctl.<worker>                          to one worker: the chunks of its streams
+<prefix>.v1.<namespace>.ctl.<user>.<process>                  likewise, where agents are users of their own
 <prefix>.v1.<namespace>.faults                                to every worker: what to do wrong, see `faults`
 """
 
@@ -15,7 +17,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+AGENT = "agent"  # the system that handlers belong to
+
 _TOKENS = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
+_PATTERN = re.compile(r"(?:(?:[A-Za-z0-9_\-]+|\*)\.)*(?:[A-Za-z0-9_\-]+|\*|>)")
 _RESERVED = ("agent", "topic", "ctl", "job", "result", "dead", "faults")
 
 
@@ -59,27 +64,71 @@ class Subjects:
             raise ValueError(f"operation {name!r}: a system cannot be called {', '.join(_RESERVED)}")
         return f"{self.root}.{name}" if partition is None else f"{self.root}.{name}.{partition}"
 
-    def worker_control(self, worker: str) -> str:
-        """The subject of one worker.
+    def asked(self, name: str) -> str:
+        """The subject of whatever can be called: an operation, or a handler, `agent.<name>.<handler>`.
+
+        Raises:
+            ValueError: the name is not made of subject tokens, or is neither.
+        """
+        system, _, rest = name.partition(".")
+        if system != AGENT:
+            return self.operation(name)
+        check_tokens(name, "handler")
+        if "." not in rest:
+            raise ValueError(f"handler {name!r}: name it {AGENT}.<agent>.<handler>")
+        return f"{self.root}.{name}"
+
+    def agent(self, name: str) -> str:
+        """The subject above an agent's handlers.
 
         Raises:
             ValueError: its name is not one subject token.
         """
-        check_tokens(worker, "worker")
-        if "." in worker:
-            raise ValueError(f"worker {worker!r}: its name cannot have a dot, which parts subjects")
-        return f"{self.root}.ctl.{worker}"
+        _check_token(name, "agent")
+        return f"{self.root}.{AGENT}.{name}"
+
+    def topic(self, name: str) -> str:
+        """The subject of a topic, `market.nasdaq`, or of those that a pattern names, `market.*` or `market.>`.
+
+        Raises:
+            ValueError: the name is not made of subject tokens.
+        """
+        if _PATTERN.fullmatch(name) is None:
+            raise ValueError(
+                f"topic {name!r}: use letters, digits, '_' and '-', separated by dots, '*' for a token, a last '>' for "
+                "the rest"
+            )
+        return f"{self.root}.topic.{name}"
+
+    def worker_control(self, worker: str, user: str = "") -> str:
+        """The subject of one worker, or of one process of a user that has agents: no other user may listen there.
+
+        Raises:
+            ValueError: a name is not one subject token.
+        """
+        _check_token(worker, "worker")
+        if not user:
+            return f"{self.root}.ctl.{worker}"
+        _check_token(user, "user")
+        return f"{self.root}.ctl.{user}.{worker}"
 
 
 def queue_group(operation: str) -> str:
-    """The queue group of an operation: its system."""
-    return operation.split(".", 1)[0]
+    """The queue group of an operation: its system; of a handler: its agent."""
+    system, _, rest = operation.partition(".")
+    return system if system != AGENT else f"{AGENT}.{rest.partition('.')[0]}"
 
 
 def check_tokens(name: str, what: str) -> None:
     """Raise ValueError unless `name` is dot-separated tokens of letters, digits, `_` and `-`."""
     if _TOKENS.fullmatch(name) is None:
         raise ValueError(f"{what} {name!r}: use letters, digits, '_' and '-', separated by dots")
+
+
+def _check_token(name: str, what: str) -> None:
+    check_tokens(name, what)
+    if "." in name:
+        raise ValueError(f"{what} {name!r}: its name cannot have a dot, which parts subjects")
 
 
 def endings(partitions: str) -> list[str]:

@@ -370,7 +370,7 @@ async def test_errors_are_by_row_with_the_class_of_their_code(client: Client, wo
         "",
         "operation_failed",
         "operation_failed",
-        "error",
+        "new_code",
     ]
     assert [str(found[n]) for n in (0, 2, 4)] == ["one", "two", "x"]
 
