@@ -4,6 +4,8 @@
 <prefix>.v1.<namespace>.agent.<name>.<handler>                agents' handlers; the queue group is agent.<name>
 <prefix>.v1.<namespace>.agent.<name>.all.<handler>            the same, asked of every process that has the agent
 <prefix>.v1.<namespace>.topic.<as the user names it>          topics
+<prefix>.v1.<namespace>.presence                              to every process with agents: who is there?
+<prefix>.v1.<namespace>.presence.<process>                    what a process tells of its agents, see `agents.presence`
 <prefix>.v1.<namespace>.job|result|dead.<id>…                 durable work; see `jobs`
 <prefix>.v1.<namespace>.ctl                                   to every worker: cancelled rows
 <prefix>.v1.<namespace>.ctl.<worker>                          to one worker: the chunks of its streams
@@ -21,7 +23,7 @@ AGENT = "agent"  # the system that handlers belong to
 
 _TOKENS = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 _PATTERN = re.compile(r"(?:(?:[A-Za-z0-9_\-]+|\*)\.)*(?:[A-Za-z0-9_\-]+|\*|>)")
-_RESERVED = ("agent", "topic", "ctl", "job", "result", "dead", "faults")
+_RESERVED = ("agent", "topic", "presence", "ctl", "job", "result", "dead", "faults")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Subjects:
     @property
     def faults(self) -> str:
         return f"{self.root}.faults"
+
+    @property
+    def presence(self) -> str:
+        return f"{self.root}.presence"
 
     @lru_cache(maxsize=4096)  # noqa: B019 - a frozen value, one or two in a process
     def operation(self, name: str, partition: int | None = None) -> str:
@@ -99,6 +105,15 @@ class Subjects:
                 "the rest"
             )
         return f"{self.root}.topic.{name}"
+
+    def presence_of(self, process: str) -> str:
+        """The subject of what a process tells of its agents.
+
+        Raises:
+            ValueError: its name is not one subject token.
+        """
+        _check_token(process, "process")
+        return f"{self.presence}.{process}"
 
     def worker_control(self, worker: str, user: str = "") -> str:
         """The subject of one worker, or of one process of a user that has agents: no other user may listen there.
