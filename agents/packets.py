@@ -1,4 +1,4 @@
-"""Packets: their headers, the rules they fall under, and the back ends that take their flows."""
+"""Packets: their headers, their protocols, the rules they fall under, and the back ends that take their flows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..bus.client import Client
 from ..bus.pending import RowsFailed
 from ..netio.keys import Keys
+from ..netio.labels import Labels
 from ..netio.packets import HEADER_DTYPES, NO_VLAN, PACKET_DTYPES, Headers, Packets
 from .frames import ETHERNET, Columns, PacketSource, batches
 from .rules import Rules
@@ -135,6 +136,33 @@ class Network:
             np.concatenate([np.empty(0, np.int32), *(part["rule"] for part in parts)]),
             np.concatenate([np.empty(0, np.uint32), *(part["version"] for part in parts)]),
             [label for part in parts for label in part["label"]] if labels else None,
+        )
+
+    async def label(
+        self,
+        packets: PacketSource,
+        *,
+        headers: Literal["outer", "inner"] = "inner",
+        link: int = ETHERNET,
+        timeout_s: float | None = None,
+    ) -> Labels:
+        """The protocol that each packet carries, each looked at alone: `Labels.of_flows` brings flows together.
+
+        Args:
+            packets: n of them.
+            headers: of packets in tunnels, whether what is carried is named or what carries it.
+            link: link type of packets that come without one.
+            timeout_s: how long to wait for each 16,384 packets, s.
+
+        Raises:
+            BadColumn: `packets` holds none.
+            BadCapture: the file is no capture.
+        """
+        parameters: dict[str, Any] = {"headers": headers} if headers != "inner" else {}
+        parts = [await self._ask("packets.label", part, parameters, timeout_s) for part in batches(packets, link)]
+        return Labels(
+            np.concatenate([np.empty(0, np.uint16), *(part["protocol"] for part in parts)]),
+            np.concatenate([np.empty(0, np.uint8), *(part["how"] for part in parts)]),
         )
 
     async def balance(
