@@ -21,6 +21,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "p99_us": ("p99 µs", ",.1f"),
     "p50_ms": ("p50 ms", ",.2f"),
     "p99_ms": ("p99 ms", ",.2f"),
+    "cpu_us": ("CPU µs", ",.3f"),
     "client_cpu_us": ("client µs", ",.2f"),
     "server_cpu_us": ("server µs", ",.2f"),
     "gpu_busy": ("GPU busy", ".0%"),

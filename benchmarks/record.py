@@ -33,6 +33,7 @@ MEDIANS = (
     "after_hang_up_ratio",
     "p50_us",
     "p99_us",
+    "cpu_us",
     "tflops",
     "gb_per_s",
     "gpu_busy",
