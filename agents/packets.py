@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, overload
 
@@ -11,9 +11,15 @@ from numpy.typing import NDArray
 
 from ..bus.client import Client
 from ..bus.pending import RowsFailed
+from ..netio.flow_cuts import Timeouts
+from ..netio.flow_key import KeyChoice
+from ..netio.flow_table import CAPACITY
+from ..netio.flows import Flows
 from ..netio.keys import Keys
 from ..netio.labels import Labels
 from ..netio.packets import HEADER_DTYPES, NO_VLAN, PACKET_DTYPES, Headers, Packets
+from .flow_chunks import TimedSource
+from .flows import CHUNK_PACKETS, flows_by_worker
 from .frames import ETHERNET, Columns, PacketSource, batches
 from .rules import Rules
 
@@ -52,6 +58,7 @@ class Network:
     def __init__(self, client: Client, partitions: int) -> None:
         self.rules = Rules(client, partitions)
         self._client = client
+        self._partitions = partitions
 
     @overload
     async def dissect(
@@ -189,6 +196,57 @@ class Network:
         answer = await self._ask("packets.balance", key_columns(flows, flow=True), parameters, timeout_s)
         chosen: Array = names[answer["backend"]]
         return chosen
+
+    def flows(
+        self,
+        packets: TimedSource | AsyncIterable[Any],
+        *,
+        table: str | None = None,
+        key: KeyChoice | None = None,
+        timeouts: Timeouts | None = None,
+        capacity: int = CAPACITY,
+        link: int = ETHERNET,
+        chunk: int = CHUNK_PACKETS,
+        timeout_s: float = 30.0,
+    ) -> AsyncGenerator[Flows, None]:
+        """The flows of packets as they end, each once, kept in a table of a worker's; see docs/flows.md.
+
+        What is lost with an engine is sent again. Flows of a capture, or of packets in memory, end by the packets' own
+        time. Those of an async iterator, which gives packets as they come, also end by a clock that goes on from there.
+        All flows that are left end with the source.
+
+        Args:
+            packets: the path of a capture, an open one, `agents.flow_chunks.Timed`, packets of scapy, an Arrow table
+                with the columns `frame` and `time`, or an async iterator of any but captures.
+            table: letters, digits, `_` and `-`; senders that name the same table share its flows. By default a new one.
+            key: what names a flow; by default the ends of the innermost header.
+            timeouts: when flows end; 120 s and 1,800 s by default.
+            capacity: most flows at a time.
+            link: link type of packets that come without one.
+            chunk: most packets sent at once.
+            timeout_s: for how long nothing may go on before it is given up, s.
+
+        Returns:
+            An async iterator.
+
+        Raises:
+            BadParameter: there is a table of this name that was made in another way, or the name is none.
+            BadColumn: `packets` holds none, or no times.
+            BadCapture: the file is no capture.
+            NoWorker: nobody keeps flows.
+        """
+        return flows_by_worker(
+            self._client,
+            self._partitions,
+            packets,
+            table,
+            key or KeyChoice(),
+            timeouts or Timeouts(),
+            capacity,
+            link,
+            chunk,
+            timeout_s,
+        )
 
     async def _ask(
         self, operation: str, columns: Columns, parameters: Mapping[str, Any], timeout_s: float | None

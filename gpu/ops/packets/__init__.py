@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from ...operation import Operation
+from ...packets.flow_tables import FlowTables
 from ...packets.rule_sets import RuleSets
 from .balance import Balance
 from .classify import Classify
 from .dissect import Dissect
+from .flows import Flows
+from .label import Label
 from .rules import Delete, List, Put
 
-__all__ = ["Balance", "Classify", "Delete", "Dissect", "List", "Put"]
+__all__ = ["Balance", "Classify", "Delete", "Dissect", "Flows", "Label", "List", "Put"]
 
 
 def operations(directory: str) -> list[Operation]:
@@ -19,4 +22,5 @@ def operations(directory: str) -> list[Operation]:
         directory: where the worker keeps what outlives an engine; empty for a folder that goes with the process.
     """
     sets = RuleSets(directory)
-    return [Dissect(), Balance(), Classify(sets), Put(sets), Delete(sets), List(sets)]
+    rules = [Classify(sets), Put(sets), Delete(sets), List(sets)]
+    return [Dissect(), Label(), Balance(), Flows(FlowTables(directory)), *rules]

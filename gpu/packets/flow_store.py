@@ -1,0 +1,177 @@
+"""Tables of flows as files, which outlive the engine process: what a table and its senders were at some moment.
+
+A file is the *epoch*, the length of a `SavedTable`, that in MessagePack, and the arrays of a `FlowState`. It appears
+whole, by its renaming. Who opens a table takes the next epoch, and from then on whoever had it before can write it no
+more: of two engines that both think a table theirs, one goes on, from what is written down.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import time, time_ns
+
+import msgspec
+import numpy as np
+
+from ...bus.columns import bytes_of
+from ...bus.errors import Busy
+from ...netio.flow_record import RECORD
+from ...netio.flow_state import FlowState
+from .flow_senders import SenderState
+
+MOST_FILES = 1024
+FORGOTTEN_S = 3600.0
+"""A table that nobody has written down for so long is forgotten when another is made."""
+
+_HEAD = struct.Struct("<QQ")
+_SUFFIX = ".flows"
+
+
+class TableSpec(msgspec.Struct, frozen=True):
+    """What makes one table differ from another of its name; see `netio.flow_table.FlowTable`."""
+
+    header: str
+    vlan: bool
+    tunnel: bool
+    idle_s: float | None
+    active_s: float | None
+    capacity: int
+
+
+class SavedTable(msgspec.Struct, frozen=True):
+    """What is written of a table besides its flows.
+
+    Attributes:
+        spec: how it was made.
+        senders: by number.
+        packets, ignored: as `FlowState`.
+        flows: how many records follow.
+    """
+
+    spec: TableSpec
+    senders: dict[int, SenderState]
+    packets: int = 0
+    ignored: int = 0
+    flows: int = 0
+
+
+class FlowStore:
+    """The tables of one folder; several processes may share it.
+
+    Args:
+        folder: of its own; made if it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def epoch(self, name: str) -> int:
+        """The table's epoch; 0 if there is none."""
+        try:
+            file = os.open(self._path(name), os.O_RDONLY)
+        except FileNotFoundError:
+            return 0
+        try:
+            return _epoch(file)
+        finally:
+            os.close(file)
+
+    def open(self, name: str, spec: TableSpec) -> tuple[int, SavedTable, FlowState]:
+        """A table as it was written down last, a new one if there is none, and its next epoch.
+
+        Args:
+            name: letters, digits, `_` and `-`.
+            spec: of a new one.
+
+        Raises:
+            Busy: there are too many.
+        """
+        with self._locked():
+            try:
+                file = os.open(self._path(name), os.O_RDWR)
+            except FileNotFoundError:
+                return self._made(name, spec)
+            try:
+                # Also later than that of a table of this name that was forgotten, and that somebody may still have.
+                epoch = max(_epoch(file) + 1, time_ns())
+                os.pwrite(file, epoch.to_bytes(8, "little"), 0)
+            except BaseException:
+                os.close(file)
+                raise
+        with os.fdopen(file, "rb") as read:
+            return epoch, *_read(read.read())
+
+    def save(self, name: str, epoch: int, saved: SavedTable, state: FlowState) -> bool:
+        """Write a table down; false, and nothing is written, if another has opened it since."""
+        draft = self._draft(name, epoch, saved, state)
+        with self._locked():
+            if self.epoch(name) == epoch:
+                draft.replace(self._path(name))
+                return True
+        draft.unlink()
+        return False
+
+    def _made(self, name: str, spec: TableSpec) -> tuple[int, SavedTable, FlowState]:
+        """A new table, written down so that it has an epoch."""
+        self._tidy()
+        if sum(1 for _ in self._folder.glob(f"*{_SUFFIX}")) >= MOST_FILES:
+            raise Busy(f"{MOST_FILES} tables of flows are here: use fewer names", retry_after_s=1.0)
+        epoch, saved, state = time_ns(), SavedTable(spec, {}), FlowState.empty()
+        self._draft(name, epoch, saved, state).replace(self._path(name))
+        return epoch, saved, state
+
+    def _draft(self, name: str, epoch: int, saved: SavedTable, state: FlowState) -> Path:
+        """The file as it will be, under a name that nobody looks for."""
+        draft = self._folder / f"{name}~{secrets.token_hex(8)}"
+        head = msgspec.msgpack.encode(
+            msgspec.structs.replace(saved, packets=state.packets, ignored=state.ignored, flows=len(state.records))
+        )
+        try:
+            with draft.open("wb") as file:
+                file.write(_HEAD.pack(epoch, len(head)) + head)
+                file.write(bytes_of(state.records))
+                file.write(bytes_of(state.latest))
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        return draft
+
+    def _tidy(self) -> None:
+        """Remove tables that nobody has used for long, and what was left half written."""
+        for path in self._folder.iterdir():
+            if path.stat().st_mtime + FORGOTTEN_S < time():
+                path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}{_SUFFIX}"
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Nobody else opens a table or writes it down meanwhile."""
+        lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _epoch(file: int) -> int:
+    return int.from_bytes(os.pread(file, 8, 0), "little")
+
+
+def _read(blob: bytes) -> tuple[SavedTable, FlowState]:
+    _, size = _HEAD.unpack_from(blob)
+    first = _HEAD.size + size
+    saved = msgspec.msgpack.decode(memoryview(blob)[_HEAD.size : first], type=SavedTable)
+    # Copied, because what lies in bytes is not aligned.
+    records = np.frombuffer(blob, np.uint8, saved.flows * RECORD.itemsize, first).copy().view(RECORD)
+    latest = np.frombuffer(blob, "<i8", saved.flows, first + records.nbytes).copy()
+    return saved, FlowState(saved.packets, saved.ignored, records, latest)

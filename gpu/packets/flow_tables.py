@@ -1,0 +1,228 @@
+"""The tables of flows of one engine: those in use, and how they reach the files that the next engine opens."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from time import monotonic
+from typing import Any, Protocol
+
+import structlog
+
+from ...bus.columns import Array
+from ...bus.errors import BadParameter
+from ...netio.flow_cuts import Timeouts
+from ...netio.flow_key import KeyChoice
+from ...netio.flow_state import FlowState
+from ...netio.flow_table import FlowTable
+from ...netio.flows import Flows
+from ..device import Device
+from .flow_senders import Answer, FlowSender
+from .flow_store import FlowStore, SavedTable, TableSpec
+from .frames import Frames
+
+MOST_TABLES = 64
+MOST_FLOWS = 1 << 24
+"""The capacities of all tables of an engine together, beyond the first: 9 GB when all of them are full."""
+MOST_SENDERS = 256
+SAVE_S = 1.0
+SAVE_SHARE = 0.1
+"""Of an engine's time, at most, for a table's being written down."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Table(Protocol):
+    """What keeps flows; see `netio.flow_table.FlowTable`."""
+
+    ignored: int
+
+    def __len__(self) -> int: ...
+    def update(self, packets: Any, time_ns: Any, wire: Any) -> Flows: ...
+    def expire(self, now_ns: int) -> Flows: ...
+    def flush(self) -> Flows: ...
+    def state(self) -> FlowState: ...
+    def restore(self, state: FlowState) -> None: ...
+
+
+class HostFlows:
+    """Packets and their flows on the host: the seam at which a device has its own."""
+
+    def table(self, spec: TableSpec) -> Table:
+        """A new table."""
+        key = KeyChoice("outer" if spec.header == "outer" else "inner", spec.vlan, spec.tunnel)
+        return FlowTable(key, Timeouts(spec.idle_s, spec.active_s), spec.capacity)
+
+    def update(self, table: Table, frames: Frames, time_ns: Array) -> Flows:
+        """Give packets to a table."""
+        return table.update(frames.dissected(), time_ns, frames.wire)
+
+
+def flows_on(device: Device) -> HostFlows:
+    """How flows are kept on a device."""
+    return HostFlows()
+
+
+class HeldTable:
+    """A table that this engine has opened.
+
+    Attributes:
+        name: by which it is called.
+        spec: how it was made.
+        table: its flows.
+    """
+
+    def __init__(self, name: str, epoch: int, saved: SavedTable, table: Table, now: float) -> None:
+        self.name = name
+        self.spec = saved.spec
+        self.table = table
+        self.epoch = epoch
+        self.written_at = now
+        self.writing_s = 0.0
+        self.is_written = True
+        self._senders = OrderedDict((number, FlowSender.of(state)) for number, state in saved.senders.items())
+        self._written = {number: state.number for number, state in saved.senders.items()}
+
+    def sender(self, number: int) -> FlowSender:
+        """Who has this number; the one heard of longest ago is forgotten for a new one, if there are too many."""
+        found = self._senders.setdefault(number, FlowSender())
+        self._senders.move_to_end(number)
+        if len(self._senders) > MOST_SENDERS:
+            self._senders.popitem(last=False)
+        return found
+
+    def written(self, number: int) -> int:
+        """Up to which of a sender's chunks the table is written down."""
+        return self._written.get(number, 0)
+
+    def answer(self, sender: FlowSender, ended: Flows, packets: int, is_end: bool) -> Answer:
+        """The answer to a chunk that was given to the table."""
+        self.is_written = False
+        sender.has_ended = is_end or (sender.has_ended and not packets)
+        return sender.applied(ended, packets, open=len(self.table), ignored=self.table.ignored)
+
+    @property
+    def is_done(self) -> bool:
+        """Nobody has more packets for it, and all flows were given."""
+        return not len(self.table) and all(each.has_ended and not each.left for each in self._senders.values())
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to write it down."""
+        return not self.is_written and now - self.written_at >= max(SAVE_S, self.writing_s / SAVE_SHARE)
+
+    def state(self) -> SavedTable:
+        """What is to be written down besides the flows."""
+        return SavedTable(self.spec, {number: each.state() for number, each in self._senders.items()})
+
+    def was_written(self, saved: SavedTable) -> None:
+        """A state of it is in its file."""
+        self.is_written = True
+        self._written = {number: state.number for number, state in saved.senders.items()}
+
+
+class FlowTables:
+    """Tables by name, for the one thread of an engine; several engines of a worker may have the same.
+
+    Args:
+        directory: where the worker keeps what outlives an engine; empty for a folder that goes with the process.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._held: OrderedDict[str, HeldTable] = OrderedDict()
+        self._store: FlowStore | None = None
+        self._path = HostFlows()
+
+    def open(self, device: Device) -> None:
+        """Make ready on the engine's device. Idempotent."""
+        if self._store is not None:
+            return
+        directory = self._directory
+        if not directory:
+            directory = tempfile.mkdtemp(prefix="aikoryu-")
+            weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        self._store = FlowStore(Path(directory) / "flows")
+        self._path = flows_on(device)
+
+    @property
+    def store(self) -> FlowStore:
+        """Their files."""
+        assert self._store is not None, "opened before the first batch"
+        return self._store
+
+    @property
+    def path(self) -> HostFlows:
+        """How flows are kept here."""
+        return self._path
+
+    def held(self, name: str, spec: TableSpec) -> HeldTable:
+        """The table of this name: as it is here, or, where another engine has had it since, as that has left it.
+
+        Raises:
+            BadParameter: there is one that was made in another way.
+            Busy: there are too many.
+        """
+        held = self._held.get(name)
+        if held is None or self.store.epoch(name) != held.epoch:
+            self._held.pop(name, None)
+            held = self._opened(name, spec)
+        if held.spec != spec:
+            raise BadParameter(f"table {name!r} was made with {_told(held.spec)}: ask so, or use another name")
+        self._held[name] = held
+        self._held.move_to_end(name)
+        self._make_room()
+        return held
+
+    def keep(self, held: HeldTable) -> None:
+        """A table was changed: write it down if it is time, and let go of it if nobody needs it any more."""
+        if held.is_done:
+            self._write(held)
+            self._held.pop(held.name, None)
+        elif held.is_due(monotonic()):
+            self._write(held)
+
+    def lose(self, held: HeldTable) -> None:
+        """A table is not what it should be: it is opened anew, as it was written down last."""
+        self._held.pop(held.name, None)
+
+    def relieve(self) -> None:
+        """Write all tables down and let go of them; they are opened again when they are asked for."""
+        while self._held:
+            self._write(self._held.popitem()[1])
+
+    def _opened(self, name: str, spec: TableSpec) -> HeldTable:
+        epoch, saved, state = self.store.open(name, spec)
+        table = self._path.table(saved.spec)
+        table.restore(state)
+        return HeldTable(name, epoch, saved, table, monotonic())
+
+    def _make_room(self) -> None:
+        """Let go of those used longest ago while there are too many, or too large ones; never of the last."""
+        while len(self._held) > 1 and (
+            len(self._held) > MOST_TABLES or sum(each.spec.capacity for each in self._held.values()) > MOST_FLOWS
+        ):
+            self._write(self._held.popitem(last=False)[1])
+
+    def _write(self, held: HeldTable) -> None:
+        """Write a table down; where another engine has it now, that one's stays."""
+        if held.is_written:
+            return
+        began = monotonic()
+        saved = held.state()
+        try:
+            if self.store.save(held.name, held.epoch, saved, held.table.state()):
+                held.was_written(saved)
+        except OSError as error:  # the senders keep what is not written down
+            _log.warning("table of flows not written down", table=held.name, error=str(error))
+        held.written_at = monotonic()
+        held.writing_s = held.written_at - began
+
+
+def _told(spec: TableSpec) -> str:
+    return (
+        f"key {spec.header}{', vlan' * spec.vlan}{', tunnel' * spec.tunnel}, idle_s {spec.idle_s}, "
+        f"active_s {spec.active_s}, capacity {spec.capacity}"
+    )
