@@ -14,7 +14,7 @@ import msgspec
 
 from ..bus.subjects import Subjects
 from .operation import Operation
-from .ops import echo, embed, evaluate, matrix, packets, tensors
+from .ops import assign, echo, embed, evaluate, matrix, packets, tensors
 from .residents import Residents, ResidentsSpec
 
 ENTRY_POINTS = "aikoryu.operations"
@@ -56,6 +56,7 @@ def _gather(catalogue: Catalogue) -> list[Operation]:
     operations: list[Operation] = [echo.Echo(), *matrix.operations()]
     residents = Residents(catalogue.residents)
     operations += [*tensors.operations(residents), *evaluate.operations(residents)]
+    operations += assign.operations(residents)
     operations += packets.operations(catalogue.residents.directory)
     operations += embed.operations(
         catalogue.embed, Path(catalogue.model_directory) if catalogue.model_directory else None

@@ -14,7 +14,12 @@ from aikoryu.gpu.registry import Catalogue, load
 MATRIX = ("matmul", "add", "subtract", "multiply", "einsum", "solve", "reduce", "transpose")
 TENSORS = ("put", "get", "free", "eval")
 PACKETS = ("dissect", "classify", "balance", "rules.put", "rules.delete", "rules.list")
-BUILT_IN = {"echo", *(f"matrix.{name}" for name in (*MATRIX, *TENSORS)), *(f"packets.{name}" for name in PACKETS)}
+BUILT_IN = {
+    "echo",
+    "agents.assign",
+    *(f"matrix.{name}" for name in (*MATRIX, *TENSORS)),
+    *(f"packets.{name}" for name in PACKETS),
+}
 OPERATION = """
 from aikoryu.gpu.operation import operation
 
