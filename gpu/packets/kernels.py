@@ -18,7 +18,7 @@ from ..device import Device
 from .columns import DTYPES, FIELDS
 from .flat import Flat
 from .frames import Frames
-from .source import source
+from .source import kernel_names, source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,6 +161,22 @@ class PacketKernels:
         launch = _compiled() if device.is_cuda else None
         return None if launch is None else cls(device, launch)
 
+    @property
+    def device(self) -> Device:
+        """Where they run."""
+        return self._device
+
+    def launch(self, name: str, threads: int, *arguments: Tensor | int | None) -> None:
+        """Enqueues a kernel all of whose arguments are addresses and 64-bit numbers.
+
+        Args:
+            name: of the kernel.
+            threads: how many; none is launched for 0.
+            arguments: tensors on the device, contiguous and held until the stream has come here; None is null.
+        """
+        words = [np.uint64(each) if isinstance(each, int) else _pointer(each) for each in arguments]
+        self._launch(name, threads, words)
+
     def dissect(self, frames: DeviceFrames, names: Sequence[str]) -> dict[str, Tensor]:
         """Columns of packets: (n,) each."""
         import torch
@@ -277,7 +293,7 @@ def _compiled() -> Launch | None:
         return None
     module = cupy.RawModule(code=source(), options=("--std=c++17",))
     try:
-        functions = {name: module.get_function(name) for name in ("dissect", "classify", "balance")}
+        functions = {name: module.get_function(name) for name in kernel_names()}
     except RuntimeError as error:
         _log.warning("packets run on the host: CuPy cannot compile", reason=str(error))
         return None

@@ -5,6 +5,7 @@ It needs no header, so NVRTC compiles it; and nothing in it needs a GPU but `blo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from functools import cache
@@ -12,7 +13,11 @@ from importlib.resources import files
 
 import numpy as np
 
+from ...netio import tcp_state
 from ...netio.dissect import MAX_PASSES, REPEATED
+from ...netio.flow_batch import Reason
+from ...netio.flow_key import HAS_PORTS, UNTAGGED, WORDS
+from ...netio.flow_record import FIRST, FLAGS, MOST_REPEATS, RECORD
 from ...netio.layers import kinds
 from ...netio.layers.kinds import Kind
 from ...netio.layers.tunnels import MAX_GTP_EXTENSIONS
@@ -20,10 +25,11 @@ from ...netio.layers.walk import MAX_IP_HEADERS, MAX_TAGS, PARTIAL_COLUMNS
 from ...netio.layers.wireless import MAX_PRESENT_WORDS
 from ...netio.packets import HEADER_DTYPES, NO_LABEL, NO_VLAN, PACKET_DTYPES, Error, Tunnel
 from .flat import ENUMS, NO_RULE
+from .flow_layout import ARRIVAL, BEGINS, DUE, PART, SLOTS
 
-FILES = ("dissect.cu", "classify.cu")
+FILES = ("dissect.cu", "classify.cu", "flows.cu")
 
-_TYPES = {"uint8": "u8", "bool": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64"}
+_TYPES = {"uint8": "u8", "bool": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64", "int64": "i64"}
 
 _NUMBERS = """\
 typedef unsigned char u8;
@@ -54,7 +60,14 @@ __device__ static inline void store(const Out& out, u64 row, u32 number, T value
 @cache
 def source() -> str:
     """All kernels, as C++."""
-    return "\n".join([_NUMBERS, *_prelude(), *(files(__package__).joinpath(name).read_text() for name in FILES)])
+    texts = [files(__package__).joinpath(name).read_text() for name in FILES]
+    return "\n".join([_NUMBERS, *_prelude(), *_flow_prelude(), *texts])
+
+
+@cache
+def kernel_names() -> tuple[str, ...]:
+    """What can be launched."""
+    return tuple(re.findall(r"__global__ void (\w+)\(", source()))
 
 
 def _prelude() -> Iterable[str]:
@@ -95,6 +108,35 @@ def _prelude() -> Iterable[str]:
         yield _constants(name, members)
 
 
+def _flow_prelude() -> Iterable[str]:
+    """The same of flows."""
+    limits = {
+        "KEY_WORDS": WORDS,
+        "FIRST": FIRST,
+        "FLAGS": FLAGS,
+        "MOST_REPEATS": MOST_REPEATS,
+        "REPEATED_KINDS": len(tcp_state.REPEATED),
+        "UNTAGGED": f"{UNTAGGED}ull",
+        "TCP": tcp_state.TCP,
+        "UDP": tcp_state.UDP,
+    }
+    yield "\n".join(f"#define {name} {value}" for name, value in limits.items())
+    yield _constants("Letter", _members(tcp_state.Kind))
+    yield _constants("Reason", _members(Reason))
+    yield _constants("Slot", SLOTS)
+    yield _constants("Begins", BEGINS)
+    yield _constants("Due", DUE)
+    yield _table("has_ports", dict.fromkeys(np.flatnonzero(HAS_PORTS).tolist(), 1))
+    yield _table("repeated_place", {kind: place + 1 for place, kind in enumerate(tcp_state.REPEATED)})
+    # By the lowest five flags, and whether there is payload.
+    flags = np.arange(64, dtype=np.uint16)
+    kinds_of = tcp_state.kinds(np.full(64, tcp_state.TCP, np.uint8), flags & np.uint16(31), flags >> np.uint16(5))
+    yield f"__device__ static const u8 tcp_kinds[64] = {{{', '.join(map(str, kinds_of.tolist()))}}};"
+    yield _record("Record", RECORD)
+    yield _record("Part", PART, {RECORD: "Record"})
+    yield _record("Arrival", ARRIVAL)
+
+
 def _members(numbers: type[IntEnum]) -> dict[str, int]:
     return {member.name: member.value for member in numbers}
 
@@ -112,6 +154,15 @@ def _table(name: str, values: Mapping[int, int]) -> str:
 def _struct(name: str, dtypes: Mapping[str, np.dtype[np.generic]]) -> str:
     fields = "".join(f"    {_TYPES[dtype.name]} {field};\n" for field, dtype in dtypes.items())
     return f"struct {name} {{\n{fields}}};"
+
+
+def _record(name: str, dtype: np.dtype[np.void], structs: Mapping[np.dtype[np.void], str] | None = None) -> str:
+    """The struct that lies in memory as rows of the dtype do."""
+    fields = ""
+    for field, (member, *_) in (dtype.fields or {}).items():
+        kind, sizes = member.base, "".join(f"[{size}]" for size in member.shape)
+        fields += f"    {(structs or {}).get(kind) or _TYPES[kind.name]} {field}{sizes};\n"
+    return f'struct {name} {{\n{fields}}};\nstatic_assert(sizeof({name}) == {dtype.itemsize}, "{name}");'
 
 
 def _stores(signature: str, first: str, dtypes: Mapping[str, np.dtype[np.generic]]) -> str:

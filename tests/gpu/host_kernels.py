@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aikoryu.gpu.packets.source import source
+from aikoryu.gpu.packets.source import kernel_names, source
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
@@ -23,24 +23,34 @@ _HOST = """
 #define __ffsll __builtin_ffsll
 struct Dim { unsigned x; };
 static Dim blockIdx, threadIdx, blockDim = {1};
+static unsigned long long atomicCAS(unsigned long long* at, unsigned long long expected, unsigned long long value) {
+    const unsigned long long was = *at;
+    if (was == expected) *at = value;
+    return was;
+}
 """
 
 
 @cache
-def compiled() -> Callable[[str, int, Sequence[Any]], None]:
-    """What launches the kernels, as `kernels.Launch` has it."""
+def compiled(*, backwards: bool = False) -> Callable[[str, int, Sequence[Any]], None]:
+    """What launches the kernels, as `kernels.Launch` has it.
+
+    Args:
+        backwards: the last thread runs first: what a kernel does must not depend on it.
+    """
     with tempfile.TemporaryDirectory() as folder:  # a library that is loaded needs no file
-        return _compiled(Path(folder))
+        return _compiled(Path(folder), "threads - 1 - thread" if backwards else "thread")
 
 
-def _compiled(folder: Path) -> Callable[[str, int, Sequence[Any]], None]:
+def _compiled(folder: Path, order: str) -> Callable[[str, int, Sequence[Any]], None]:
     assert COMPILER is not None, "tests skip without one"
     code, library = folder / "kernels.cpp", folder / "kernels.so"
     # Loops over threads are the compiler's too: a call from Python takes longer than a packet.
     loops = [
         f'extern "C" void all_{name}(unsigned threads, const u64* a) {{\n'
-        f"    for (blockIdx.x = 0; blockIdx.x < threads; blockIdx.x++) {name}({_passed(name)});\n}}\n"
-        for name in ("dissect", "classify", "balance")
+        f"    for (unsigned thread = 0; thread < threads; thread++) {{\n"
+        f"        blockIdx.x = {order};\n        {name}({_passed(name)});\n    }}\n}}\n"
+        for name in kernel_names()
     ]
     code.write_text(_HOST + source() + "".join(loops))
     command = [COMPILER, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
