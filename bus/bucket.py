@@ -48,9 +48,9 @@ class Bucket:
         self._bus = subjects.root
         self._kind = kind
         self._what = key
-        self._name = f"{subjects.prefix}-{subjects.namespace}-{kind}".replace(".", "-")
+        self._name = subjects.stream(kind)
         self.stream = f"KV_{self._name}"
-        self._events = f"{subjects.prefix}.{kind}.v1.{subjects.namespace}"
+        self._events = subjects.kept(kind)
 
     def config(self, marker_s: int, **more: Any) -> dict[str, Any]:
         """The bucket as JetStream's configuration of a stream.

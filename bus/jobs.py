@@ -141,14 +141,25 @@ def consumer(names: JobSubjects, operation: str, settings: JobSettings) -> dict[
 
     It knows no `max_deliver`: the server would leave a job in the stream, undelivered. Workers count instead.
     """
+    work = work_consumer(consumer_name(operation), names.job("*", operation), settings.ack_wait_s)
+    return work | {"num_replicas": settings.replicas}
+
+
+def work_consumer(name: str, subjects: str, ack_wait_s: float) -> dict[str, Any]:
+    """A consumer that hands each message to one of those who pull, and again if that one falls silent.
+
+    Args:
+        name: of the consumer.
+        subjects: whose messages.
+        ack_wait_s: of silence, after which another gets a message.
+    """
     return {
-        "durable_name": consumer_name(operation),
-        "filter_subject": names.job("*", operation),
+        "durable_name": name,
+        "filter_subject": subjects,
         "ack_policy": "explicit",
-        "ack_wait": int(settings.ack_wait_s * _S),
-        "max_ack_pending": -1,  # workers bound what they take
+        "ack_wait": int(ack_wait_s * _S),
+        "max_ack_pending": -1,  # who pulls bounds what it takes
         "max_waiting": 4096,
-        "num_replicas": settings.replicas,
     }
 
 

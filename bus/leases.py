@@ -68,8 +68,12 @@ class Leases:
     async def open(cls, jetstream: JetStream, subjects: Subjects, holder: str, clock: Clock = boottime) -> Leases:
         """Make the bucket, unless it is there. Raises as `JetStream.ensure_stream`."""
         leases = cls(jetstream, subjects, holder, clock)
-        await leases._bucket.ensure()
+        await leases.ensure()
         return leases
+
+    async def ensure(self) -> None:
+        """Make the bucket, unless it is there. Raises as `JetStream.ensure_stream`."""
+        await self._bucket.ensure()
 
     @asynccontextmanager
     async def hold(self, name: str, *, ttl_s: int) -> AsyncIterator[Lease]:

@@ -16,6 +16,7 @@ from .jetstream import WRONG_LAST_SEQUENCE, JetStream, NoAnswer, Refused, Unavai
 from .log_entry import Entry, Kind, Write, decode
 from .subjects import Subjects, check_tokens
 
+LOG = "log"
 # How long an append tries to find out what became of it, and waits for one answer, s.
 PATIENCE_S = 10.0
 ANSWER_WITHIN_S = 2.0
@@ -80,9 +81,8 @@ class PartitionLog:
             Others as `JetStream.ensure_stream`.
         """
         check_tokens(name, "log")
-        stream = f"{subjects.prefix}-{subjects.namespace}-log".replace(".", "-")
-        # Not below the subjects that agents may publish.
-        root = f"{subjects.prefix}.log.v1.{subjects.namespace}"
+        stream = subjects.stream(LOG)
+        root = subjects.kept(LOG)
         await jetstream.ensure_stream(
             {
                 "name": stream,

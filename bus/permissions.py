@@ -15,15 +15,19 @@ from typing import Any
 
 from .discovery import NAME
 from .jobs import JobSubjects
+from .leases import LEASES
+from .partition_log import LOG
 from .subjects import Subjects, check_tokens
 
 WORKER = "worker"
 OPERATOR = "operator"
 RECORDER = "recorder"
 
-# What workers keep beside jobs: the last word of a bucket's and of a stream's name.
-LEASES = "leases"
-LOG = "log"
+# What agents keep to coordinate: the last word of a bucket's or of a stream's name.
+LOCKS = "locks"
+SHARED = "shared"
+TASKS = "tasks"
+BURIED = "buried"
 
 # How often, and for how long after it came, an agent may answer a request. One answer would not do: the question
 # whether the caller still listens is a message to the same inbox, and a frame's rows may be answered one by one.
@@ -70,6 +74,12 @@ def inbox(name: str) -> str:
     return f"_INBOX_{name}"
 
 
+def user_of(inbox_prefix: str) -> str:
+    """Whose inbox prefix this is; empty for none of such a user."""
+    user = inbox_prefix.removeprefix("_INBOX_")
+    return "" if user == inbox_prefix or "." in user else user
+
+
 def users(
     subjects: Subjects,
     callers: Iterable[str],
@@ -107,8 +117,13 @@ def users(
 
 
 def caller(subjects: Subjects, name: str) -> User:
-    """Asks workers and agents, at once or for later, and hears nothing but the answers."""
-    return User(name, _asks(subjects), (_all(name),), never=(f"{subjects.root}.topic.>", *_not_asked(subjects)))
+    """Asks workers and agents, at once or for later, and hears nothing but the answers, and which agents there are."""
+    return User(
+        name,
+        _asks(subjects),
+        (_all(name), f"{subjects.presence}.*"),
+        never=(f"{subjects.root}.topic.>", f"{subjects.presence}.*", *_not_asked(subjects)),
+    )
 
 
 def agent(subjects: Subjects, name: str) -> User:
@@ -119,8 +134,12 @@ def agent(subjects: Subjects, name: str) -> User:
     """
     return User(
         name,
-        _asks(subjects),
-        (_all(name), f"{subjects.root}.agent.{name}.>", f"{subjects.root}.topic.>"),
+        (*_asks(subjects), *_coordinates(subjects)),
+        (
+            *(_all(name), f"{subjects.root}.agent.{name}.>", f"{subjects.root}.topic.>"),
+            *(subjects.presence, f"{subjects.presence}.*"),
+            *(_kept_under(subjects, kind) for kind in (LOCKS, SHARED)),
+        ),
         never=_not_asked(subjects),
         answers=True,
     )
@@ -229,21 +248,37 @@ def _takes(subjects: Subjects) -> list[str]:
 
 def _keeps(subjects: Subjects) -> list[str]:
     """What a worker publishes to hold leases, and to write and read logs."""
-    leases, log = _stream(subjects, LEASES), _stream(subjects, LOG)
+    log = subjects.stream(LOG)
     return [
-        *(f"$KV.{leases}.>", _kept_under(subjects, LOG)),
-        *(f"$JS.API.STREAM.{verb}.KV_{leases}" for verb in ("INFO", "MSG.GET")),
+        *_bucket(subjects, LEASES),
+        _kept_under(subjects, LOG),
         *(f"$JS.API.{verb}.{log}" for verb in ("STREAM.INFO", "STREAM.MSG.GET", "STREAM.PURGE", "DIRECT.GET")),
     ]
 
 
-def _stream(subjects: Subjects, kept: str) -> str:
-    return f"{subjects.prefix}-{subjects.namespace}-{kept}".replace(".", "-")
+def _coordinates(subjects: Subjects) -> list[str]:
+    """What an agent publishes to hold locks, share values, and put, claim and bury tasks."""
+    tasks, dead = subjects.stream(TASKS), subjects.stream(BURIED)
+    return [
+        *_bucket(subjects, LOCKS),
+        *_bucket(subjects, SHARED),
+        f"$JS.API.DIRECT.GET.KV_{subjects.stream(SHARED)}",
+        *(_kept_under(subjects, kind) for kind in (TASKS, BURIED)),
+        *(f"$JS.API.{verb}.{dead}" for verb in ("STREAM.INFO", "DIRECT.GET")),
+        f"$JS.API.STREAM.INFO.{tasks}",
+        *(f"$JS.API.CONSUMER.{verb}.{tasks}.>" for verb in ("CREATE", "MSG.NEXT")),
+        f"$JS.ACK.{tasks}.>",
+    ]
+
+
+def _bucket(subjects: Subjects, kind: str) -> list[str]:
+    """What is published to change the keys of a bucket, and to read them."""
+    name = subjects.stream(kind)
+    return [f"$KV.{name}.>", *(f"$JS.API.STREAM.{verb}.KV_{name}" for verb in ("INFO", "MSG.GET"))]
 
 
 def _kept_under(subjects: Subjects, kept: str) -> str:
-    """Not below the root, where callers and agents publish."""
-    return f"{subjects.prefix}.{kept}.v1.{subjects.namespace}.>"
+    return f"{subjects.kept(kept)}.>"
 
 
 def _value(value: object) -> str:

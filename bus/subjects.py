@@ -58,6 +58,14 @@ class Subjects:
     def presence(self) -> str:
         return f"{self.root}.presence"
 
+    def kept(self, kind: str) -> str:
+        """Below which the messages lie that streams of a kind keep: not the root, where callers publish."""
+        return f"{self.prefix}.{kind}.v1.{self.namespace}"
+
+    def stream(self, kind: str) -> str:
+        """The name of the stream, or bucket, of a kind; a stream's name has no dots."""
+        return f"{self.prefix}-{self.namespace}-{kind}".replace(".", "-")
+
     @lru_cache(maxsize=4096)  # noqa: B019 - a frozen value, one or two in a process
     def operation(self, name: str, partition: int | None = None) -> str:
         """The subject of an operation, `matrix.matmul` or `models.embed.<model>`.
