@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 import trustme
 
+from aikoryu.agents.announcements import Announced
 from aikoryu.agents.jobs import Jobs
+from aikoryu.agents.lookout import Lookout
+from aikoryu.agents.presence import Presence
 from aikoryu.bus.client import Client
 from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.errors import ConnectionFailed
@@ -197,6 +200,22 @@ async def test_a_caller_cannot_answer_for_a_worker(connect: Connect) -> None:
     assert await publishes(worker, request.reply, b"answer")
     await alice.flush()
     assert answered.payloads == [b"answer"]
+
+
+async def test_a_caller_finds_agents(connect: Connect) -> None:
+    alice, planner = await connect("alice"), await connect("planner")
+    plan = Announced("planner", frozenset({"plan"}), ("plan",))
+    presence = Presence(
+        planner, Subjects(), "p1", lambda: [plan], dict[str, float], ttl_s=5.0, reply_prefixes=PREFIXES
+    )
+    await presence.start()
+    lookout = Lookout(alice, Subjects())
+    assert [entry.process for entry in await lookout.find(capabilities={"plan"})] == ["p1"]
+    await presence.stop()
+    await planner.flush()
+    await alice.flush()
+    assert await lookout.find("planner") == []
+    await lookout.close()
 
 
 async def test_an_agent_answers_only_who_asked(connect: Connect) -> None:
