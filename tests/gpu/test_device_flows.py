@@ -14,12 +14,13 @@ from aikoryu.gpu.cuda import CudaDevice  # noqa: E402 - only where the extra is
 from aikoryu.gpu.device import Device  # noqa: E402
 from aikoryu.gpu.packets import device_flows  # noqa: E402
 from aikoryu.gpu.packets.columns import column_of  # noqa: E402
+from aikoryu.gpu.packets.device_flow_runs import sorted_rows  # noqa: E402
 from aikoryu.gpu.packets.device_flows import DeviceFlowTable  # noqa: E402
 from aikoryu.gpu.packets.flow_layout import CHUNK  # noqa: E402
 from aikoryu.gpu.packets.kernels import DeviceFrames, PacketKernels  # noqa: E402
 from aikoryu.netio import flow_table  # noqa: E402
 from aikoryu.netio.flow_cuts import BadTable, Timeouts  # noqa: E402
-from aikoryu.netio.flow_key import KeyChoice  # noqa: E402
+from aikoryu.netio.flow_key import FlowKeys, KeyChoice  # noqa: E402
 from aikoryu.netio.flow_table import FlowTable  # noqa: E402
 from aikoryu.netio.flows import NAMES, Flows, Reason  # noqa: E402
 from aikoryu.netio.packets import HEADER_DTYPES, NO_VLAN, PACKET_DTYPES, Headers, Packets  # noqa: E402
@@ -181,7 +182,7 @@ def add(table: DeviceFlowTable, given: Traffic) -> Flows:
     return table.update(columns, on_device(device, given.time_ns), on_device(device, given.wire))
 
 
-def on_device(device: Device, column: Array) -> torch.Tensor:
+def on_device(device: Device, column: Array) -> Any:
     return torch.from_numpy(column.copy()).to(device.place)
 
 
@@ -335,14 +336,13 @@ def test_keys_whose_hashes_agree_are_told_apart(kernels: PacketKernels, monkeypa
     )
     columns["tunnel_id"][:] = last & np.uint64(MOST_U4)
     both = Both(kernels, KeyChoice(vlan=True, tunnel=True), Timeouts(300, 900))
-    sorted_rows = device_flows.DeviceRuns.of.__globals__["sorted_rows"]
     asked: list[int] = []
 
-    def counted(words: torch.Tensor) -> torch.Tensor:
+    def counted(words: Any) -> Any:
         asked.append(len(words))
         return sorted_rows(words)
 
-    monkeypatch.setitem(device_flows.DeviceRuns.of.__globals__, "sorted_rows", counted)
+    monkeypatch.setattr("aikoryu.gpu.packets.device_flow_runs.sorted_rows", counted)
     flows = both.run(given, [500, 600])
     assert len(np.unique(flows.tunnel_id)) > 20
     assert asked == [500, 100, 1400]
@@ -350,8 +350,6 @@ def test_keys_whose_hashes_agree_are_told_apart(kernels: PacketKernels, monkeypa
 
 def last_words(given: Traffic) -> Array:
     """Of each key, what gives it the hash that all shall have: (n,) uint64."""
-    from aikoryu.netio.flow_key import FlowKeys
-
     words = FlowKeys.of(given.packets, KeyChoice(tunnel=True), slice(None)).words
     before = np.zeros(len(given), np.uint64)
     for word in (np.full(len(given), 7, np.uint64), *words[:5]):
