@@ -1,8 +1,29 @@
-"""The SDK: what an agent asks of the bus."""
+"""The SDK: agents, and what they ask of the bus."""
 
+from .agent import Agent
+from .app import App
 from .bus import Bus, connect, open_transport, session
+from .call import Call
+from .handler import handler, on
 from .matrix import Matrix
+from .message import Message
 from .models import Models
+from .peer import Peer
 from .tensors import Handle
 
-__all__ = ["Bus", "Handle", "Matrix", "Models", "connect", "open_transport", "session"]
+__all__ = [
+    "Agent",
+    "App",
+    "Bus",
+    "Call",
+    "Handle",
+    "Matrix",
+    "Message",
+    "Models",
+    "Peer",
+    "connect",
+    "handler",
+    "on",
+    "open_transport",
+    "session",
+]

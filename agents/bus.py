@@ -17,6 +17,8 @@ from .jobs import Jobs
 from .matrix import Matrix
 from .models import Models
 from .packets import Network
+from .peer import Agents
+from .topics import Publisher
 
 
 class Bus:
@@ -25,6 +27,7 @@ class Bus:
     Attributes:
         matrix: matrix operations, and tensors that stay with a worker.
         models: neural networks.
+        agents: agents, to be asked; and topics to publish to.
         packets: packets dissected, classified, and balanced over back ends.
         call: any operation, one row; see `bus.client.Client.call`.
         call_many: any operation, many rows at once; see `Client.call_many`.
@@ -35,8 +38,9 @@ class Bus:
         client: asks for all of them; for what sends frames of its own.
     """
 
-    def __init__(self, client: Client, transport: Transport, partitions: int, jobs: Jobs) -> None:
+    def __init__(self, client: Client, transport: Transport, partitions: int, jobs: Jobs, publisher: Publisher) -> None:
         self.client = client
+        self.agents = Agents(client, publisher)
         self.matrix = Matrix(client, partitions)
         self.models = Models(client)
         self.packets = Network(client, partitions)
@@ -84,10 +88,12 @@ async def session(transport: Transport, settings: Settings) -> AsyncIterator[Bus
     subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
     client = Client(transport, subjects, timeout_s=settings.bus.timeout_s, frame_bytes=settings.bus.frame_bytes)
     jobs = Jobs(transport, subjects, settings.bus.timeout_s)
+    publisher = Publisher(transport, subjects, settings.bus.frame_bytes)
     await client.start()
     try:
-        yield Bus(client, transport, settings.bus.partitions, jobs)
+        yield Bus(client, transport, settings.bus.partitions, jobs, publisher)
     finally:
+        await publisher.close()
         await jobs.close()
         await client.close()
 

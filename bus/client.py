@@ -16,6 +16,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from .columns import pack
+from .deadline import FOREVER, inherited_s, until
 from .errors import BadFrame, BadParameter, BusError, Closed, Disconnected, Expired, NoWorker
 from .frames import Cancel, decode_reply, encode
 from .outbox import Building, Envelope, as_columns, as_row, cuts, encode_parameters, rows_of, type_key
@@ -49,12 +50,13 @@ class Client:
         number: by which workers tell clients apart.
         largest_bytes: most bytes of columns one frame can carry.
         subjects: the bus's subject tree.
+        timeout_s: how long a call waits unless it says otherwise.
     """
 
     def __init__(self, transport: Transport, subjects: Subjects, *, timeout_s: float, frame_bytes: int) -> None:
         self._transport = transport
         self.subjects = subjects
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self.largest_bytes = transport.max_payload - FRAME_OVERHEAD
         self._frame_bytes = min(frame_bytes, self.largest_bytes)
         self.number = secrets.randbits(63) | 1
@@ -109,6 +111,8 @@ class Client:
         Returns:
             A future; cancel it, or the task that awaits it, to withdraw the row. It raises the bus's errors.
         """
+        if until.get() != FOREVER:
+            timeout_s = inherited_s(self.timeout_s if timeout_s is None else timeout_s)
         types = type_key(row)
         if types is None:
             row = as_row(row)
@@ -155,6 +159,8 @@ class Client:
             RowsFailed: some rows got an error; it carries the others' answers.
         """
         encoded = encode_parameters(parameters)
+        if until.get() != FOREVER:
+            timeout_s = inherited_s(self.timeout_s if timeout_s is None else timeout_s)
         envelope = self._envelope(operation, encoded, timeout_s, priority, idempotent)
         packable = as_columns(columns)
         whole = Gathered(rows_of(packable))
@@ -204,6 +210,8 @@ class Client:
             An async iterator of the answers' columns, one a chunk. Leaving it cancels what is under way.
         """
         encoded = encode_parameters(parameters)
+        if until.get() != FOREVER:
+            timeout_s = inherited_s(self.timeout_s if timeout_s is None else timeout_s)
         return Stream(self, self._envelope(operation, encoded, timeout_s, priority, False)).answers(source)
 
     async def close(self) -> None:
@@ -238,7 +246,7 @@ class Client:
         self, operation: str, parameters: bytes, timeout_s: float | None, priority: int, idempotent: bool
     ) -> Envelope:
         subject = self.subjects.asked(operation)
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         if not timeout_s <= MAX_TIMEOUT_S:  # or not a number
             raise BadParameter(f"timeout_s is {timeout_s}: use at most {MAX_TIMEOUT_S:g} s")
         if priority not in (-1, 0, 1):

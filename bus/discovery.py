@@ -17,7 +17,8 @@ from .service import Endpoint, Service
 from .subjects import queue_group
 from .transport import Message, Subscription, Transport
 
-NAME = "aikoryu"
+NAME = "aikoryu"  # of workers, as a service
+AGENTS = "aikoryu-agents"  # of processes that have agents
 LONGEST_ERROR = 200  # characters of `last_error`; a caller's own text may be in it
 _TYPE = "io.nats.micro.v1.{}_response"
 
@@ -33,15 +34,27 @@ class Discovery:
         instance: this worker's id, unique on the bus.
         version: SemVer of the service.
         details: gives, for an operation, figures of its own to add to its statistics.
+        service_name, description: what it is, as a service.
     """
 
-    def __init__(self, transport: Transport, service: Service, instance: str, version: str, details: Details) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        service: Service,
+        instance: str,
+        version: str,
+        details: Details,
+        *,
+        service_name: str = NAME,
+        description: str = "Aikoryu worker: batches agents' requests for a device",
+    ) -> None:
         self._transport = transport
         self._service = service
         self._details = details
         self._started = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         self._outgoing = Outgoing(transport)
-        self._identity = {"name": NAME, "id": instance, "version": version, "metadata": {}}
+        self._description = description
+        self._identity = {"name": service_name, "id": instance, "version": version, "metadata": {}}
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
@@ -49,7 +62,8 @@ class Discovery:
         identity = self._identity
         answers = {"PING": dict, "INFO": self._info, "STATS": self._stats}
         for verb, answer in answers.items():
-            for subject in (f"$SRV.{verb}", f"$SRV.{verb}.{NAME}", f"$SRV.{verb}.{NAME}.{identity['id']}"):
+            named = f"$SRV.{verb}.{identity['name']}"
+            for subject in (f"$SRV.{verb}", named, f"{named}.{identity['id']}"):
                 self._subscriptions.append(await self._transport.subscribe(subject, self._answering(verb, answer)))
 
     async def stop(self) -> None:
@@ -71,7 +85,7 @@ class Discovery:
         endpoints = [
             {**_address(endpoint), "metadata": endpoint.metadata} for endpoint in self._service.endpoints.values()
         ]
-        return {"description": "Aikoryu worker: batches agents' requests for a device", "endpoints": endpoints}
+        return {"description": self._description, "endpoints": endpoints}
 
     def _stats(self) -> dict[str, Any]:
         endpoints = [self._figures(endpoint) for endpoint in self._service.endpoints.values()]
@@ -90,8 +104,8 @@ class Discovery:
         }
 
 
-async def discover(transport: Transport, wait_s: float) -> list[dict[str, Any]]:
-    """Ask every worker on the bus for its identity, endpoints and statistics.
+async def discover(transport: Transport, wait_s: float, service_name: str = NAME) -> list[dict[str, Any]]:
+    """Ask every worker on the bus, or whoever else is of a service's name, for its identity, endpoints and statistics.
 
     Returns:
         One map a worker that answered within `wait_s` seconds: the fields of STATS, each endpoint with the metadata
@@ -107,7 +121,7 @@ async def discover(transport: Transport, wait_s: float) -> list[dict[str, Any]]:
 
     subscription = await transport.subscribe(inbox, on_answer)
     for verb in ("STATS", "INFO"):
-        await transport.publish(f"$SRV.{verb}.{NAME}", b"", inbox)
+        await transport.publish(f"$SRV.{verb}.{service_name}", b"", inbox)
     await asyncio.sleep(wait_s)
     await subscription.unsubscribe()
     workers = [body for (kind, _), body in found.items() if kind == _TYPE.format("stats")]

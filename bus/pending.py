@@ -94,7 +94,7 @@ class Pending:
         for error in reply.err:
             count = error.n or self.rows - error.row
             self._check(error.row, count)
-            self.fail_rows(error.row, count, _exception(error))
+            self.fail_rows(error.row, count, exception_of(error))
         if reply.at:
             total = 0
             for first, count in reply.at:
@@ -314,7 +314,8 @@ def _owned(values: Any) -> Iterable[Any]:
     return map(np.ndarray.copy, values) if isinstance(values, np.ndarray) and values.ndim > 1 else values
 
 
-def _exception(error: RowError) -> BusError:
+def exception_of(error: RowError) -> BusError:
+    """The exception for an error of a reply; codes that this side does not know are kept."""
     made = from_wire(error.code, error.msg)
     if isinstance(made, Busy) and error.retry_ms:
         made.retry_after_s = error.retry_ms / 1000

@@ -13,26 +13,32 @@ from typing import TYPE_CHECKING
 from .bus.errors import (
     BadColumn,
     BadFrame,
+    BadMessage,
     BadParameter,
     BadValue,
     BadVersion,
     BusError,
     Busy,
+    CallCycle,
     Closed,
     ConnectionFailed,
+    Declined,
     Disconnected,
     EngineLost,
     Expired,
+    HandlerFailed,
+    NoHandler,
     NoTensor,
     NotOwner,
     NoWorker,
     OperationFailed,
     OutOfStep,
     TooLarge,
+    WrongKind,
 )
 
 if TYPE_CHECKING:
-    from .agents import Bus, Handle, connect
+    from .agents import Agent, App, Bus, Call, Handle, Message, connect, handler, on
     from .agents.jobs import Job, NoResult
     from .bus.pending import RowsFailed
     from .config import ConfigError, Settings
@@ -40,22 +46,31 @@ if TYPE_CHECKING:
     from .gpu.operation import Operation, operation
 
 __all__ = [
+    "Agent",
+    "App",
     "BadColumn",
     "BadFrame",
+    "BadMessage",
     "BadParameter",
     "BadValue",
     "BadVersion",
     "Bus",
     "BusError",
     "Busy",
+    "Call",
+    "CallCycle",
     "Closed",
     "ConfigError",
     "ConnectionFailed",
+    "Declined",
     "Disconnected",
     "EngineLost",
     "Expired",
     "Handle",
+    "HandlerFailed",
     "Job",
+    "Message",
+    "NoHandler",
     "NoResult",
     "NoTensor",
     "NoWorker",
@@ -66,22 +81,31 @@ __all__ = [
     "RowsFailed",
     "Settings",
     "TooLarge",
+    "WrongKind",
     "connect",
+    "handler",
     "load_settings",
+    "on",
     "operation",
 ]
 
 _LATER = {
+    "Agent": ("agents", "Agent"),
+    "App": ("agents", "App"),
     "Bus": ("agents", "Bus"),
+    "Call": ("agents", "Call"),
     "ConfigError": ("config", "ConfigError"),
     "Handle": ("agents", "Handle"),
     "Job": ("agents.jobs", "Job"),
+    "Message": ("agents", "Message"),
     "NoResult": ("agents.jobs", "NoResult"),
     "Operation": ("gpu.operation", "Operation"),
     "RowsFailed": ("bus.pending", "RowsFailed"),
     "Settings": ("config", "Settings"),
     "connect": ("agents", "connect"),
+    "handler": ("agents", "handler"),
     "load_settings": ("config", "load"),
+    "on": ("agents", "on"),
     "operation": ("gpu.operation", "operation"),
 }
 

@@ -1,0 +1,76 @@
+"""Agents: a class whose methods can be called, and one that lives in a process under a name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from .handler import Handler, TopicHandler, handlers_of
+from .mailbox import Mailbox
+
+NAME = "__aikoryu_name__"  # attribute of a class or a tool: what it is called on the bus
+KIND = "__aikoryu_kind__"  # attribute of a tool: its kind
+
+CONCURRENCY = 8
+MAILBOX = 256
+
+
+class Agent:
+    """Base of agents: `@app.agent("name")` above the class, `@handler` or `@on` above its methods.
+
+    One object serves all calls of its process, up to the agent's concurrency of them at once, on one event loop: while
+    a handler awaits, others run on the same object.
+    """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kind:
+    """What agents of one class have in common, read once.
+
+    Attributes:
+        handlers: by name.
+        topics: what they hear.
+        metadata: what discovery tells of each handler.
+    """
+
+    handlers: dict[str, Handler]
+    topics: list[TopicHandler]
+    metadata: dict[str, dict[str, str]]
+
+
+@lru_cache(maxsize=4096)
+def kind_of(cls: type) -> Kind:
+    """What the methods of a class say.
+
+    Raises:
+        TypeError: a method is none that can be called so, or there is none.
+    """
+    handlers, topics = handlers_of(cls)
+    if not handlers and not topics:
+        raise TypeError(f"{cls.__qualname__} is no agent: put @handler or @on above one of its methods")
+    return Kind(handlers, topics, {name: each.metadata for name, each in handlers.items()})
+
+
+class Resident:
+    """One agent of this process.
+
+    Attributes:
+        name: what it is called on the bus.
+        agent: the object whose methods run.
+        kind: what its class says.
+        capabilities: by which others find it.
+        mailbox: what it has been asked.
+    """
+
+    __slots__ = ("agent", "capabilities", "kind", "mailbox", "name")
+
+    def __init__(
+        self, name: str, agent: Any, kind: Kind, capabilities: Iterable[str], concurrency: int, mailbox: int
+    ) -> None:
+        self.name = name
+        self.agent = agent
+        self.kind = kind
+        self.capabilities = capabilities if isinstance(capabilities, frozenset) else frozenset(capabilities)
+        self.mailbox: Mailbox[Any] = Mailbox(concurrency, mailbox)

@@ -1,0 +1,211 @@
+"""The host: takes what the agents of this process are asked, and runs it as their mailboxes allow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from ..bus.columns import unpack
+from ..bus.errors import BadColumn, BadFrame, BusError, Busy, Cancelled, Expired, WrongKind
+from ..bus.frames import row_error
+from ..bus.service import Held, Service
+from .agent import Resident
+from .handler import Handler
+from .producer import Producer
+from .replies import Asked, Replies
+from .run import Run
+
+PROBE_S = 0.5  # a call that has run so long: ask the server whether its caller is still there
+PROBE_AGAIN_S = 5.0  # before the same caller is asked again
+NEVER = float("inf")
+
+
+class Host:
+    """Serves agents over one service.
+
+    Args:
+        service: where frames come from.
+        process: this process's name, told with each answer.
+        bus: what handlers ask through.
+
+    Attributes:
+        residents: the agents that are served, by name.
+    """
+
+    def __init__(self, service: Service, process: str, bus: Any) -> None:
+        self.residents: dict[str, Resident] = {}
+        self._service = service
+        self._bus = bus
+        self._replies = Replies(service, process)
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[Run, float] = {}  # since when
+        self._sweep_at = NEVER
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._prober: asyncio.TimerHandle | None = None
+        self._asked: dict[int, float] = {}
+        service.on_cancel = self._on_cancel
+
+    async def serve(self, resident: Resident) -> None:
+        """Take calls of an agent's handlers from now on."""
+        self.residents[resident.name] = resident
+        kind = resident.kind
+        if kind.handlers:
+            accepts = {name: partial(self._accept, resident, handler) for name, handler in kind.handlers.items()}
+            await self._service.serve_handlers(resident.name, accepts, kind.metadata)
+
+    async def stop(self) -> None:
+        """End what still runs; after the drain."""
+        tasks = [run.task for run in self._running if run.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for timer in (self._sweeper, self._prober):
+            if timer is not None:
+                timer.cancel()
+
+    def _accept(self, resident: Resident, handler: Handler, held: Held) -> None:
+        """Take a frame: every row a call; of a stream, its call, or word that more is wanted.
+
+        Raises:
+            BadColumn, BadFrame, WrongKind: the frame is not for this handler.
+        """
+        stream = held.stream
+        if stream is not None and stream.ticket is not None:
+            if held.request.n != 1:
+                raise BadFrame(f"n is {held.request.n}: a part of an agent's stream is one row")
+            stream.ticket.pull(held)
+            return
+        if handler.streams != (stream is not None):
+            name = handler.name
+            how = f"open a stream, peer.{name}.stream(…)" if handler.streams else f"call it, await peer.{name}(…)"
+            raise WrongKind(f"{resident.name}.{name} {'streams' if handler.streams else 'answers once'}: {how}")
+        messages = _texts(held, "message")
+        chains = _texts(held, "chain") if "chain" in held.request.cols else [b""] * held.request.n
+        if stream is not None:
+            producer = Producer(resident, handler, held, messages[0], chains[0], self._service)
+            stream.ticket = producer
+            stream.on_close = partial(self._leave, producer, Cancelled)
+            runs: Sequence[Run] = [producer]
+        else:
+            runs = held.ticket = [
+                Asked(resident, handler, held, message, chain, row, self._replies)
+                for row, (message, chain) in enumerate(zip(messages, chains, strict=True))
+            ]
+        self._offer(resident, runs, held.request.prio or handler.priority)
+        self._start(resident)
+
+    def _offer(self, resident: Resident, runs: Sequence[Run], priority: int) -> None:
+        """Let calls wait; those for which there is no room are refused, with one word for all of a frame."""
+        mailbox = resident.mailbox
+        for number, run in enumerate(runs):
+            if mailbox.full:
+                _expire(mailbox.expire(monotonic()))
+            try:
+                mailbox.offer(run, priority, run.deadline)
+            except Busy as busy:
+                self._refuse(runs[number:], busy)
+                return
+
+    def _refuse(self, runs: Sequence[Run], busy: Busy) -> None:
+        self._service.count_rejection(busy.code)
+        first = runs[0]
+        if isinstance(first, Asked):
+            for run in runs:
+                run.answered = True  # type: ignore[attr-defined]
+            self._service.answer(first.held, [], {}, [row_error(busy, first.row, len(runs))])
+        else:
+            first.refuse(busy)
+
+    def _start(self, resident: Resident) -> None:
+        """Run what an agent's mailbox has, as far as its concurrency goes."""
+        now = monotonic()
+        taken, late = resident.mailbox.due(now)
+        if late:
+            _expire(late)
+        for run in taken:
+            run.task = self._loop.create_task(run.work(self._bus))
+            run.task.add_done_callback(partial(self._ended, run))
+            self._running[run] = now
+            if run.deadline < self._sweep_at:
+                self._sweep_no_later_than(run.deadline)
+        if taken and self._prober is None:
+            self._prober = self._loop.call_later(PROBE_S, self._probe)
+
+    def _ended(self, run: Run, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # perhaps before it began
+            run.refuse(run.ended_early())
+        elif (error := task.exception()) is not None:
+            raise error
+        resident = run.resident
+        resident.mailbox.finished(monotonic() - self._running.pop(run))
+        self._start(resident)
+
+    def _on_cancel(self, held: Held, rows: list[int]) -> None:
+        """A caller withdrew."""
+        ticket: Producer | Sequence[Asked] = held.ticket
+        if isinstance(ticket, Producer):
+            ticket.withdraw(held)
+            return
+        for row in rows or range(len(ticket)):
+            if row < len(ticket):
+                self._leave(ticket[row], Cancelled)
+
+    def _leave(self, run: Run, why: type[BusError]) -> None:
+        """Nobody waits for a call any more: drop it where it waits, cancel it where it runs."""
+        run.left = run.left or why
+        if run.task is not None:
+            run.task.cancel()
+        elif run.resident.mailbox.withdraw(run):
+            run.refuse(run.ended_early())
+
+    def _sweep_no_later_than(self, deadline: float) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._sweep_at = deadline
+        self._sweeper = self._loop.call_later(max(0.0, deadline - monotonic()), self._sweep)
+
+    def _sweep(self) -> None:
+        """End what has passed its deadline, and sleep until the next may; a stream's caller sees to its own."""
+        self._sweep_at = NEVER
+        now = monotonic()
+        calls = [run for run in self._running if isinstance(run, Asked) and run.left is None]
+        for run in calls:
+            if run.deadline <= now:
+                self._leave(run, Expired)
+        next_ = min((run.deadline for run in calls if run.left is None), default=NEVER)
+        if next_ < NEVER:
+            self._sweep_no_later_than(next_)
+
+    def _probe(self) -> None:
+        """Ask once a client of calls that run long whether it still listens."""
+        self._prober = None
+        now = monotonic()
+        self._asked = {client: at for client, at in self._asked.items() if now - at < PROBE_AGAIN_S}
+        for run, since in self._running.items():
+            client = run.held.request.client
+            if client and client not in self._asked and now - since >= PROBE_S:
+                self._asked[client] = now
+                self._service.probe(run.held)
+        if self._running:
+            self._prober = self._loop.call_later(PROBE_S, self._probe)
+
+
+def _expire(runs: Sequence[Run]) -> None:
+    for run in runs:
+        run.refuse(Expired("the deadline passed while the call waited in the agent's mailbox"))
+
+
+def _texts(held: Held, name: str) -> Any:
+    """A column of strings of either kind.
+
+    Raises:
+        BadColumn: it is missing, or none.
+    """
+    column = held.request.cols.get(name)
+    values = None if column is None else unpack(column, held.request.n)
+    if not isinstance(values, list):
+        raise BadColumn(f"column {name!r} is missing, or no strings: a call has its message there, bin or utf8")
+    return values

@@ -1,0 +1,107 @@
+"""A process of agents: one connection, one host, and what tells the world about them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from time import monotonic
+from typing import Any
+
+import structlog
+
+from ..bus.discovery import AGENTS, Discovery
+from ..bus.permissions import user_of
+from ..bus.service import Service
+from ..bus.subjects import Subjects
+from ..bus.transport import Transport
+from ..config import VERSION, Settings
+from .agent import Resident
+from .host import Host
+from .topics import Ear
+
+_log = structlog.get_logger(__name__)
+
+DESCRIPTION = "Aikoryu agents"
+
+
+class AgentProcess:
+    """Serves agents over one connection, until it is stopped.
+
+    Args:
+        transport: the connection; it stays open when the process stops.
+        settings: all groups.
+        bus: what handlers ask through.
+        residents: the agents.
+
+    Attributes:
+        name: one subject token, unique on the bus.
+        host: runs what they are asked.
+    """
+
+    def __init__(self, transport: Transport, settings: Settings, bus: Any, residents: Sequence[Resident]) -> None:
+        self.name = (
+            settings.worker.name or f"{socket.gethostname().replace('.', '-')}-{os.getpid()}-{secrets.token_hex(2)}"
+        )
+        self._transport = transport
+        self._drain_s = settings.worker.drain_s
+        self._subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
+        user = user_of(settings.nats.inbox_prefix)
+        self._service = Service(
+            transport, self._subjects, self.name, reply_prefixes=settings.bus.reply_prefixes, user=user
+        )
+        self.host = Host(self._service, self.name, bus)
+        self._discovery = Discovery(
+            transport, self._service, self.name, VERSION, self._details, service_name=AGENTS, description=DESCRIPTION
+        )
+        self._residents = residents
+        root = self._subjects.topic(">").removesuffix(">")
+        context = contextvars.copy_context()
+        self._ears = [
+            Ear(resident, handler, root, bus, context) for resident in residents for handler in resident.kind.topics
+        ]
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            BusError: the connection failed, or may not subscribe what the agents serve.
+        """
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self.stop, 0.0)
+            await self._service.start()
+            for resident in self._residents:
+                await self.host.serve(resident)
+            for ear in self._ears:
+                await ear.start(self._transport, self._subjects)
+            await self._discovery.start()
+            await self._transport.flush()
+            undo.pop_all()
+        _log.info("agents ready", process=self.name, agents=len(self._residents))
+
+    async def stop(self, drain_s: float | None = None) -> bool:
+        """Take no more calls and messages, answer every call accepted, handle what has been heard.
+
+        Args:
+            drain_s: how long that may take; by default `worker.drain_s`.
+
+        Returns:
+            False if some were left when the time had passed.
+        """
+        end = monotonic() + (self._drain_s if drain_s is None else drain_s)
+        await self._service.leave()
+        await self._discovery.stop()
+        heard = await asyncio.gather(*(ear.stop(max(0.0, end - monotonic())) for ear in self._ears))
+        drained = await self._service.drain(max(0.0, end - monotonic())) and all(heard)
+        await self.host.stop()
+        _log.info("agents stopped", process=self.name, drained=drained)
+        return drained
+
+    def _details(self, handler: str) -> dict[str, Any]:
+        """What the statistics of a handler say of its agent."""
+        mailbox = self.host.residents[handler.split(".")[1]].mailbox
+        return {"running": mailbox.running, "waiting": len(mailbox), "concurrency": mailbox.concurrency}

@@ -1,0 +1,98 @@
+"""One call of a handler, from its arrival until nobody waits for it any more."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from ..bus.deadline import until
+from ..bus.errors import BusError, Busy, Cancelled, Expired, HandlerFailed
+from ..bus.service import Held
+from .agent import Resident
+from .call import Call
+from .chain import decode_chain, new_chain, serving
+from .handler import Handler
+from .message import Encoded
+
+_log = structlog.get_logger(__name__)
+
+
+class Run:
+    """A call that waits in an agent's mailbox, or runs; what becomes of its answer is its subclasses' to say.
+
+    Attributes:
+        resident, handler: what was called.
+        held: the frame it came in.
+        deadline: monotonic time until which its caller waits, s; infinite if it does not say.
+        task: runs the handler; None while the call waits.
+        left: why nobody waits for the answer any more; None while somebody does.
+    """
+
+    __slots__ = ("_chain", "_message", "deadline", "handler", "held", "left", "resident", "task")
+
+    def __init__(self, resident: Resident, handler: Handler, held: Held, message: Encoded, chain: bytes) -> None:
+        self.resident = resident
+        self.handler = handler
+        self.held = held
+        self._message = message
+        self._chain = chain
+        limit_s = handler.deadline_s
+        self.deadline = held.deadline if limit_s is None else min(held.deadline, held.arrived + limit_s)
+        self.task: asyncio.Task[None] | None = None
+        self.left: type[BusError] | None = None
+
+    @property
+    def hop(self) -> str:
+        """What the handler is called in a chain."""
+        return f"{self.resident.name}.{self.handler.name}"
+
+    @property
+    def text(self) -> bool:
+        """Whether the message came as JSON text, so that the answer must be."""
+        return isinstance(self._message, str)
+
+    async def work(self, bus: Any) -> None:
+        """Run the handler and give its answer; cancelled when nobody waits any more."""
+        raise NotImplementedError
+
+    def refuse(self, error: BusError) -> None:
+        """Answer with an error, unless there is an answer; nothing is sent to a caller who withdrew."""
+        raise NotImplementedError
+
+    def enter(self, bus: Any) -> list[Any]:
+        """Let what this task asks inherit the chain and the deadline.
+
+        Returns:
+            What the handler's function is called with.
+
+        Raises:
+            CallCycle: the handler would wait for itself.
+            BadMessage: the message is not what the handler declares, or the chain is none.
+        """
+        chain = decode_chain(self._chain) if self._chain else new_chain()
+        serving.set(chain.through(self.hop))
+        until.set(self.deadline)
+        handler = self.handler
+        return [self.resident.agent, *handler.arguments(handler.message.decode(self._message), Call(bus, self))]
+
+    def failed(self, error: Exception) -> BusError:
+        """What the caller is told of a handler's exception; the bus's own pass as they are.
+
+        But `busy` says that nothing has run, so that whoever asked asks again: of a handler that may not run twice that
+        would be wrong.
+        """
+        if isinstance(error, BusError) and (self.handler.idempotent or not isinstance(error, Busy)):
+            return error
+        if not isinstance(error, BusError):
+            _log.error("handler failed", handler=self.hop, exc_info=error)
+        return HandlerFailed(f"{self.hop}: {type(error).__name__}: {error}")
+
+    def ended_early(self) -> BusError:
+        """What the caller is told of a run that was ended."""
+        if self.left is Expired:
+            return Expired("the deadline passed while the handler ran")
+        if self.left is Cancelled:
+            return Cancelled("the caller withdrew")
+        return HandlerFailed(f"{self.hop}: cancelled; the agent's process stopped, or the handler cancelled itself")
