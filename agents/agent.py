@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from .handler import Handler, TopicHandler, handlers_of
 from .mailbox import Mailbox
 
 NAME = "__aikoryu_name__"  # attribute of a class or a tool: what it is called on the bus
-KIND = "__aikoryu_kind__"  # attribute of a tool: its kind
+KIND = "__aikoryu_kind__"  # attribute of the same: its kind
 
 CONCURRENCY = 8
 MAILBOX = 256
@@ -40,17 +39,20 @@ class Kind:
     metadata: dict[str, dict[str, str]]
 
 
-@lru_cache(maxsize=4096)
-def kind_of(cls: type) -> Kind:
-    """What the methods of a class say.
+def kind_of(thing: Any) -> Kind:
+    """The kind of a class of agents, or of a tool's function; read once, and kept with it.
 
     Raises:
         TypeError: a method is none that can be called so, or there is none.
     """
-    handlers, topics = handlers_of(cls)
-    if not handlers and not topics:
-        raise TypeError(f"{cls.__qualname__} is no agent: put @handler or @on above one of its methods")
-    return Kind(handlers, topics, {name: each.metadata for name, each in handlers.items()})
+    kind: Kind | None = vars(thing).get(KIND)
+    if kind is None:
+        handlers, topics = handlers_of(thing)
+        if not handlers and not topics:
+            raise TypeError(f"{thing.__qualname__} is no agent: put @handler or @on above one of its methods")
+        kind = Kind(handlers, topics, {name: each.metadata for name, each in handlers.items()})
+        setattr(thing, KIND, kind)
+    return kind
 
 
 class Resident:

@@ -157,8 +157,7 @@ class App:
 
     def tool(
         self,
-        function: F | None = None,
-        /,
+        function: Callable[..., Any] | None = None,
         *,
         name: str = "",
         capabilities: Iterable[str] = (),
@@ -167,7 +166,7 @@ class App:
         deadline_s: float | None = None,
         priority: Priority = "normal",
         idempotent: bool = False,
-    ) -> F | Callable[[F], F]:
+    ) -> Any:
         """Make a plain function an agent with one handler, `call`; it stays a function.
 
         Others ask `await bus.agents.get("add").call({"a": 1, "b": 2})`. One that is not `async` runs in a thread.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from .bus import Bus
-    from .host import Run
     from .peer import Peer
+    from .run import Run
 
 T = TypeVar("T")
 

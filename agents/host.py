@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Sequence
 from functools import partial
 from time import monotonic
@@ -41,6 +42,7 @@ class Host:
         self._bus = bus
         self._replies = Replies(service, process)
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()  # the app's: a run inherits nothing of whoever asks, or ran before
         self._running: dict[Run, float] = {}  # since when
         self._sweep_at = NEVER
         self._sweeper: asyncio.TimerHandle | None = None
@@ -126,7 +128,7 @@ class Host:
         if late:
             _expire(late)
         for run in taken:
-            run.task = self._loop.create_task(run.work(self._bus))
+            run.task = self._loop.create_task(run.work(self._bus), context=self._context.copy())
             run.task.add_done_callback(partial(self._ended, run))
             self._running[run] = now
             if run.deadline < self._sweep_at:

@@ -93,7 +93,7 @@ def encode(value: Any, *, text: bool = False) -> Encoded:
         raise BadMessage(f"{type(value).__name__} cannot be sent: {error}") from None
 
 
-def join(values: Sequence[Any], *, text: bool = False) -> Encoded:
+def join(values: Sequence[Any], *, text: bool = False) -> Any:
     """The array of values that are encoded already, all of them of one kind; 65,535 at the most."""
     if text:
         return f"[{','.join(values)}]"

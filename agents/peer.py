@@ -8,7 +8,7 @@ from typing import Any
 from ..bus.client import Client
 from ..bus.deadline import inherited_s
 from ..bus.errors import BusError
-from .agent import KIND, NAME, Kind, kind_of
+from .agent import NAME, Kind, kind_of
 from .broadcast import Broadcast
 from .chain import serving
 from .consumer import consume
@@ -57,7 +57,7 @@ class Agents:
                 raise ValueError(f"{agent!r} has no name: put @app.agent above it, or give get() its name first")
             agent = name
         self._client.subjects.agent(agent)  # for its check
-        declared = None if kind is None else getattr(kind, KIND, None) or kind_of(kind)  # type: ignore[arg-type]
+        declared = None if kind is None else kind_of(kind)
         return Peer(self._client, agent, declared)
 
     async def find(self, *, capabilities: Collection[str] = (), k: int | None = None) -> list[Peer]:

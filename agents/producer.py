@@ -116,7 +116,7 @@ class Producer(Run):
             self._service.answer(held, [], {}, [row_error(self._end, 0, 1)])
             return
         columns = {
-            "items": pack_strings([join(self._items, text=self.text)]),  # type: ignore[type-var]
+            "items": pack_strings([join(self._items, text=self.text)]),
             "seq": pack_array(np.array([self._sent], np.uint32)),
             "end": pack_array(np.array([self._end is True])),
         }

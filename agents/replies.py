@@ -66,7 +66,7 @@ class _Frame:
     __slots__ = ("errors", "replies")
 
     def __init__(self) -> None:
-        self.replies: list[tuple[int, Encoded]] = []
+        self.replies: list[tuple[int, Any]] = []
         self.errors: list[RowError] = []
 
 
@@ -109,7 +109,7 @@ class Replies:
 
     def _send(self, held: Held, frame: _Frame) -> None:
         replies = sorted(frame.replies)
-        columns = {"reply": pack_strings([reply for _, reply in replies])} if replies else {}  # type: ignore[type-var]
+        columns = {"reply": pack_strings([reply for _, reply in replies])} if replies else {}
         by = By(self._process, held.request.n, 0, int(1e6 * (monotonic() - held.arrived)))
         self._service.answer(held, runs_of(row for row, _ in replies), columns, frame.errors, by)
 

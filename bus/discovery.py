@@ -77,9 +77,22 @@ class Discovery:
             # A reply subject is anyone's to choose: an answer to an operation's would be a request of the worker.
             if message.reply and self._service.may_answer(message.reply):
                 body = {"type": _TYPE.format(verb.lower()), **self._identity, **answer()}
-                self._outgoing.send(message.reply, msgspec.json.encode(body))
+                self._outgoing.send(message.reply, self._fitting(body))
 
         return on_message
+
+    def _fitting(self, body: dict[str, Any]) -> bytes:
+        """A body as the server takes it: of thousands of endpoints without what is told of each, then only the first."""
+        payload = msgspec.json.encode(body)
+        most = self._transport.max_payload
+        if len(payload) > most:
+            for endpoint in body["endpoints"]:
+                endpoint["metadata"] = {}
+            payload = msgspec.json.encode(body)
+        if len(payload) > most:
+            told = len(body["endpoints"]) * most // len(payload)
+            payload = msgspec.json.encode({**body, "endpoints": body["endpoints"][: told // 2]})
+        return payload
 
     def _info(self) -> dict[str, Any]:
         endpoints = [
