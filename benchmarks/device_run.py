@@ -84,7 +84,7 @@ def finish(
         name, samples, baseline=baseline, shapes=shapes, distributions=distributions, skipped=skipped
     )
     result |= {"device": options.device, "gpu": record.gpu(options.device), **more}
-    if found := _stages(samples):
+    if found := staged(samples):
         result["stages"] = found
     result["figures"] = goals.judge(judged, samples)
     print(table(result) + "\n\n" + goals.table(result["figures"]))
@@ -129,7 +129,7 @@ def cores(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{role} {each * figures['rows_per_s'] / 1e6:.1f}" for role, each in us.items())
 
 
-def _stages(samples: Samples) -> dict[str, dict[str, Any]]:
+def staged(samples: Samples) -> dict[str, dict[str, Any]]:
     """Time by stage, by shape and contestant, where the contestant tells it."""
     found = {
         shape: {name: one for name, rounds in by.items() if (one := stages.medians(rounds))}

@@ -322,7 +322,14 @@ class KeyColumns:
     def __len__(self) -> int:
         return len(self.protocol)
 
-    def host(self, rows: int | None = None) -> Keys:
-        """The first of them, or all, as netio has them."""
-        columns = (self.source, self.destination, self.source_port, self.destination_port, self.protocol)
-        return Keys.ipv4(*(column[:rows].cpu().numpy() for column in columns))
+    def first(self, rows: int) -> KeyColumns:
+        """So many of them."""
+        return KeyColumns(*(column[:rows] for column in self._columns))
+
+    def host(self) -> Keys:
+        """The same as netio has them."""
+        return Keys.ipv4(*(column.cpu().numpy() for column in self._columns))
+
+    @property
+    def _columns(self) -> tuple[Tensor, ...]:
+        return self.source, self.destination, self.source_port, self.destination_port, self.protocol

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import break_even, device_plot, faults_table, kpi_table, markdown, render_device
+from benchmarks import break_even, device_plot, faults_table, kpi_table, markdown, packets_table, render_device
 from benchmarks.processes import ROOT
 from benchmarks.record import FAULTS, RESULTS
 
@@ -148,16 +148,16 @@ def _provenance(results: Results) -> str:
     return "Measured on " + "; ".join(f"{stamp} ({', '.join(names)})" for stamp, names in stamps.items()) + "."
 
 
-def with_section(readme: str, text: str) -> str:
+def with_section(readme: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """A README with the section between its markers replaced.
 
     Raises:
         ValueError: the markers are not there, each once and in order.
     """
-    if not (readme.count(BEGIN) == readme.count(END) == 1 and readme.index(BEGIN) < readme.index(END)):
-        raise ValueError(f"README.md needs the markers {BEGIN} and {END}, each once")
-    before, after = readme.split(BEGIN)[0], readme.split(END)[1]
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    if not (readme.count(begin) == readme.count(end) == 1 and readme.index(begin) < readme.index(end)):
+        raise ValueError(f"README.md needs the markers {begin} and {end}, each once")
+    before, after = readme.split(begin)[0], readme.split(end)[1]
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def main() -> None:
@@ -167,10 +167,14 @@ def main() -> None:
     options = parser.parse_args()
 
     results, on_gpu, kpi = load(RESULTS), render_device.load(RESULTS), kpi_table.load(RESULTS)
-    failing = faults_table.load(RESULTS)
+    failing, packets = faults_table.load(RESULTS), packets_table.load(RESULTS)
+    readme = with_section(README.read_text(), section(results, on_gpu, kpi, failing))
     texts = {
-        README: with_section(README.read_text(), section(results, on_gpu, kpi, failing)),
-        RESULTS / "README.md": page(results, on_gpu, kpi, failing),
+        README: with_section(readme, packets_table.section(packets), packets_table.BEGIN, packets_table.END),
+        RESULTS / "README.md": "\n\n".join(
+            [page(results, on_gpu, kpi, failing).rstrip("\n"), *packets_table.page(packets)]
+        )
+        + "\n",
     }
     if options.check:
         sys.exit("".join(_difference(path, text) for path, text in texts.items()) or 0)
@@ -183,6 +187,8 @@ def main() -> None:
     for name, result in failing.items():
         if "timeline" in result:
             faults_table.draw(result, RESULTS / f"{name}.svg")
+    if packets_table.has_lookups(packets):
+        packets_table.draw(packets, RESULTS / packets_table.PLOT)
     for name, result in on_gpu.items():
         device_plot.draw(name, result, RESULTS / f"{name}-cuda.svg")
 
