@@ -14,6 +14,7 @@ from ..bus.subjects import Subjects
 from ..bus.transport import Transport
 from ..config import Settings, keep_off_stdout, load
 from .jobs import Jobs
+from .lookout import Lookout
 from .matrix import Matrix
 from .models import Models
 from .packets import Network
@@ -38,9 +39,9 @@ class Bus:
         client: asks for all of them; for what sends frames of its own.
     """
 
-    def __init__(self, client: Client, transport: Transport, partitions: int, jobs: Jobs, publisher: Publisher) -> None:
+    def __init__(self, client: Client, transport: Transport, partitions: int, jobs: Jobs, agents: Agents) -> None:
         self.client = client
-        self.agents = Agents(client, publisher)
+        self.agents = agents
         self.matrix = Matrix(client, partitions)
         self.models = Models(client)
         self.packets = Network(client, partitions)
@@ -89,10 +90,12 @@ async def session(transport: Transport, settings: Settings) -> AsyncIterator[Bus
     client = Client(transport, subjects, timeout_s=settings.bus.timeout_s, frame_bytes=settings.bus.frame_bytes)
     jobs = Jobs(transport, subjects, settings.bus.timeout_s)
     publisher = Publisher(transport, subjects, settings.bus.frame_bytes)
+    lookout = Lookout(transport, subjects)
     await client.start()
     try:
-        yield Bus(client, transport, settings.bus.partitions, jobs, publisher)
+        yield Bus(client, transport, settings.bus.partitions, jobs, Agents(client, publisher, lookout))
     finally:
+        await lookout.close()
         await publisher.close()
         await jobs.close()
         await client.close()

@@ -68,6 +68,11 @@ class Lookout:
         roster = await self.roster()
         return roster.find(self._loop.time(), name, capabilities, k)
 
+    async def names(self, capabilities: Iterable[str] = frozenset(), k: int | None = None) -> list[str]:
+        """The names of agents that have all capabilities, each once, the least loaded first. Raises as `find`."""
+        roster = await self.roster()
+        return roster.names(self._loop.time(), capabilities, k)
+
     async def roster(self) -> Roster:
         """Everybody who is there; it is kept up to date. Raises as `find`."""
         if self._closed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
 from ..bus.client import Client
@@ -13,14 +13,13 @@ from .broadcast import Broadcast
 from .chain import serving
 from .consumer import consume
 from .handler import PRIORITIES, Handler, Priority
+from .lookout import Lookout
 from .message import Codec, codec, encode
 from .topics import Publisher
 
 ALL_S = 1.0  # that a call of all processes waits for their replies
 
 _UNKNOWN = codec(Any)
-
-Finder = Callable[[frozenset[str], int | None], Awaitable[list[str]]]
 
 
 class Agents:
@@ -29,16 +28,20 @@ class Agents:
     Args:
         client: asks them.
         publisher: tells topics.
+        lookout: hears which agents there are.
 
     Attributes:
         publish: tell all who hear a topic; see `Publisher.publish`.
-        finder: names the agents that have some capabilities, `k` at the most.
+        entries: which agents there are, in which processes, and their load; see `Lookout.find`.
+        watch: who is there, and then who comes and who goes; see `Lookout.watch`.
     """
 
-    def __init__(self, client: Client, publisher: Publisher) -> None:
+    def __init__(self, client: Client, publisher: Publisher, lookout: Lookout) -> None:
         self._client = client
         self.publish = publisher.publish
-        self.finder: Finder = _nobody
+        self.entries = lookout.find
+        self.watch = lookout.watch
+        self._lookout = lookout
 
     def get(self, agent: str | type | Callable[..., Any], kind: type | Callable[..., Any] | None = None) -> Peer:
         """An agent of the bus; nothing is sent.
@@ -67,7 +70,7 @@ class Agents:
             capabilities: what they must be able to do.
             k: how many at the most.
         """
-        return [self.get(name) for name in await self.finder(frozenset(capabilities), k)]
+        return [self.get(name) for name in await self._lookout.names(capabilities, k)]
 
 
 class Peer:
@@ -201,10 +204,6 @@ class Asking:
         if given not in PRIORITIES:
             raise ValueError(f"priority {given!r}: use {', '.join(PRIORITIES)}")
         return PRIORITIES[given]
-
-
-async def _nobody(capabilities: frozenset[str], k: int | None) -> list[str]:
-    return []
 
 
 def _row(message: Any) -> dict[str, bytes]:

@@ -21,7 +21,9 @@ from ..bus.subjects import Subjects
 from ..bus.transport import Transport
 from ..config import VERSION, Settings
 from .agent import Resident
+from .announcements import Announced
 from .host import Host
+from .presence import Presence
 from .topics import Ear
 
 _log = structlog.get_logger(__name__)
@@ -60,6 +62,15 @@ class AgentProcess:
             transport, self._service, self.name, VERSION, self._details, service_name=AGENTS, description=DESCRIPTION
         )
         self._residents = residents
+        self._presence = Presence(
+            transport,
+            self._subjects,
+            self.name,
+            self._announced,
+            self._loads,
+            ttl_s=settings.bus.presence_ttl_s,
+            reply_prefixes=settings.bus.reply_prefixes,
+        )
         root = self._subjects.topic(">").removesuffix(">")
         context = contextvars.copy_context()
         self._ears = [
@@ -80,6 +91,7 @@ class AgentProcess:
             for ear in self._ears:
                 await ear.start(self._transport, self._subjects)
             await self._discovery.start()
+            await self._presence.start()
             await self._transport.flush()
             undo.pop_all()
         _log.info("agents ready", process=self.name, agents=len(self._residents))
@@ -94,6 +106,7 @@ class AgentProcess:
             False if some were left when the time had passed.
         """
         end = monotonic() + (self._drain_s if drain_s is None else drain_s)
+        await self._presence.stop()
         await self._service.leave()
         await self._discovery.stop()
         heard = await asyncio.gather(*(ear.stop(max(0.0, end - monotonic())) for ear in self._ears))
@@ -106,6 +119,12 @@ class AgentProcess:
         """The agents of this process that can do all of this."""
         able = [resident for resident in self._residents if capabilities <= resident.capabilities]
         return [resident.name for resident in sorted(able, key=lambda each: each.mailbox.load)[:k]]
+
+    def _announced(self) -> list[Announced]:
+        return [Announced(each.name, each.capabilities, tuple(each.kind.handlers)) for each in self._residents]
+
+    def _loads(self) -> dict[str, float]:
+        return {each.name: load for each in self._residents if (load := each.mailbox.load)}
 
     def _details(self, handler: str) -> dict[str, Any]:
         """What the statistics of a handler say of its agent."""

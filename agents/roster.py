@@ -19,6 +19,7 @@ from .listing import Entry, Kind, Listing
 # ask at once would choose the same least loaded one, whose load they hear of a beat later.
 DRAWN = 8
 CHOICES = 2  # drawn for each that is wanted
+LOOKS = 1024  # drawn where too few names are among those: agents that are in many processes
 POOLS = 256  # answers to "who can do this?" that are kept until a list changes
 SHARED_KINDS = 65536  # kinds of agents of which each process's list need not keep its own copy
 
@@ -134,10 +135,24 @@ class Roster:
         if k is None:
             every = [process.entry(place, now) for process, place in pool.all()]
             return sorted(every, key=lambda entry: (entry.load, entry.process, entry.name))
-        drawn = self._random.sample(range(pool.size), min(pool.size, max(DRAWN, CHOICES * k)))
-        # Stable, so that equals stay in the order drawn.
-        best = sorted(map(pool.at, drawn), key=lambda found: found[0].listing.loads[found[1]])[:k]
-        return [process.entry(place, now) for process, place in best]
+        return [process.entry(place, now) for process, place in self._drawn(pool, max(DRAWN, CHOICES * k))[:k]]
+
+    def names(self, now: float, capabilities: Iterable[str] = frozenset(), k: int | None = None) -> list[str]:
+        """The names of agents that have all capabilities, each once, the least loaded first.
+
+        Args:
+            now, capabilities: as for `find`.
+            k: how many at most, drawn as for `find`. Where one agent is in many processes, 1,024 places are drawn.
+        """
+        if k is None:
+            return list(dict.fromkeys(entry.name for entry in self.find(now, capabilities=capabilities)))
+        self.expire(now)
+        pool = self._pool(frozenset(capabilities))
+        for most in (max(DRAWN, CHOICES * k), LOOKS):
+            found = dict.fromkeys(process.listing.names[place] for process, place in self._drawn(pool, most))
+            if len(found) >= k:
+                break
+        return list(found)[:k]
 
     def changes(self, seen: dict[str, Listing], now: float) -> list[Change]:
         """Who has come and who has gone since `seen`, which is brought up to date; states, not events."""
@@ -156,6 +171,11 @@ class Roster:
                     if agent not in before.places
                 )
         return found
+
+    def _drawn(self, pool: _Pool, most: int) -> list[tuple[_Process, int]]:
+        """Some of a pool, the least loaded first; equals stay in the order drawn, so that they take turns."""
+        drawn = self._random.sample(range(pool.size), min(pool.size, most))
+        return sorted(map(pool.at, drawn), key=lambda found: found[0].listing.loads[found[1]])
 
     def _shared(self, kind: Kind) -> Kind:
         if len(self._kinds) >= SHARED_KINDS:

@@ -261,6 +261,17 @@ def test_what_is_found_follows_lists_that_change(roster: Roster) -> None:
     assert roster.find(0.2, capabilities={"plan"}, k=4) == []
 
 
+def test_names_are_given_once_also_where_one_is_in_many_processes(roster: Roster) -> None:
+    for number in range(100):
+        agents = [Announced("everywhere", *PLAN)]
+        agents += [Announced("somewhere", *PLAN)] if number % 10 == 0 else []
+        Teller(roster, f"p{number}", agents).list(0.0)
+    for _ in range(20):
+        assert set(roster.names(0.0, {"plan"}, 2)) == {"everywhere", "somewhere"}
+    assert sorted(roster.names(0.0)) == ["everywhere", "somewhere"]
+    assert roster.names(0.0, {"cook"}, 2) == []
+
+
 def test_one_find_among_100_000_looks_at_a_few(roster: Roster, monkeypatch: pytest.MonkeyPatch) -> None:
     # Measured once, on a core of an AMD EPYC: k=3 takes 15 µs among 100,000 agents in 80 processes, 13 µs among 10,000
     # in 8, and 60 or 24 µs right after a list has changed; a name 14 or 5 µs, it grows with the processes. All 100,000,

@@ -1,0 +1,98 @@
+"""Agents of apps that share a bus, found by what they can do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from aikoryu.agents import Agent, App, Call, handler, session
+from aikoryu.agents.bus import Bus
+from aikoryu.bus.memory import MemoryBus
+from aikoryu.config import Settings
+
+
+class Searcher(Agent):
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    @handler
+    async def search(self, message: str) -> str:
+        await self.go_on.wait()
+        return message.upper()
+
+    @handler
+    async def rest(self) -> None:
+        """Its load is only that of `search`."""
+
+
+class Asker(Agent):
+    @handler
+    async def who(self, message: list[str], call: Call) -> list[str]:
+        return [repr(peer) for peer in await call.agents(capabilities=message, k=2)]
+
+
+def app(memory: MemoryBus, *names: str) -> App:
+    made = App.in_memory(memory)
+    for name in names:
+        made.add(Searcher, name, capabilities={"retrieve", name}, concurrency=2)
+    return made
+
+
+@pytest.fixture
+def memory() -> MemoryBus:
+    return MemoryBus()
+
+
+@pytest.fixture
+async def bus(memory: MemoryBus) -> AsyncIterator[Bus]:
+    """A caller beside the apps."""
+    async with session(memory.connect(), Settings()) as bus:
+        yield bus
+
+
+async def names(bus: Bus, **wanted: object) -> list[str]:
+    return sorted(repr(peer) for peer in await bus.agents.find(**wanted))  # type: ignore[arg-type]
+
+
+async def test_agents_of_other_processes_are_found_and_gone_when_their_app_stops(memory: MemoryBus, bus: Bus) -> None:
+    async with app(memory, "web", "papers"):
+        async with app(memory, "mail"):
+            assert await names(bus) == ["<agent mail>", "<agent papers>", "<agent web>"]
+            assert await names(bus, capabilities={"retrieve", "mail"}) == ["<agent mail>"]
+            assert await names(bus, capabilities={"retrieve"}, k=2) != []
+        assert await names(bus) == ["<agent papers>", "<agent web>"]
+    assert await names(bus) == []
+
+
+async def test_an_agent_in_two_processes_is_found_once_and_has_two_entries(memory: MemoryBus, bus: Bus) -> None:
+    async with app(memory, "web"), app(memory, "web"):
+        assert await names(bus, k=3) == ["<agent web>"]
+        entries = await bus.agents.entries("web")
+        assert len({entry.process for entry in entries}) == 2
+        assert [(entry.handlers, entry.load) for entry in entries] == [(("rest", "search"), 0.0)] * 2
+
+
+async def test_a_handler_finds_agents_also_those_of_its_own_process(memory: MemoryBus) -> None:
+    made = app(memory, "web", "papers")
+    made.add(Asker, "asker")
+    async with made as bus:
+        found = await bus.agents.get("asker").who(["retrieve"])
+        assert sorted(found) == ["<agent papers>", "<agent web>"]
+
+
+async def test_load_is_told_with_the_next_beat(memory: MemoryBus, bus: Bus) -> None:
+    searcher = Searcher()
+    made = App.in_memory(memory)
+    made.add(searcher, "web", concurrency=2)
+    async with made:
+        assert [entry.load for entry in await bus.agents.entries()] == [0.0]
+        calls = [asyncio.ensure_future(bus.agents.get("web").search("a")) for _ in range(3)]
+        await asyncio.sleep(0.01)  # the calls reach it: two run, one waits
+        assert made._process is not None
+        made._process._presence._beat()
+        await asyncio.sleep(0.01)
+        assert [entry.load for entry in await bus.agents.entries()] == [1.5]
+        searcher.go_on.set()
+        assert await asyncio.gather(*calls) == ["A", "A", "A"]
