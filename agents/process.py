@@ -57,7 +57,6 @@ class AgentProcess:
             transport, self._subjects, self.name, reply_prefixes=settings.bus.reply_prefixes, user=user
         )
         self.host = Host(self._service, self.name, bus)
-        bus.agents.finder = self._find
         self._discovery = Discovery(
             transport, self._service, self.name, VERSION, self._details, service_name=AGENTS, description=DESCRIPTION
         )
@@ -114,11 +113,6 @@ class AgentProcess:
         await self.host.stop()
         _log.info("agents stopped", process=self.name, drained=drained)
         return drained
-
-    async def _find(self, capabilities: frozenset[str], k: int | None) -> list[str]:
-        """The agents of this process that can do all of this."""
-        able = [resident for resident in self._residents if capabilities <= resident.capabilities]
-        return [resident.name for resident in sorted(able, key=lambda each: each.mailbox.load)[:k]]
 
     def _announced(self) -> list[Announced]:
         return [Announced(each.name, each.capabilities, tuple(each.kind.handlers)) for each in self._residents]
