@@ -13,6 +13,7 @@ from ..bus.options import ConnectOptions
 from ..bus.subjects import Subjects
 from ..bus.transport import Transport
 from ..config import Settings, keep_off_stdout, load
+from .coordination import Coordination
 from .jobs import Jobs
 from .lookout import Lookout
 from .matrix import Matrix
@@ -36,10 +37,23 @@ class Bus:
         submit: any operation, one row, durably; see `agents.jobs.Jobs.submit`.
         job: a job that was submitted before, to be awaited; see `Jobs.job`.
         result: the answer of a job that is done; see `Jobs.result`.
+        lock: one holder at a time; see `agents.coordination.Coordination`, also for the next four.
+        try_lock: likewise, without waiting.
+        elect: one leader at a time.
+        shared: values by key, with compare-and-set.
+        tasks: work that somebody does.
         client: asks for all of them; for what sends frames of its own.
     """
 
-    def __init__(self, client: Client, transport: Transport, partitions: int, jobs: Jobs, agents: Agents) -> None:
+    def __init__(
+        self,
+        client: Client,
+        transport: Transport,
+        partitions: int,
+        jobs: Jobs,
+        agents: Agents,
+        coordination: Coordination,
+    ) -> None:
         self.client = client
         self.agents = agents
         self.matrix = Matrix(client, partitions)
@@ -51,6 +65,11 @@ class Bus:
         self.submit = jobs.submit
         self.job = jobs.job
         self.result = jobs.result
+        self.lock = coordination.lock
+        self.try_lock = coordination.try_lock
+        self.elect = coordination.elect
+        self.shared = coordination.shared
+        self.tasks = coordination.tasks
         self._transport = transport
 
     async def workers(self, wait_s: float = 0.3) -> list[dict[str, object]]:
@@ -91,10 +110,13 @@ async def session(transport: Transport, settings: Settings) -> AsyncIterator[Bus
     jobs = Jobs(transport, subjects, settings.bus.timeout_s)
     publisher = Publisher(transport, subjects, settings.bus.frame_bytes)
     lookout = Lookout(transport, subjects)
+    coordination = Coordination(transport, subjects, timeout_s=settings.bus.timeout_s)
     await client.start()
     try:
-        yield Bus(client, transport, settings.bus.partitions, jobs, Agents(client, publisher, lookout))
+        agents = Agents(client, publisher, lookout)
+        yield Bus(client, transport, settings.bus.partitions, jobs, agents, coordination)
     finally:
+        await coordination.close()
         await lookout.close()
         await publisher.close()
         await jobs.close()

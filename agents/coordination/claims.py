@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import suppress
 
 import msgspec
 
@@ -38,21 +39,16 @@ class Claims:
     def __init__(self, transport: Transport, pipeline: Pipeline) -> None:
         self._transport = transport
         self._pipeline = pipeline
-        self._inbox = f"{transport.inbox_prefix}.claim-{secrets.token_hex(6)}"
         self._loop = asyncio.get_running_loop()
-        self._pulls: dict[str, _Pull] = {}
-        self._number = 0
-        self._subscription: Subscription | None = None
+        self._pulls: list[Pull] = []
 
     async def __aenter__(self) -> Claims:
-        self._subscription = await self._transport.subscribe(f"{self._inbox}.*", self._on_message)
         self._transport.on_reconnect.append(self._on_reconnect)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._transport.on_reconnect.remove(self._on_reconnect)
-        if self._subscription is not None:
-            await self._subscription.drain()
+        await asyncio.gather(*(pull.close() for pull in self._pulls))
 
     async def take(self, consumer: str, ready: Once[None], timeout_s: float | None) -> Message:
         """Wait for a task.
@@ -69,99 +65,125 @@ class Claims:
         end = None if timeout_s is None else self._loop.time() + timeout_s
         left_s = timeout_s
         while True:
+            message = None
             try:
                 await ready()
-                message = await self._pulled(consumer, PULL_S if left_s is None else min(left_s, PULL_S))
+                pull = self._free(consumer) or await self._another()
+                message = await pull.wait(consumer, PULL_S if left_s is None else min(left_s, PULL_S))
             except (NoAnswer, Unavailable, Disconnected):
                 ready.forget()
-                message = None
                 await asyncio.sleep(RETRY_S)
             if message is not None:
                 return message
             if end is not None and (left_s := end - self._loop.time()) <= 0:
                 raise NoTask(f"no task came to {consumer} within {timeout_s:g} s: ask again")
 
-    async def _pulled(self, consumer: str, expires_s: float) -> Message | None:
-        """What one pull brings; None if it ended without a task.
+    def _free(self, consumer: str) -> Pull | None:
+        """A pull that nobody waits for: best one under way already, whose waiter went away."""
+        free = [pull for pull in self._pulls if not pull.waited and (not pull.under_way or pull.consumer == consumer)]
+        return max(free, key=lambda pull: pull.under_way, default=None)
+
+    async def _another(self) -> Pull:
+        pull = Pull(self._transport, self._pipeline)
+        await pull.open()
+        self._pulls.append(pull)
+        return pull
+
+    def _on_reconnect(self) -> None:
+        for pull in self._pulls:
+            pull.forgotten()
+
+
+class Pull:
+    """A request for one task, again and again; each has a subscription, for a task does not say which it answers.
+
+    Attributes:
+        consumer: which was asked last.
+        waited: somebody waits for what comes.
+    """
+
+    def __init__(self, transport: Transport, pipeline: Pipeline) -> None:
+        self.consumer = ""
+        self.waited = False
+        self._transport = transport
+        self._pipeline = pipeline
+        self._inbox = f"{transport.inbox_prefix}.claim-{secrets.token_hex(6)}"
+        self._loop = asyncio.get_running_loop()
+        self._number = 0
+        self._until = 0.0
+        self._came: asyncio.Future[Message | None] = self._loop.create_future()
+        self._subscription: Subscription | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the server may still send a task."""
+        return self._loop.time() < self._until
+
+    async def open(self) -> None:
+        """Listen."""
+        self._subscription = await self._transport.subscribe(f"{self._inbox}.*", self._on_message)
+
+    async def close(self) -> None:
+        """Give back what is on its way, and listen no more."""
+        self.waited = False
+        if self._subscription is not None:
+            await self._subscription.drain()
+
+    async def wait(self, consumer: str, expires_s: float) -> Message | None:
+        """What comes; None if the request ended without a task.
+
+        Args:
+            consumer: who is asked, unless a request is under way.
+            expires_s: when the server ends the request, s; 0: at once.
 
         Raises:
             Unavailable: the server refused it; perhaps the consumer is missing.
         """
-        pull = self._spare(consumer) or self._ask(consumer, expires_s)
-        pull.waited = True
+        self.waited = True
+        self._came = came = self._loop.create_future()
+        if not self.under_way:
+            self._ask(consumer, expires_s)
         try:
-            async with asyncio.timeout_at(pull.until + GRACE_S):
-                await asyncio.wait({pull.came})
-        except TimeoutError:
-            self._pulls.pop(pull.number, None)  # the server has forgotten it, unless its answer came just now
+            with suppress(TimeoutError):  # then the server has forgotten it, unless an answer came just now
+                async with asyncio.timeout_at(self._until + GRACE_S):
+                    await asyncio.wait({came})
         except asyncio.CancelledError:
-            pull.waited = False
-            if pull.came.done() and (message := pull.came.result()) is not None:
-                self._return(message)
+            if came.done() and (late := came.result()) is not None:
+                self._return(late)
             raise
-        message = pull.came.result() if pull.came.done() else None
-        if message is None:
+        finally:
+            self.waited = False
+        message: Message | None = came.result() if came.done() else None
+        if message is None or (status := status_of(message)) in _NONE_CAME:
             return None
-        status = status_of(message)
-        if not status:
-            return message
-        if status in _NONE_CAME:
-            return None
-        raise Unavailable(f"{consumer} cannot be asked for tasks: {(message.headers or {}).get('Description', status)}")
+        if status:
+            description = (message.headers or {}).get("Description", status)
+            raise Unavailable(f"{consumer} cannot be asked for tasks: {description}")
+        return message
 
-    def _spare(self, consumer: str) -> _Pull | None:
-        """A pull under way whose waiter went away."""
-        now = self._loop.time()
-        waiting = (pull for pull in self._pulls.values() if pull.consumer == consumer and not pull.waited)
-        return next((pull for pull in waiting if pull.until > now), None)
+    def forgotten(self) -> None:
+        """The server knows nothing of the request any more."""
+        self._until = 0.0
+        if not self._came.done():
+            self._came.set_result(None)
 
-    def _ask(self, consumer: str, expires_s: float) -> _Pull:
+    def _ask(self, consumer: str, expires_s: float) -> None:
+        self.consumer = consumer
         self._number += 1
-        now = self._loop.time()
-        # Those whose end nobody waited for.
-        self._pulls = {pull.number: pull for pull in self._pulls.values() if pull.until + GRACE_S > now}
-        pull = self._pulls[str(self._number)] = _Pull(str(self._number), consumer, now + expires_s)
+        self._until = self._loop.time() + expires_s
         body = {"batch": 1, "expires": int(expires_s * 1e9)} if expires_s > 0 else {"batch": 1, "no_wait": True}
-        self._pipeline.tell(f"{API}.CONSUMER.MSG.NEXT.{consumer}", msgspec.json.encode(body), self._reply(pull))
-        return pull
-
-    def _reply(self, pull: _Pull) -> str:
-        return f"{self._inbox}.{pull.number}"
+        subject = f"{API}.CONSUMER.MSG.NEXT.{consumer}"
+        self._pipeline.tell(subject, msgspec.json.encode(body), f"{self._inbox}.{self._number}")
 
     def _on_message(self, message: Message) -> None:
-        pull = self._pulls.pop(message.subject.rpartition(".")[2], None)
-        if pull is not None and pull.waited:
-            pull.came.set_result(message)
+        if status_of(message) and message.subject != f"{self._inbox}.{self._number}":
+            return  # the end of an earlier request
+        self._until = 0.0
+        if self.waited and not self._came.done():
+            self._came.set_result(message)
         else:
             self._return(message)
-
-    def _on_reconnect(self) -> None:
-        """The server has forgotten all pulls."""
-        pulls, self._pulls = self._pulls, {}
-        for pull in pulls.values():
-            pull.came.set_result(None)
 
     def _return(self, message: Message) -> None:
         if not status_of(message):
             self._pipeline.tell(message.reply, GIVE_BACK)
-
-
-class _Pull:
-    """A request for one task.
-
-    Attributes:
-        number: last token of its reply subject.
-        consumer: which was asked.
-        until: loop time at which the server ends it, s.
-        came: what it brought; nothing if the server has forgotten it.
-        waited: somebody waits for that.
-    """
-
-    __slots__ = ("came", "consumer", "number", "until", "waited")
-
-    def __init__(self, number: str, consumer: str, until: float) -> None:
-        self.number = number
-        self.consumer = consumer
-        self.until = until
-        self.came: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
-        self.waited = False

@@ -182,3 +182,15 @@ async def spawn(server: Server) -> AsyncIterator[Spawn]:
             return member
 
         yield start
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], Awaitable[None]]:
+    """Wait until a condition holds; fail after 10 s."""
+
+    async def wait(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - the condition is in another process
+                await asyncio.sleep(0.005)
+
+    return wait

@@ -10,6 +10,7 @@ from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.options import ConnectOptions
 from aikoryu.bus.partition_log import OwnershipLost, PartitionLog
 from aikoryu.bus.subjects import Subjects
+from aikoryu.config import LogSettings, configure_logging
 
 
 async def main(url: str) -> None:
@@ -45,4 +46,5 @@ async def main(url: str) -> None:
                     await asyncio.Event().wait()
 
 
+configure_logging(LogSettings(level="critical"))
 asyncio.run(main(sys.argv[1]))

@@ -36,7 +36,8 @@ class Order(msgspec.Struct):
 async def test_a_value_is_read_as_it_was_written(agent: Any) -> None:
     store = agent.shared("s")
     assert await store.get("a.b") is None
-    for value in (7, None, "text", b"bytes", [1, {"x": 2.5}], {}):
+    values: tuple[Any, ...] = (7, None, "text", b"bytes", [1, {"x": 2.5}], {})
+    for value in values:
         revision = await store.put("a.b", value)
         assert await store.get("a.b") == Entry(value, revision)
 
