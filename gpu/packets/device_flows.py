@@ -18,13 +18,14 @@ from .device_flow_batch import Cuts, Limits, add_packets
 from .device_flow_runs import DevicePackets, DeviceRuns, column_names
 from .device_flow_slots import DeviceFlowSlots
 from .flow_layout import DUE, WORDS
-from .kernels import PacketKernels
+from .frames import Frames
+from .kernels import DeviceFrames, PacketKernels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MOST = 1 << 20
-"""Packets that are added at once: they take 200 MB beside the table."""
+"""Packets that are added at once, and flows that leave at once: 200 MB and 500 MB beside the table."""
 
 
 class DeviceFlowTable:
@@ -95,6 +96,19 @@ class DeviceFlowTable:
         self._kernels.device.synchronize()
         return Flows.joined(ended)
 
+    def update_frames(self, frames: Frames, time_ns: Array) -> Flows:
+        """Does the same with raw packets of the host, which are dissected on the device.
+
+        Args:
+            frames: n packets.
+            time_ns: (n,) int64, nanoseconds since 1970.
+        """
+        device = self._kernels.device
+        there = DeviceFrames.of(frames, device)
+        wire = np.diff(frames.blobs.offsets) if frames.wire is None else frames.wire
+        columns = self._kernels.dissect(there, self.columns)
+        return self.update(columns, device.tensor(time_ns, "i8"), device.tensor(wire, "u4"))
+
     def expire(self, now_ns: int) -> Flows:
         """Ends the flows whose time-outs have passed, though no packet of theirs may come: live by the clock.
 
@@ -103,10 +117,10 @@ class DeviceFlowTable:
         """
         due = self._slots.due(now_ns, self._limits.idle_ns, self._limits.active_ns)
         cut = (due == DUE["CUT"]).nonzero().flatten()
-        parts = [self._flows(self._slots.records[cut], Reason.ACTIVE)]
+        parts = self._flows(cut, Reason.ACTIVE)
         self._slots.empty(cut)
         for name, reason in (("ACTIVE", Reason.ACTIVE), ("IDLE", Reason.IDLE)):
-            parts.append(self._end((due == DUE[name]).nonzero().flatten(), reason))
+            parts += self._end((due == DUE[name]).nonzero().flatten(), reason)
         self._kernels.device.synchronize()
         return Flows.joined(parts)
 
@@ -114,16 +128,19 @@ class DeviceFlowTable:
         """Ends all flows, and gives them in the order of their first packets; the table is empty then."""
         ended = self._end(self._slots.taken(), Reason.END)
         self._kernels.device.synchronize()
-        return Flows.joined([ended])
+        return Flows.joined(ended)
 
     def state(self) -> FlowState:
         """A copy of all that it holds, on the host."""
         slots = self._slots.taken()
+        records: Array = np.empty(len(slots), RECORD)
+        words, latest = records.view(np.int64).reshape(-1, WORDS), np.empty(len(slots), np.int64)
         device = self._kernels.device
-        words: Array = device.to_host(self._slots.records[slots])
-        latest: Array = device.to_host(self._slots.latest[slots])
+        for first in range(0, len(slots), MOST):
+            device.fetch(self._slots.records[slots[first : first + MOST]], words[first : first + MOST])
+        device.fetch(self._slots.latest[slots], latest)
         device.synchronize()
-        return FlowState(self.packets, self.ignored, words.view(RECORD)[:, 0], latest)
+        return FlowState(self.packets, self.ignored, records, latest)
 
     def restore(self, state: FlowState) -> None:
         """Goes on where another table was, of the same key and time-outs. Only for a table that was given nothing.
@@ -173,18 +190,21 @@ class DeviceFlowTable:
         if lacking <= 0:
             return []
         number = max(lacking, self._slots.capacity // SPARED)
-        return [self._end(self._slots.oldest(number, known[known >= 0]), Reason.FULL)]
+        return self._end(self._slots.oldest(number, known[known >= 0]), Reason.FULL)
 
-    def _end(self, slots: Tensor, reason: Reason) -> Flows:
+    def _end(self, slots: Tensor, reason: Reason) -> list[Flows]:
         """Takes flows out of the table, and gives those that have packets."""
-        ended = self._flows(self._slots.records[slots], reason)
+        ended = self._flows(slots, reason)
         self._slots.free(slots)
         return ended
 
-    def _flows(self, records: Tensor, reason: Reason) -> Flows:
+    def _flows(self, slots: Tensor, reason: Reason) -> list[Flows]:
+        """The flows in these slots, copied in parts: beside a large table there is no room for all of them."""
         import torch
 
-        return self._fetched(records, torch.full((len(records),), reason, dtype=torch.uint8, device=records.device))
+        reasons = torch.full((min(len(slots), MOST),), reason, dtype=torch.uint8, device=slots.device)
+        parts = (slots[first : first + MOST] for first in range(0, len(slots), MOST))
+        return [self._fetched(self._slots.records[part], reasons[: len(part)]) for part in parts]
 
     def _fetched(self, records: Tensor, reasons: Tensor) -> Flows:
         """The flows of records that have packets."""

@@ -69,7 +69,7 @@ __device__ static i64 latest_of(const Record& it) {
     return zero > one ? zero : one;
 }
 
-// Of a record that is past its idle time-out: whether the active one had ended it before. 0 = no time-out.
+// Of a record that a time-out has ended: whether the active one did, or had before the idle one. 0 = no time-out.
 __device__ static bool cut_by_active(i64 begun, i64 latest, u64 idle, u64 active) {
     if (!active) return false;
     return !idle || elapsed(begun, latest) + idle > active;
@@ -493,13 +493,12 @@ extern "C" __global__ void settle_flows(
         for (i64 segment = head_segment[head] + 1; segment < end; segment++) join(it, parts[segment - 1 - head]);
         if (before >= 0) {
             const Record& earlier = ended[before];
-            const bool is_cut = begins[head_begin[head]] == Begins_CUT;
-            if (is_cut) {
+            if (begins[head_begin[head]] == Begins_CUT) {
                 it.origin = (u8)originator(earlier);
                 it.icmp[0] = earlier.icmp[0];
                 it.icmp[1] = earlier.icmp[1];
             }
-            const bool by_active = is_cut || cut_by_active(begun_of(earlier), latest_of(earlier), idle, active);
+            const bool by_active = cut_by_active(begun_of(earlier), latest_of(earlier), idle, active);
             reasons[before] = by_active ? Reason_ACTIVE : Reason_IDLE;
         }
         before = -1 - homes[head];

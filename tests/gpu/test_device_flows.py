@@ -17,7 +17,7 @@ from aikoryu.gpu.packets.columns import column_of  # noqa: E402
 from aikoryu.gpu.packets.device_flow_runs import sorted_rows  # noqa: E402
 from aikoryu.gpu.packets.device_flows import DeviceFlowTable  # noqa: E402
 from aikoryu.gpu.packets.flow_layout import CHUNK  # noqa: E402
-from aikoryu.gpu.packets.kernels import DeviceFrames, PacketKernels  # noqa: E402
+from aikoryu.gpu.packets.kernels import PacketKernels  # noqa: E402
 from aikoryu.netio import flow_table  # noqa: E402
 from aikoryu.netio.flow_cuts import BadTable, Timeouts  # noqa: E402
 from aikoryu.netio.flow_key import FlowKeys, KeyChoice  # noqa: E402
@@ -323,7 +323,7 @@ def test_flows_come_and_go_and_the_index_is_renewed(kernels: PacketKernels) -> N
 
 
 def test_keys_whose_hashes_agree_are_told_apart(kernels: PacketKernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last word of a key is chosen so that all have one hash; half the packets then meet others in the index."""
+    """The last word of each is chosen so that all have one hash, and one that looks like what has left the index."""
     monkeypatch.setattr("secrets.randbits", lambda bits: 7)
     given = traffic(16, 2000, 40)
     columns = given._columns
@@ -343,19 +343,25 @@ def test_keys_whose_hashes_agree_are_told_apart(kernels: PacketKernels, monkeypa
         return sorted_rows(words)
 
     monkeypatch.setattr("aikoryu.gpu.packets.device_flow_runs.sorted_rows", counted)
-    flows = both.run(given, [500, 600])
+    ended = [both.update(given[:500]), both.expire(int(given.time_ns[499]))]
+    assert len(both.host)
+    flows = Flows.joined([*ended, both.run(given[500:], [100])])
     assert len(np.unique(flows.tunnel_id)) > 20
     assert asked == [500, 100, 1400]
 
 
 def last_words(given: Traffic) -> Array:
-    """Of each key, what gives it the hash that all shall have: (n,) uint64."""
+    """Of each key, what gives it a hash of 5 << 32, which all shall have: (n,) uint64."""
+    factor = 0x9E3779B97F4A7C15
+    inverse = pow(factor, -1, 2**64)
+    mixed = (5 << 32) * inverse % 2**64
+    wanted = (mixed ^ mixed >> 32) * inverse % 2**64
     words = FlowKeys.of(given.packets, KeyChoice(tunnel=True), slice(None)).words
     before = np.zeros(len(given), np.uint64)
     for word in (np.full(len(given), 7, np.uint64), *words[:5]):
-        before = (before ^ word) * np.uint64(0x9E3779B97F4A7C15)
+        before = (before ^ word) * np.uint64(factor)
         before ^= before >> np.uint64(32)
-    return before ^ np.uint64(1 << 40)
+    return before ^ np.uint64(wanted)
 
 
 def test_a_table_goes_on_where_another_was(kernels: PacketKernels) -> None:
@@ -384,19 +390,30 @@ def test_a_state_that_is_too_large_is_refused(kernels: PacketKernels) -> None:
         DeviceFlowTable(kernels, capacity=3).restore(table.device.state())
 
 
-def test_frames_are_dissected_and_kept_where_they_are(kernels: PacketKernels) -> None:
+@pytest.mark.parametrize("has_wire", [True, False])
+def test_frames_are_dissected_and_kept_where_they_are(kernels: PacketKernels, has_wire: bool) -> None:
     """From raw bytes on: nothing but flows that ended comes to the host."""
     packets, links = zip(*(each for each in crafted() for _ in range(3)), strict=True)
-    given = frames(list(packets), np.array(links, np.uint16))
+    sizes = np.array([len(packet) + 7 * has_wire for packet in packets], np.uint32)
+    given = frames(list(packets), np.array(links, np.uint16), sizes if has_wire else None)
     time_ns = np.arange(len(packets)) * SECOND
-    wire = np.diff(given.blobs.offsets).astype(np.uint32)
     host, device = FlowTable(), DeviceFlowTable(kernels, capacity=1000)
-    there = DeviceFrames.of(given, kernels.device)
-    columns = kernels.dissect(there, device.columns)
-    found = device.update(columns, on_device(kernels.device, time_ns), on_device(kernels.device, wire))
-    assert_same(found, host.update(given.dissected(), time_ns, wire))
+    assert_same(device.update_frames(given, time_ns), host.update(given.dissected(), time_ns, sizes))
     assert_same(device.flush(), host.flush())
     assert device.ignored == host.ignored > 0
+
+
+def test_flows_leave_in_parts(kernels: PacketKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_flows, "MOST", 7)
+    both = Both(kernels, timeouts=Timeouts(100, 50))
+    given = traffic(20, 500)
+    both.update(given)
+    assert len(both.expire(int(given.time_ns[-1]))) > 7
+    host, device = FlowTable(), DeviceFlowTable(kernels)
+    host.restore(both.device.state())
+    device.restore(both.host.state())
+    assert_same(device.flush(), host.flush())
+    assert len(both.flush()) > 7
 
 
 def test_no_packets_and_an_empty_table(kernels: PacketKernels) -> None:
