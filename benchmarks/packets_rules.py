@@ -267,7 +267,7 @@ class KeyColumns:
 
     @classmethod
     def drawn(cls, rules: RuleSet, count: int, device: str, seed: int = 0) -> KeyColumns:
-        """Keys in random order, no two of them meant to be alike: drawn from the rules, some of them then changed.
+        """Keys in random order: each drawn from some rule, and some of them then changed.
 
         Args:
             rules: of IPv4.

@@ -68,13 +68,13 @@ _LEGENDS = {
     "packets": (
         "Two processes: each walks through the whole file and dissects every second batch; with flows there is one. "
         "Others read the first 0.2 to 10 % of the same packets, so that they take about as long; tshark's start is in "
-        "its time, 0.2 s. RawPcapReader reads no headers, nfstream no more than flows need. Each packets' repetition has "
-        "flows of its own. Rule sets are ClassBench-like; keys are drawn from the rules in random order, and DPDK asks for "
-        "the same ones again and again."
+        "its time, 0.2 s. RawPcapReader reads no headers, nfstream no more than flows need. A capture is repeated, "
+        "each time with flows of its own. Rule sets are ClassBench-like; keys are drawn from the rules in random "
+        "order, and DPDK asks for the same ones again and again."
     ),
     "packets-cuda": (
-        "Keys that stay: all in one batch, each different, a part of the answers compared with the CPU's. DPDK's library "
-        "and our CPU path ask on every core for the same million keys again and again."
+        "Keys that stay: all in one batch, each drawn for itself; a part of the answers is compared with the CPU's. "
+        "DPDK's library and our CPU path ask on every core for the same million keys again and again."
     ),
 }
 _COLUMNS = ("rows_per_s", "gb_per_s", "p50_ms", "p99_ms", "cpu_us", "client_cpu_us", "server_cpu_us", "nats_cpu_us")
