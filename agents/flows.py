@@ -142,7 +142,7 @@ class FlowRun:
         self._left = 0
         self._fetches = 0  # chunks without packets that are still to be sent
         self._ends = 0  # number of the chunk that said the end
-        self._waits: set[int] = set()  # numbers of chunks that were made only to wait
+        self._waits: set[int] = set()  # numbers of chunks that were made to wait; they come again in the same places
         self._moved = asyncio.Event()
 
     async def flows(self) -> AsyncGenerator[Flows, None]:
@@ -221,7 +221,7 @@ class FlowRun:
                 return None
             self._fetches -= 1
             piece = tick()
-        elif self._kept_bytes > KEPT_BYTES:
+        elif self._kept_bytes > KEPT_BYTES and number > self._given:  # what was answered is to come as it was
             await asyncio.sleep(WAIT_S)
             self._waits.add(number)
             piece = tick()

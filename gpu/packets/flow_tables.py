@@ -111,7 +111,7 @@ class HeldTable:
 
     def is_due(self, now: float) -> bool:
         """Whether it is time to write it down."""
-        return not self.is_written and now - self.written_at >= max(SAVE_S, self.writing_s / SAVE_SHARE)
+        return now - self.written_at >= max(SAVE_S, self.writing_s / SAVE_SHARE)
 
     def state(self) -> SavedTable:
         """What is to be written down besides the flows."""
