@@ -15,7 +15,7 @@ from ..bus.columns import Array
 from ..bus.errors import BadColumn
 from ..netio.capture import Capture
 from ..netio.packet_index import PacketIndex
-from .frames import PacketSource, batches
+from .frames import PacketSource, batches, captured
 
 TICK_S = 1.0
 """Between two looks at the clock of packets that come live."""
@@ -254,10 +254,8 @@ def _is_packet(given: Any) -> bool:
 
 
 def _captured(capture: Capture, index: PacketIndex, link: int) -> Row:
-    view = capture.blob.data
-    ends = index.offset + index.captured
-    frames = b"".join([view[first:end] for first, end in zip(index.offset.tolist(), ends.tolist(), strict=True)])
-    return _row(frames, index.captured, index.time_ns, index.wire, index.link, link)
+    frames: list[Any] = captured(capture.blob, index)["frame"]  # type: ignore[assignment]
+    return _row(b"".join(frames), index.captured, index.time_ns, index.wire, index.link, link)
 
 
 def _timed(packets: Timed, link: int) -> Row:
