@@ -1,4 +1,4 @@
-"""Flows and packets as Arrow tables, and Parquet files of them. Needs pyarrow: `pip install 'aikoryu[arrow]'`."""
+"""Flows and packets as Arrow tables, and files of them. Needs pyarrow: `pip install 'aikoryu[arrow]'`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 from .address_text import address_texts
 from .dissect import dissect
 from .flows import Flows, Reason
+from .labels import How, Labels, titles
 from .packet_index import Array, PacketIndex, empty
 from .packets import HEADER_DTYPES, NO_LABEL, NO_VLAN, PACKET_DTYPES, Error, Headers, Packets, Tunnel
+from .protocols import Protocol
 from .tcp_state import ConnState
 
 ENDS = ("originator", "responder")
@@ -59,12 +61,13 @@ def flow_table(flows: Flows) -> pa.Table:
     return pa.table(columns)
 
 
-def packet_table(packets: Packets, index: PacketIndex) -> pa.Table:
-    """A row a packet: its place in the capture, and all columns of both headers, `outer_…` and `inner_…`.
+def packet_table(packets: Packets, index: PacketIndex, labels: Labels | None = None) -> pa.Table:
+    """A row a packet: its place in the capture, all columns of both headers, `outer_…` and `inner_…`, and its label.
 
     Args:
         packets: n dissected packets.
         index: their rows of the capture's index.
+        labels: of the same packets; without, `label` and `label_how` are null.
     """
     columns: dict[str, Any] = {
         "time": _times(index.time_ns, index.timed),
@@ -80,6 +83,7 @@ def packet_table(packets: Packets, index: PacketIndex) -> pa.Table:
     columns["error"] = _named(packets.error, Error)
     for prefix, headers in (("outer", packets.outer), ("inner", packets.inner)):
         columns |= {f"{prefix}_{name}": column for name, column in _header_columns(headers).items()}
+    columns["label"], columns["label_how"] = _labels(labels, len(packets))
     return pa.table(columns)
 
 
@@ -97,6 +101,40 @@ def write_parquet(path: str | Path, schema: pa.Schema, tables: Iterable[pa.Table
             writer.write_table(table)
             rows += table.num_rows
     return rows
+
+
+def write_arrow(path: str | Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Writes tables to an Arrow file (IPC), which other programs map into memory, and gives the number of rows.
+
+    Addresses are plain text there: such a file has one dictionary a column, which is written before all rows.
+
+    Args:
+        path: a file that is made anew.
+        schema: of all tables: `FLOW_SCHEMA` or `PACKET_SCHEMA`.
+        tables: any number.
+    """
+    plain = pa.schema(
+        [each.with_type(pa.string()) if each.name.endswith(("source", "destination")) else each for each in schema]
+    )
+    rows = 0
+    with pa.ipc.new_file(path, plain, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        for table in tables:
+            writer.write_table(table.cast(plain))
+            rows += table.num_rows
+    return rows
+
+
+WRITERS = {".parquet": write_parquet, ".arrow": write_arrow, ".feather": write_arrow}
+"""How a file is written, by the end of its name."""
+
+
+def _labels(labels: Labels | None, rows: int) -> tuple[pa.Array, pa.Array]:
+    """Usual names, null for none, and how they were found."""
+    if labels is None:
+        labels = Labels(np.zeros(rows, np.uint16), np.zeros(rows, np.uint8))
+    names = pa.array(titles(np.arange(max(Protocol) + 1)))
+    label = pa.DictionaryArray.from_arrays(pa.array(labels.protocol, pa.int32(), mask=labels.how == How.NONE), names)
+    return label, _named(labels.how, How)
 
 
 def _header_columns(headers: Headers) -> dict[str, Any]:

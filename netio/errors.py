@@ -15,3 +15,9 @@ class BadCapture(NetError):
     """The file is no pcap or pcapng capture, or its first header is damaged. Whoever named the file must act."""
 
     code = "bad_capture"
+
+
+class CannotCapture(NetError):
+    """Packets of an interface cannot be had. Nothing stays open; the message says who must act."""
+
+    code = "cannot_capture"
