@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from aikoryu import netio
 from aikoryu.cli import main
 from aikoryu.netio.packet_index import DTYPES, PacketIndex
 from aikoryu.netio.writer import write_pcapng
@@ -100,6 +102,67 @@ def test_inspect_as_json_says_what_was_read_and_no_more(trace: Path, capsys: pyt
     assert last["error"] == "bad_length"
 
 
+def test_inspect_names_what_first_bytes_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    to = ETHER / scapy.IP(src="10.0.0.1", dst="192.0.2.7")
+    query = to / scapy.UDP(sport=50000, dport=53) / scapy.DNS(qd=scapy.DNSQR(qname="a.b"))
+    path = write(tmp_path / "x.pcapng", query, to / scapy.UDP(sport=50000, dport=53) / b"x", to / scapy.ICMP())
+    assert main(["packets", "inspect", str(path)]) == 0
+    assert [line.split()[4] for line in said(capsys)[1:]] == ["DNS", "UDP", "ICMP"]
+    assert main(["packets", "inspect", str(path), "--json"]) == 0
+    found = [json.loads(line) for line in said(capsys)]
+    assert [(each["label"], each["label_how"]) for each in found] == [
+        ("DNS", "signature"),
+        ("DNS", "port"),
+        ("ICMP", "header"),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".feather"])
+def test_inspect_writes_columns(
+    trace: Path, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra `arrow`")
+    from pyarrow import feather, parquet
+
+    monkeypatch.setattr("aikoryu.cli.packet_inspect.FILE_PACKETS", 2)
+    out = tmp_path / f"out{suffix}"
+    assert main(["packets", "inspect", str(trace), "--arrow", str(out), "--limit", "5"]) == 0
+    assert capsys.readouterr().out == f"{out}: 5 packets\n"
+    table = (parquet if suffix == ".parquet" else feather).read_table(out)
+    rows = table.to_pylist()
+    assert [row["inner_source"] for row in rows] == ["10.0.0.1", "10.0.0.1", "2001:db8::1", None, "10.0.0.1"]
+    assert [(row["label"], row["label_how"]) for row in rows] == [
+        ("TLS", "PORT"),
+        ("TLS", "PORT"),
+        ("ICMPv6", "HEADER"),
+        (None, "NONE"),
+        (None, "NONE"),
+    ]
+    assert rows[1]["tunnel"] == "VXLAN"
+    assert table["time"].cast("int64").to_pylist() == [T0 + 1_500_000 * row for row in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("out.csv", "end its name in .parquet, .arrow, .feather"), ("no/out.arrow", "cannot be written")]
+)
+def test_columns_that_cannot_be_written_are_refused(
+    trace: Path, name: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra `arrow`")
+    assert main(["packets", "inspect", str(trace), "--arrow", str(tmp_path / name)]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_columns_need_pyarrow(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "aikoryu.netio.arrow", raising=False)
+    monkeypatch.delattr(netio, "arrow", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["packets", "inspect", str(trace), "--arrow", str(tmp_path / "x.parquet")]) == 1
+    assert "pip install 'aikoryu[arrow]'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("count", [1, 2, 6, 7])
 def test_inspect_stops_at_a_limit(trace: Path, count: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["packets", "inspect", str(trace), "--limit", str(count)]) == 0
@@ -118,7 +181,7 @@ def test_lines_are_cut_at_the_edge_of_a_terminal(
 def test_columns_grow_with_what_comes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aikoryu.cli.packets.BATCH_PACKETS", 1)
+    monkeypatch.setattr("aikoryu.cli.packet_inspect.BATCH_PACKETS", 1)
     six = ETHER / scapy.IPv6(src="2001:db8:1:2:3:4:5:6", dst="::1") / scapy.UDP(sport=1, dport=2)
     path = write(tmp_path / "x.pcapng", syn(), six, syn())
     assert main(["packets", "inspect", str(path)]) == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..netio.capture import Capture, open_capture
 from ..netio.dissect import dissect
 from ..netio.errors import NetError
-from ..netio.packet_index import PacketIndex
+from ..netio.packet_index import Array, PacketIndex
 from ..netio.packets import Packets
 from .failure import Failed
 from .progress import Progress
@@ -23,11 +23,13 @@ class Part:
 
     Attributes:
         first: number of the first one, from 1.
-        index: where they lie.
+        blob: in which they lie.
+        index: where.
         packets: what they are.
     """
 
     first: int
+    blob: Array
     index: PacketIndex
     packets: Packets
 
@@ -64,7 +66,7 @@ def parts(capture: Capture, size: int, most: int | None = None, progress: Progre
             index = index[: most - first + 1]
         if len(index):
             packets = dissect(capture.blob, index.offset, index.captured, index.link, index.wire)
-            yield Part(first, index, packets)
+            yield Part(first, capture.blob, index, packets)
             first += len(index)
             if progress is not None:
                 done = int(index.offset[-1]) + int(index.captured[-1])

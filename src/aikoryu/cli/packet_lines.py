@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..bus.columns import Array
+from ..netio.labels import How, label, titles
 from ..netio.packet_index import PacketIndex
 from ..netio.packets import HEADER_DTYPES, NO_LABEL, NO_VLAN, Error, Headers, Packets, Tunnel
 
@@ -100,8 +101,10 @@ SECOND = 10**9
 def lines(blob: Array, index: PacketIndex, packets: Packets, first: int, since_ns: int) -> Iterator[Line]:
     """A line a packet, about its innermost IP header.
 
+    Its protocol is what the first bytes of the payload say, else that of the header; nothing is guessed from ports.
+
     Args:
-        blob: in which the packets lie, for the addresses of those that are not IP.
+        blob: in which the packets lie.
         index: where they lie.
         packets: what they are.
         first: number of the first one.
@@ -111,25 +114,33 @@ def lines(blob: Array, index: PacketIndex, packets: Packets, first: int, since_n
     inner = _headers(packets.inner)
     places = zip(index.offset.tolist(), index.captured.tolist(), strict=True)
     times = zip(index.time_ns.tolist(), index.timed.tolist(), index.wire.tolist(), strict=True)
-    for number, (row, header, place, (time_ns, timed, wire)) in enumerate(
-        zip(rows, inner, places, times, strict=True), first
+    labels = label(blob, index.offset, packets.inner)
+    seen = titles(labels.protocol * (labels.how == How.SIGNATURE))
+    for number, (row, header, place, (time_ns, timed, wire), title) in enumerate(
+        zip(rows, inner, places, times, seen, strict=True), first
     ):
         if header["version"]:
             source, destination = _address(header, "src"), _address(header, "dst")
         else:
             source, destination = _stations(blob, *place) if row["link"] == ETHERNET else ("", "")
         time = f"{(time_ns - since_ns) / SECOND:.6f}" if timed else ""
-        yield f"{number}", time, source, destination, _protocol(row, header), f"{wire}", _info(row, header)
+        yield f"{number}", time, source, destination, title or _protocol(row, header), f"{wire}", _info(row, header)
 
 
-def objects(index: PacketIndex, packets: Packets, first: int) -> Iterator[dict[str, Any]]:
-    """An object a packet: what was read of it, `inner` where it is in a tunnel; what a packet lacks is left out."""
+def objects(blob: Array, index: PacketIndex, packets: Packets, first: int) -> Iterator[dict[str, Any]]:
+    """An object a packet: what was read of it, `inner` where it is in a tunnel; what a packet lacks is left out.
+
+    `label` is the protocol of the innermost payload, and `label_how` says whether a `signature`, a `port` or the IP
+    `header` told it.
+    """
+    labels = label(blob, index.offset, packets.inner)
+    hows = [How(how).name.lower() for how in labels.how.tolist()]
     rows, outer, inner = _rows(packets), _headers(packets.outer), _headers(packets.inner)
     captured = zip(
         index.time_ns.tolist(), index.timed.tolist(), index.wire.tolist(), index.captured.tolist(), strict=True
     )
-    for number, (row, outside, inside, (time_ns, timed, wire, size)) in enumerate(
-        zip(rows, outer, inner, captured, strict=True), first
+    for number, (row, outside, inside, (time_ns, timed, wire, size), title, how) in enumerate(
+        zip(rows, outer, inner, captured, labels.titles(), hows, strict=True), first
     ):
         found: dict[str, Any] = {"number": number}
         found |= {"time_ns": time_ns} if timed else {}
@@ -141,6 +152,8 @@ def objects(index: PacketIndex, packets: Packets, first: int) -> Iterator[dict[s
         if row["ip_headers"] > 1:
             found["tunnel"] = Tunnel(row["tunnel"]).name.lower()
             found["inner"] = _header_object(inside)
+        if title:
+            found |= {"label": title, "label_how": how}
         yield found
 
 
