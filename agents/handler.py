@@ -207,12 +207,17 @@ def _signature(method: Callable[..., Any]) -> tuple[tuple[str, ...], Any, Any]:
             takes.append("call")
         else:
             takes.append("message")
-            message = hints.get(name, Any)
+            message = _known(hints.get(name, Any))
     if len(takes) != len(set(takes)):
         raise TypeError(
             f"{method.__qualname__}: a handler takes one message, and perhaps the call: (self, message, call)"
         )
-    return tuple(takes), message, hints.get("return", Any)
+    return tuple(takes), message, _known(hints.get("return", Any))
+
+
+def _known(hint: Any) -> Any:
+    """`object` says as little as no annotation."""
+    return Any if hint is object else hint
 
 
 def _check_async(method: Callable[..., Any]) -> None:

@@ -58,12 +58,20 @@ class Host:
             accepts = {name: partial(self._accept, resident, handler) for name, handler in kind.handlers.items()}
             await self._service.serve_handlers(resident.name, accepts, kind.metadata)
 
-    async def stop(self) -> None:
-        """End what still runs; after the drain."""
-        tasks = [run.task for run in self._running if run.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def give_up(self) -> bool:
+        """Refuse what waits, and end what runs, because there is no more time; false if there was nothing."""
+        left = list(self._running)
+        for run in left:
+            if run.task is not None:
+                run.task.cancel()
+        for resident in self.residents.values():
+            for run in resident.mailbox.expire(NEVER):
+                run.refuse(Busy("the agent's process stopped: ask again"))
+                left.append(run)
+        return bool(left)
+
+    def stop(self) -> None:
+        """Let go of timers; after the drain."""
         for timer in (self._sweeper, self._prober):
             if timer is not None:
                 timer.cancel()

@@ -85,7 +85,7 @@ class Mailbox(Generic[T]):
         return taken, late
 
     def expire(self, now: float) -> list[T]:
-        """Drop all that nobody waits for any more, and return it."""
+        """Drop all whose deadline has passed, and return it; at the end of time that is all."""
         late = [entry for entry in self._waiting or () if entry[1] <= now]
         if late and self._waiting:
             self._waiting = [entry for entry in self._waiting if entry[1] > now]

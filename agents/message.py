@@ -106,13 +106,13 @@ def _to_builtins(value: Any) -> Any:
     """What msgspec asks for a value of a type that it does not know."""
     if hasattr(value, "model_dump"):
         return value.model_dump()
-    raise NotImplementedError(f"objects of type {type(value).__name__} are no messages: use a struct or a dataclass")
+    raise TypeError(f"objects of type {type(value).__name__} are no messages: use a struct or a dataclass")
 
 
 def _from_builtins(type_: Any, value: Any) -> Any:
     """What msgspec asks for a type that it does not know; pydantic's errors become one line."""
     if not hasattr(type_, "model_validate"):
-        raise NotImplementedError(f"{type_!r} is no type of messages: use a struct or a dataclass")
+        raise TypeError(f"{type_!r} is no type of messages: use a struct or a dataclass")
     try:
         return type_.model_validate(value)
     except ValueError as error:
@@ -124,7 +124,7 @@ def _from_builtins(type_: Any, value: Any) -> Any:
 def _schema(type_: Any) -> Any:
     if hasattr(type_, "model_json_schema"):
         return type_.model_json_schema()
-    raise NotImplementedError(f"{type_!r} is no type of messages: use a struct or a dataclass")
+    raise TypeError(f"{type_!r} is no type of messages: use a struct or a dataclass")
 
 
 def _records(value: Any) -> Any:

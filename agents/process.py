@@ -29,6 +29,7 @@ from .topics import Ear
 _log = structlog.get_logger(__name__)
 
 DESCRIPTION = "Aikoryu agents"
+CLOSING_S = 1.0  # that handlers which were cancelled have for their `finally`
 
 
 class AgentProcess:
@@ -109,8 +110,8 @@ class AgentProcess:
         await self._service.leave()
         await self._discovery.stop()
         heard = await asyncio.gather(*(ear.stop(max(0.0, end - monotonic())) for ear in self._ears))
-        drained = await self._service.drain(max(0.0, end - monotonic())) and all(heard)
-        await self.host.stop()
+        drained = await self._drain(max(0.0, end - monotonic())) and all(heard)
+        self.host.stop()
         _log.info("agents stopped", process=self.name, drained=drained)
         return drained
 
@@ -119,6 +120,14 @@ class AgentProcess:
 
     def _loads(self) -> dict[str, float]:
         return {each.name: load for each in self._residents if (load := each.mailbox.load)}
+
+    async def _drain(self, timeout_s: float) -> bool:
+        """Answer what was accepted; when there is no more time, that it was not done."""
+        given_up: list[bool] = []
+        timer = asyncio.get_running_loop().call_later(timeout_s, lambda: given_up.append(self.host.give_up()))
+        drained = await self._service.drain(timeout_s + CLOSING_S)
+        timer.cancel()
+        return drained and not any(given_up)
 
     def _details(self, handler: str) -> dict[str, Any]:
         """What the statistics of a handler say of its agent."""

@@ -116,7 +116,12 @@ class Replies:
 
 def _put(frame: _Frame, row: int, answer: Encoded | BusError) -> None:
     if isinstance(answer, BusError):
-        frame.errors.append(row_error(answer, row, 1))
+        error = row_error(answer, row, 1)
+        last = frame.errors[-1] if frame.errors else None
+        if last is not None and (last.code, last.msg, last.row + last.n) == (error.code, error.msg, row):
+            last.n += 1  # one word for a whole frame is one that has it sent again, if it may be
+        else:
+            frame.errors.append(error)
     else:
         frame.replies.append((row, answer))
 
