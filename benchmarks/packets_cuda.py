@@ -127,9 +127,10 @@ class Run:
                 shape = self._rule_shape(name, size)
                 with device_run.guarded(shape, self.skipped):
                     rules, classifier = self._compiled(name, size)
-                    keys = packets_rules.KeyColumns.drawn(rules, sizes.keys, self._device.name)
-                    self._add(shape, self._resident.look_up(classifier, keys, sizes.rounds))
-                    del keys
+                    with self._resident.on_stream():
+                        keys = packets_rules.KeyColumns.drawn(rules, sizes.keys, self._device.name)
+                        self._add(shape, self._resident.look_up(classifier, keys, sizes.rounds))
+                        del keys
                 self._release()
             self.result()
 
@@ -138,20 +139,23 @@ class Run:
         for name, tiles in sources(self._sizes.capture_packets).items():
             packets = Repeated(tiles, self._sizes.packet_bytes)
             title = f"{packets.nbytes / 1e9:.2g} GB of the {packets_goals.CAPTURES[name]}, {self._rules_title()}"
-            for shape, where, work in (
-                (f"resident-{name}", "that stay on the device", self._resident.classify_packets),
-                (f"host-{name}", "from host memory", self._resident.from_host),
-            ):
-                self.shapes[shape] = {"title": f"packets {where}: {title}"}
-                with device_run.guarded(shape, self.skipped):
-                    self._add(shape, work(classifier, packets, self._sizes.rounds))
-                self._release()
+            shape = f"resident-{name}"
+            self.shapes[shape] = {"title": f"packets that stay on the device: {title}"}
+            with device_run.guarded(shape, self.skipped), self._resident.on_stream():
+                self._add(shape, self._resident.classify_packets(classifier, packets, self._sizes.rounds))
+            self._release()
+            shape = f"host-{name}"
+            self.shapes[shape] = {"title": f"packets from host memory: {title}"}
+            with device_run.guarded(shape, self.skipped):
+                self._add(shape, self._resident.from_host(classifier, packets, self._sizes.rounds))
+            self._release()
         size = min(self._sizes.packet_bytes, 256 << 20)
         self._more["copies_gb_per_s"] = copies.copied_alone(self._device.name, size, self._sizes.least_s)
 
     def _flows(self) -> None:
         sizes = self._sizes
-        found = self._resident.flows(sizes.flows, sizes.batch, sizes.batches, sizes.rounds)
+        with self._resident.on_stream():
+            found = self._resident.flows(sizes.flows, sizes.batch, sizes.batches, sizes.rounds)
         for shape, law in (("flows-uniform", "uniform"), ("flows-zipf", "Zipf 1.1")):
             title = f"{sizes.flows:,} live flows, batches of {sizes.batch:,} packets, {law}"
             self.shapes[shape] = {"title": title}

@@ -77,8 +77,23 @@ _LEGENDS = {
         "DPDK's library and our CPU path ask on every core for the same million keys again and again."
     ),
 }
-_COLUMNS = ("rows_per_s", "gb_per_s", "p50_ms", "p99_ms", "cpu_us", "client_cpu_us", "server_cpu_us", "nats_cpu_us")
-_MORE = {"rows_per_s": ("packets/s", ",.0f"), "nats_cpu_us": ("NATS µs", ",.2f"), "gb_per_s": ("GB/s", ",.1f")}
+_COLUMNS = (
+    "rows_per_s",
+    "gb_per_s",
+    "p50_ms",
+    "p99_ms",
+    "cpu_us",
+    "client_cpu_us",
+    "server_cpu_us",
+    "engine_cpu_us",
+    "nats_cpu_us",
+)
+_MORE = {
+    "rows_per_s": ("packets/s", ",.0f"),
+    "engine_cpu_us": ("engine µs", ",.2f"),
+    "nats_cpu_us": ("NATS µs", ",.2f"),
+    "gb_per_s": ("GB/s", ",.1f"),
+}
 
 
 def _is_told(one: Mapping[str, Any]) -> bool:
@@ -111,6 +126,8 @@ def _measured(result: Mapping[str, Any]) -> Iterator[str]:
         if shape not in sets:
             yield f"**{shapes[shape]['title']}**"
             yield _contestants(by)
+            if busy := [f"{one} {found}" for one, figures in by.items() if (found := device_run.cores(figures))]:
+                yield "Cores busy: " + "; ".join(busy) + "."
             for name, found in result.get("stages", {}).get(shape, {}).items():
                 yield stages.line(name, found).strip() + "."
     if sets:

@@ -172,20 +172,30 @@ def test_benchmark_of_packets_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     _renders({"packets": result}, tmp_path)
 
 
-@pytest.mark.skipif(host_kernels.COMPILER is None, reason="no C++ compiler")
-def test_benchmark_of_packets_on_a_device_runs_through_host_kernels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from benchmarks import packets_captures, packets_cuda, packets_rules
-
+@pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+def kernels(request: pytest.FixtureRequest) -> Any:
+    torch = pytest.importorskip("torch", reason="needs the extra `worker`")
     from aikoryu.gpu.device import open_device
     from aikoryu.gpu.packets.kernels import PacketKernels
+
+    if request.param == "host" and host_kernels.COMPILER is None:
+        pytest.skip("needs a C++ compiler")
+    if request.param == "gpu" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    device = open_device("cpu" if request.param == "host" else "cuda:0", threads=1)
+    device.open()
+    if request.param == "host":
+        return PacketKernels(device, host_kernels.compiled())
+    pytest.importorskip("cupy")
+    return PacketKernels.on(device)
+
+
+def test_benchmark_of_packets_on_a_device_runs(kernels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import packets_captures, packets_cuda, packets_rules
 
     monkeypatch.setattr(packets_captures, "MIXED", tmp_path / "none")
     monkeypatch.setattr(packets_rules, "FOLDER", tmp_path)
     monkeypatch.setenv("PACKET_TEST_DATA", str(tmp_path))
-    device = open_device("cpu", threads=1)
-    device.open()
     sizes = packets_cuda.Sizes(
         rounds=1,
         least_s=0.001,
@@ -204,7 +214,7 @@ def test_benchmark_of_packets_on_a_device_runs_through_host_kernels(
         cpu_s=0.01,
     )
     path = tmp_path / "packets-cuda.json"
-    packets_cuda.Run(PacketKernels(device, host_kernels.compiled()), sizes, path).measure(packets_cuda.FIGURES)
+    packets_cuda.Run(kernels, sizes, path).measure(packets_cuda.FIGURES)
     result = json.loads(path.read_text())
     assert all("DPDK" in what for what in result["skipped"]), result["skipped"]
     for shape, by in result["samples"].items():
