@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from ..bus.errors import BusError
 from ..config import VERSION, ConfigError, describe
-from . import auth, bench, call, demo, doctor, faults, ls, packets, record, replay, up, worker
+from . import agents, auth, bench, call, demo, doctor, faults, ls, new, packets, record, replay, up, worker
 from .failure import Failed
 
-COMMANDS = (up, worker, call, ls, packets, record, replay, demo, doctor, auth, faults, bench)
+COMMANDS = (up, worker, call, ls, agents, new, packets, record, replay, demo, doctor, auth, faults, bench)
 INTERRUPTED = 128 + 2  # as shells report a program that SIGINT ended
 
 _DESCRIPTION = """\
@@ -32,6 +32,12 @@ then, in another terminal:
   aikoryu ls           workers, what they can be asked, how much they were
   aikoryu call matrix.matmul a='[[1,2],[3,4]]' b='[[1,0],[0,1]]'
   aikoryu call models.embed.all-MiniLM-L6-v2 text='The server is on fire.'
+
+with agents of your own:
+  aikoryu new my-agent             a folder with one, and a test of it
+  aikoryu agents ls                which are there, and what they can do
+  aikoryu agents call greeter.greet name=Ada
+  aikoryu agents tail 'market.>'   what they publish
 
 with captures of packets:
   aikoryu packets inspect trace.pcap    a line a packet
