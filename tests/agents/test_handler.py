@@ -42,7 +42,7 @@ class Everything(Base):
         yield Token(text)
 
     @ai.handler
-    async def untyped(self, message, call):  # type: ignore[no-untyped-def] # noqa: ANN
+    async def untyped(self, message, call):  # type: ignore[no-untyped-def]
         return message
 
     @ai.handler

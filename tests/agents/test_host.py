@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgpack
@@ -18,6 +19,8 @@ from aikoryu.bus.errors import BusError, Busy
 from aikoryu.bus.memory import MemoryBus, MemoryConnection
 from aikoryu.bus.transport import Message
 from aikoryu.config import Settings, WorkerSettings
+
+from .conftest import turns, until
 
 ROOT = "aikoryu.v1.default"
 
@@ -113,23 +116,7 @@ def texts(*values: object) -> dict[str, Any]:
 
 def decoded(column: dict[str, Any]) -> list[Any]:
     ends = [int.from_bytes(column["o"][i : i + 4], "little") for i in range(0, len(column["o"]), 4)]
-    return [msgpack.unpackb(column["d"][a:b]) for a, b in zip(ends, ends[1:], strict=False)]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
-
-
-async def turns(count: int = 30) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-@pytest.fixture
-def memory() -> MemoryBus:
-    return MemoryBus()
+    return [msgpack.unpackb(column["d"][a:b]) for a, b in itertools.pairwise(ends)]
 
 
 @pytest.fixture
@@ -357,7 +344,7 @@ async def test_caller_that_is_gone_has_its_calls_cancelled(
     for subscription in list(asker.connection.subscriptions):
         await subscription.unsubscribe()
     async with asyncio.timeout(5):
-        while not gate.ended:
+        while not gate.ended:  # noqa: ASYNC110 - a timer of the host's is waited for
             await asyncio.sleep(0.001)
     assert gate.ended == ["a"]
 
