@@ -79,9 +79,13 @@ class Lookout:
             raise Closed("the bus is closed")
         if self._joining is None or (self._joining.done() and self._failed(self._joining)):
             self._joining = asyncio.create_task(self._join(), name="aikoryu-lookout")
+            self._joining.add_done_callback(self._failed)
         if not self._joining.done():
             # Shared by all who ask meanwhile: one that is cancelled takes nothing from the others.
-            await asyncio.shield(self._joining)
+            await asyncio.wait({self._joining})
+            if self._closed:
+                raise Closed("the bus was closed before it was known who is there")
+            self._joining.result()
         self._look()
         return self._roster
 
@@ -111,6 +115,7 @@ class Lookout:
 
     @staticmethod
     def _failed(joining: asyncio.Task[None]) -> bool:
+        """Also told to the loop, which else would complain where nobody waits any more."""
         return joining.cancelled() or joining.exception() is not None
 
     async def _join(self) -> None:

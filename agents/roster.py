@@ -129,6 +129,7 @@ class Roster:
         Source: M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001; and "How Useful Is Old
             Information?", 2000, on why the least loaded of all is the wrong choice when loads are told late.
         """
+        _check(k)
         self.expire(now)
         wanted = frozenset(capabilities)
         pool = self._pool(wanted) if name is None else self._named(name, wanted)
@@ -144,6 +145,7 @@ class Roster:
             now, capabilities: as for `find`.
             k: how many at most, drawn as for `find`. Where one agent is in many processes, 1,024 places are drawn.
         """
+        _check(k)
         if k is None:
             return list(dict.fromkeys(entry.name for entry in self.find(now, capabilities=capabilities)))
         self.expire(now)
@@ -295,6 +297,11 @@ class _Pool:
 
     def all(self) -> Iterable[tuple[_Process, int]]:
         return ((process, place) for process, places in self._runs for place in places)
+
+
+def _check(k: int | None) -> None:
+    if k is not None and k < 1:
+        raise ValueError(f"k is {k}: ask for 1 agent or more")
 
 
 def _left(process: str, listing: Listing, still: Container[str]) -> list[Change]:

@@ -414,6 +414,19 @@ async def test_close_lets_go_of_who_watches_and_who_asks() -> None:
 
 
 @jumping
+async def test_close_is_told_to_who_still_waits_for_the_first_answers() -> None:
+    bus = MemoryBus()
+    deaf = bus.connect()
+    await deaf.subscribe(SUBJECTS.presence, lambda message: None)  # so that the server does not say that nobody is
+    lookout = Lookout(bus.connect(), SUBJECTS)
+    waiting = asyncio.create_task(lookout.find())
+    await asyncio.sleep(0.01)
+    await lookout.close()
+    with pytest.raises(Closed, match="before it was known who is there"):
+        await waiting
+
+
+@jumping
 async def test_a_refused_user_is_told_and_may_try_again() -> None:
     bus = MemoryBus()
     connection = bus.connect()

@@ -219,6 +219,9 @@ def test_capabilities_must_all_be_there(three: Roster) -> None:
     assert names(three.find(1.0, capabilities={"retrieve", "web"}, k=5)) == ["fetcher"]
     assert three.find(1.0, capabilities={"retrieve", "plan"}) == []
     assert three.find(1.0, capabilities={"cook"}, k=2) == []
+    for ask in (three.find, three.names):
+        with pytest.raises(ValueError, match="k is 0: ask for 1 agent or more"):
+            ask(1.0, k=0)
 
 
 def test_among_a_few_the_least_loaded_is_found_for_sure(roster: Roster) -> None:

@@ -65,6 +65,8 @@ def test_subjects_have_the_documented_form() -> None:
     assert subjects.operation("echo", 0) == "acme.v1.prod.echo.0"
     assert subjects.control == "acme.v1.prod.ctl"
     assert subjects.worker_control("host-1") == "acme.v1.prod.ctl.host-1"
+    assert subjects.presence == "acme.v1.prod.presence"
+    assert subjects.presence_of("host-1") == "acme.v1.prod.presence.host-1"
     assert Subjects().operation("echo") == "aikoryu.v1.default.echo"
 
 
@@ -93,9 +95,11 @@ def test_name_that_is_no_token_is_refused_everywhere(name: str) -> None:
 def test_worker_is_one_token() -> None:
     with pytest.raises(ValueError, match="dot"):
         Subjects().worker_control("host.example")
+    with pytest.raises(ValueError, match="process 'host.example'"):
+        Subjects().presence_of("host.example")
 
 
-@pytest.mark.parametrize("name", ["agent.bob.greet", "topic.news", "ctl", "ctl.worker"])
+@pytest.mark.parametrize("name", ["agent.bob.greet", "topic.news", "presence", "ctl", "ctl.worker"])
 def test_system_cannot_have_a_reserved_name(name: str) -> None:
     with pytest.raises(ValueError, match="cannot be called"):
         Subjects().operation(name)
