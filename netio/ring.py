@@ -6,7 +6,6 @@ import ctypes
 import mmap
 import socket
 import struct
-import sys
 from fcntl import ioctl
 
 import numpy as np
@@ -128,11 +127,7 @@ def read_block(block: Array, link: int) -> PacketIndex:
         link: link type of its packets.
     """
     packets = _number(block, PACKETS)
-    head, data = _number(block, FIRST), block.data
-    heads = np.empty(packets, np.int64)
-    for number in range(packets):  # each names the next one; a chain is walked at 0.15 µs a packet
-        heads[number] = head
-        head += int.from_bytes(data[head : head + 4], sys.byteorder)
+    heads = _chain(block, _number(block, FIRST), packets)
     frames = np.ndarray((len(block) - FRAME.itemsize + 1,), FRAME, block, 0, (1,))[heads]
     offset = heads + frames["mac"]
     is_tagged = (frames["status"] & VLAN_VALID) > 0
@@ -148,6 +143,15 @@ def read_block(block: Array, link: int) -> PacketIndex:
         link=np.full(packets, link, np.uint16),
         interface=np.zeros(packets, np.uint32),
     )
+
+
+def _chain(block: Array, first: int, count: int) -> Array:
+    """Where frames begin, each of which says how far the next one is: (count,) int64. 0.13 µs a frame."""
+    data, next_of, found = block.data, struct.Struct("I").unpack_from, []
+    for _ in range(count):
+        found.append(first)
+        first += next_of(data, first)[0]
+    return np.array(found, np.int64)
 
 
 def _restore_tags(block: Array, at: Array, frames: Array) -> None:

@@ -109,6 +109,23 @@ def test_a_block_is_a_capture(inside: Run) -> None:
     assert sum(len(list(block.batches(1))) for block in found) == 2
 
 
+def spoken_to_itself() -> tuple[list[bytes], int]:
+    ip("link set lo up")
+    try:
+        with LiveCapture("lo") as live, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as speaker:
+            speaker.bind(("127.0.0.1", 0))
+            for text in (b"one", b"two"):
+                speaker.sendto(text, speaker.getsockname())
+            found = taken(live, 2)
+            return [frame[-3:] for frame in found], live.counts.received
+    finally:
+        ip("link set lo down")
+
+
+def test_packets_of_the_loopback_come_once(inside: Run) -> None:
+    assert inside(spoken_to_itself) == ([b"one", b"two"], 2)
+
+
 def crowded() -> tuple[int, int]:
     with LiveCapture(FAR) as live, sender(NEAR) as out:
         frame = PLAIN + bytes(1400)
