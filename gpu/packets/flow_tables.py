@@ -20,9 +20,11 @@ from ...netio.flow_state import FlowState
 from ...netio.flow_table import FlowTable
 from ...netio.flows import Flows
 from ..device import Device
+from .device_flows import DeviceFlowTable
 from .flow_senders import Answer, FlowSender
 from .flow_store import FlowStore, SavedTable, TableSpec
 from .frames import Frames
+from .kernels import PacketKernels
 
 MOST_TABLES = 64
 MOST_FLOWS = 1 << 24
@@ -41,7 +43,6 @@ class Table(Protocol):
     ignored: int
 
     def __len__(self) -> int: ...
-    def update(self, packets: Any, time_ns: Any, wire: Any) -> Flows: ...
     def expire(self, now_ns: int) -> Flows: ...
     def flush(self) -> Flows: ...
     def state(self) -> FlowState: ...
@@ -53,17 +54,39 @@ class HostFlows:
 
     def table(self, spec: TableSpec) -> Table:
         """A new table."""
-        key = KeyChoice("outer" if spec.header == "outer" else "inner", spec.vlan, spec.tunnel)
-        return FlowTable(key, Timeouts(spec.idle_s, spec.active_s), spec.capacity)
+        return FlowTable(*_made_as(spec))
 
-    def update(self, table: Table, frames: Frames, time_ns: Array) -> Flows:
+    def update(self, table: Any, frames: Frames, time_ns: Array) -> Flows:
         """Give packets to a table."""
-        return table.update(frames.dissected(), time_ns, frames.wire)
+        found: Flows = table.update(frames.dissected(), time_ns, frames.wire)
+        return found
+
+
+class DeviceFlows(HostFlows):
+    """The same on a GPU, with the same flows."""
+
+    def __init__(self, kernels: PacketKernels) -> None:
+        self._kernels = kernels
+
+    def table(self, spec: TableSpec) -> Table:
+        """A new table, whose memory is taken now."""
+        return DeviceFlowTable(self._kernels, *_made_as(spec))
+
+    def update(self, table: Any, frames: Frames, time_ns: Array) -> Flows:
+        """Give packets to a table."""
+        found: Flows = table.update_frames(frames, time_ns)
+        return found
 
 
 def flows_on(device: Device) -> HostFlows:
     """How flows are kept on a device."""
-    return HostFlows()
+    kernels = PacketKernels.on(device)
+    return HostFlows() if kernels is None else DeviceFlows(kernels)
+
+
+def _made_as(spec: TableSpec) -> tuple[KeyChoice, Timeouts, int]:
+    key = KeyChoice("outer" if spec.header == "outer" else "inner", spec.vlan, spec.tunnel)
+    return key, Timeouts(spec.idle_s, spec.active_s), spec.capacity
 
 
 class HeldTable:

@@ -17,6 +17,8 @@ from aikoryu.gpu.packets.columns import column_of  # noqa: E402
 from aikoryu.gpu.packets.device_flow_runs import sorted_rows  # noqa: E402
 from aikoryu.gpu.packets.device_flows import DeviceFlowTable  # noqa: E402
 from aikoryu.gpu.packets.flow_layout import CHUNK  # noqa: E402
+from aikoryu.gpu.packets.flow_store import TableSpec  # noqa: E402
+from aikoryu.gpu.packets.flow_tables import DeviceFlows, HostFlows, flows_on  # noqa: E402
 from aikoryu.gpu.packets.kernels import PacketKernels  # noqa: E402
 from aikoryu.netio import flow_table  # noqa: E402
 from aikoryu.netio.flow_cuts import BadTable, Timeouts  # noqa: E402
@@ -401,6 +403,24 @@ def test_frames_are_dissected_and_kept_where_they_are(kernels: PacketKernels, ha
     assert_same(device.update_frames(given, time_ns), host.update(given.dissected(), time_ns, sizes))
     assert_same(device.flush(), host.flush())
     assert device.ignored == host.ignored > 0
+
+
+def test_an_engine_with_kernels_keeps_its_flows_on_the_device(
+    kernels: PacketKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert type(flows_on(Device("cpu", 1))) is HostFlows
+    monkeypatch.setattr(PacketKernels, "on", lambda device: kernels)
+    host, device = HostFlows(), flows_on(kernels.device)
+    assert isinstance(device, DeviceFlows)
+    spec = TableSpec("outer", True, True, 5.0, None, 100)
+    packets, links = zip(*crafted(), strict=True)
+    sizes = np.array([len(packet) for packet in packets], np.uint32)
+    given, time_ns = frames(list(packets), np.array(links, np.uint16), sizes), np.arange(len(packets)) * SECOND
+    tables = [(path, path.table(spec)) for path in (host, device)]
+    expected, found = (path.update(table, given, time_ns) for path, table in tables)
+    assert len(expected)
+    assert_same(found, expected)
+    assert_same(tables[1][1].flush(), tables[0][1].flush())
 
 
 def test_flows_leave_in_parts(kernels: PacketKernels, monkeypatch: pytest.MonkeyPatch) -> None:
