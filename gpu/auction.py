@@ -14,8 +14,9 @@ NEVER = -(1 << 40)  # worth of an empty place: below whatever a price makes of a
 LOW_WORD = (1 << 32) - 1
 
 # Bids exceed what is needed to win by a step. It starts at 1 % of what separates a task's first choice from its last,
-# and doubles up to 2 % of all utilities' spread, so that few tasks do not outbid each other for ever. Of 63 instances of
-# 64 to 1,500 tasks, most with just enough room or less, none was over 0.38 % off the optimum or took over 136 rounds.
+# and doubles up to 2 % of all utilities' spread, so that few tasks do not outbid each other for ever. Of 63 instances
+# of 64 to 1,500 tasks, most with just enough room or less, none was over 0.38 % off the optimum or took over 136
+# rounds.
 FIRST_STEP = 0.01
 LEAST_STEP = UNIT >> 10
 MOST_STEP = UNIT // 50

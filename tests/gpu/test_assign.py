@@ -242,7 +242,7 @@ def test_equals_go_in_order(worker: Worker) -> None:
 
 def test_agents_that_are_not_finite_get_nothing_and_spoil_nothing(worker: Worker) -> None:
     vectors = np.array([[np.nan, 0], [np.inf, 1], [1e20, 0], [1, 0], [2, 0]])
-    agent, _ = worker.ask([[1.0, 0.0], [1.0, 0.0]], vectors=vectors, load=[0, 0, 0, 0, np.nan], capacity=[9] * 5)
+    agent, _ = worker.ask([[1.0, 0.0], [1.0, 0.0]], vectors=vectors, load=[0, 0, 0, 0, np.nan], capacity=[9] * 5, k=1)
     assert agent.tolist() == [3, 3]
 
 
@@ -345,6 +345,19 @@ def test_shortlist_is_that_of_all_scores_whatever_the_tiles(
     assert np.all(utilities[:, width:] == -np.inf)
     real = np.isfinite(values)
     np.testing.assert_array_equal(chosen[:, :width][real], numbers[real])
+
+
+def test_the_best_may_lie_anywhere(worker: Worker) -> None:
+    vectors = np.zeros((6 * GROUP, 1))
+    vectors[[5 * GROUP, GROUP - 1, 2 * GROUP], 0] = [3, 2, 1]
+    agent, _ = worker.ask(np.ones((3, 1)), vectors=vectors, k=3)
+    assert sorted(agent.tolist()) == [GROUP - 1, 2 * GROUP, 5 * GROUP]
+
+
+def test_zeros_are_equal_whatever_their_sign(device: Device) -> None:
+    tile = torch.zeros((1, GROUP), device=device.place)
+    tile[0, 0] = -0.0
+    assert shortlist._best(tile, 0, 2).tolist() == shortlist._best(abs(tile), 0, 2).tolist()
 
 
 @pytest.mark.parametrize("rounds", [1, 16])
