@@ -9,6 +9,7 @@ import pytest
 
 from aikoryu.agents import Agent, App, Call, handler, session
 from aikoryu.agents.bus import Bus
+from aikoryu.bus.discovery import AGENTS, discover
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.config import Settings
 
@@ -96,3 +97,11 @@ async def test_load_is_told_with_the_next_beat(memory: MemoryBus, bus: Bus) -> N
         assert [entry.load for entry in await bus.agents.entries()] == [1.5]
         searcher.go_on.set()
         assert await asyncio.gather(*calls) == ["A", "A", "A"]
+
+
+async def test_other_clients_see_handlers_and_what_they_take_as_services(memory: MemoryBus) -> None:
+    async with app(memory, "web"):
+        (process,) = await discover(memory.connect(), 0.02, AGENTS)
+    handlers = {endpoint["subject"]: endpoint["metadata"] for endpoint in process["endpoints"]}
+    assert sorted(handlers) == ["aikoryu.v1.default.agent.web.rest", "aikoryu.v1.default.agent.web.search"]
+    assert handlers["aikoryu.v1.default.agent.web.search"]["request"] == '{"type":"string"}'
