@@ -6,7 +6,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -182,7 +182,10 @@ class Task(Generic[T]):
         self._tenure = Tenure(ways.ack_wait_s, claimed_at)
         self._ended = False
         self._over = asyncio.Event()
-        self._keeper = asyncio.create_task(self._keep(), name=f"aikoryu-task-{self.id}")
+        # A timer, and a task only when there is something to tell: most tasks are done before.
+        self._renewal: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._look()
 
     @property
     def held(self) -> bool:
@@ -209,7 +212,7 @@ class Task(Generic[T]):
         if self._ended:
             return
         held = self.held
-        await self._end("its holder has done it")
+        self._end("its holder has done it")
         # A task that was lost, too: whoever has it now need not have it done again after.
         await self._claim.finish()
         self._counts.done += 1
@@ -220,7 +223,7 @@ class Task(Generic[T]):
         if self._ended:
             return
         held = self.held
-        await self._end(f"it failed: {reason}")
+        self._end(f"it failed: {reason}")
         self._counts.failed += 1
         if held and self._claim.last:
             await self._claim.bury(reason)
@@ -232,34 +235,38 @@ class Task(Generic[T]):
         if self._ended:
             return
         held = self.held
-        await self._end("its holder gave it back")
+        self._end("its holder gave it back")
         self._counts.given_back += 1
         if held:
             self._claim.put_back(rest_s)
 
-    async def _end(self, reason: str) -> None:
+    def _end(self, reason: str) -> None:
         self._ended = True
         self._tenure.lose(reason)
-        self._keeper.cancel()
-        await asyncio.wait({self._keeper})
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._renewal is not None:
+            self._renewal.cancel()
         self._over.set()
 
-    async def _keep(self) -> None:
-        while True:
-            phase, within_s = self._tenure.decide(self._ways.clock())
-            if phase is Phase.LOST:
-                _log.warning("task lost", task=self.id, reason=self._tenure.reason)
-                self._over.set()
-                return
-            if phase is Phase.DUE:
-                await self._renew(within_s)
-            else:
-                await asyncio.sleep(within_s)
+    def _look(self) -> None:
+        """Renew the claim when that is due."""
+        loop = asyncio.get_running_loop()
+        phase, within_s = self._tenure.decide(self._ways.clock())
+        if phase is Phase.HELD:
+            self._timer = loop.call_later(within_s, self._look)
+        elif phase is Phase.DUE:
+            self._renewal = loop.create_task(self._renew(within_s), name=f"aikoryu-task-{self.id}")
+        elif not self._ended:
+            _log.warning("task lost", task=self.id, reason=self._tenure.reason)
+            self._over.set()
 
     async def _renew(self, within_s: float) -> None:
         sent_at = self._ways.clock()
-        with suppress(BusError):
+        try:
             await self._claim.confirm(_WORKING, within_s)
+        except BusError:
+            self._tenure.unanswered(self._ways.clock())
+        else:
             self._tenure.renewed(sent_at)
-            return
-        self._tenure.unanswered(self._ways.clock())
+        self._look()

@@ -7,13 +7,15 @@ import json
 import re
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import pytest
 import trustme
 
 from aikoryu.agents.announcements import Announced
+from aikoryu.agents.coordination import Coordination
+from aikoryu.agents.coordination import streams as coordination_streams
 from aikoryu.agents.jobs import Jobs
 from aikoryu.agents.lookout import Lookout
 from aikoryu.agents.presence import Presence
@@ -205,9 +207,7 @@ async def test_a_caller_cannot_answer_for_a_worker(connect: Connect) -> None:
 async def test_a_caller_finds_agents(connect: Connect) -> None:
     alice, planner = await connect("alice"), await connect("planner")
     plan = Announced("planner", frozenset({"plan"}), ("plan",))
-    presence = Presence(
-        planner, Subjects(), "p1", lambda: [plan], dict[str, float], ttl_s=5.0, reply_prefixes=PREFIXES
-    )
+    presence = Presence(planner, Subjects(), "p1", lambda: [plan], dict[str, float], ttl_s=5.0, reply_prefixes=PREFIXES)
     await presence.start()
     lookout = Lookout(alice, Subjects())
     assert [entry.process for entry in await lookout.find(capabilities={"plan"})] == ["p1"]
@@ -297,6 +297,28 @@ async def test_jobs_are_done_and_their_results_found(connect: Connect) -> None:
         await jobs.close()
     await taking.stop()
     assert [connection.statistics().permission_errors for connection in (worker, *users)] == [0, 0, 0]
+
+
+async def test_agents_coordinate_on_streams_that_the_operator_made(connect: Connect) -> None:
+    async with JetStream(await connect("operator")) as jetstream:
+        for config in coordination_streams(jetstream, Subjects()):
+            await jetstream.ensure_stream(config)
+    connection = await connect("planner")
+    coordination = Coordination(connection, Subjects())
+    store, queue = coordination.shared("prices"), coordination.tasks("orders", max_attempts=1)
+    async with asyncio.timeout(10):
+        async with coordination.lock("report") as lock, coordination.elect("desk"), aclosing(store.watch()) as changes:
+            await store.put("tea", 3, token=lock.token)
+            assert (await anext(changes)).value == 3
+        assert await store.keys() == ["tea"]
+        for fails in (False, True):
+            await queue.put("tea")
+            async with queue.claim() as task:
+                await (task.fail("cold") if fails else task.done())
+        async with aclosing(queue.dead()) as dead:
+            assert [each.reason async for each in dead] == ["cold"]
+    await coordination.close()
+    assert connection.statistics().permission_errors == 0
 
 
 async def test_only_the_operator_has_workers_misbehave(connect: Connect) -> None:

@@ -11,6 +11,7 @@ from shlex import quote
 import uvloop
 
 from ..agents import open_transport
+from ..agents.coordination import streams as coordination_streams
 from ..bus.jetstream import JetStream
 from ..bus.jobs import JobSubjects, streams
 from ..bus.permissions import OPERATOR, RECORDER, WORKER, User, inbox, server_config, users
@@ -33,9 +34,10 @@ Write, into DIRECTORY, the configuration of a NATS server and a seed for each of
 its users, by which the server knows them:
 
   callers    ask workers and agents, and hear nothing but the answers
-  agents     are callers that serve their own handlers, and hear topics
+  agents     are callers that serve their own handlers, hear topics, and
+             coordinate
   worker     serves operations, and answers
-  operator   makes the streams of durable work: `aikoryu auth streams`
+  operator   makes the streams: `aikoryu auth streams`
   recorder   with --recorder: hears all that is asked and answered, for
              `aikoryu record`
 
@@ -47,8 +49,9 @@ Without a certificate the server listens on this machine only.
   aikoryu auth init auth --callers alice bob carol --update"""
 
 _STREAMS = """\
-Make the streams of durable work on a NATS server where workers may not, unless
-they are there. `aikoryu auth init` prints the settings of its operator.
+Make the streams of durable work, and those that agents coordinate by, on a NATS
+server where workers and agents may not, unless they are there. `aikoryu auth
+init` prints the settings of its operator.
 
   aikoryu auth streams --set nats.nkey_seed_file=auth/operator.seed \\
     --set nats.inbox_prefix=_INBOX_operator"""
@@ -118,11 +121,12 @@ def make_streams(options: argparse.Namespace) -> int:
 
 
 async def _make_streams(settings: Settings) -> None:
-    names = JobSubjects(Subjects(settings.bus.prefix, settings.bus.namespace))
+    subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
     transport = await open_transport(settings)
     try:
         async with JetStream(transport) as jetstream:
-            for config in streams(names, settings.jobs):
+            durable = streams(JobSubjects(subjects), settings.jobs)
+            for config in [*durable, *coordination_streams(jetstream, subjects)]:
                 await jetstream.ensure_stream(config)
                 print(f"{config['name']} is there.")
     finally:
