@@ -24,6 +24,7 @@ from benchmarks import copies, device_run, goals, packets_goals, packets_nats, p
 from benchmarks.ours import NAME
 from benchmarks.packets_captures import OWN_PACKETS, sources
 from benchmarks.packets_device import Repeated, Resident
+from benchmarks.packets_flow_table import POWER, UNIFORM, ZIPF, FlowLoad
 from benchmarks.processes import ROOT
 from benchmarks.record import RESULTS, Samples
 from benchmarks.standing import run_standing
@@ -137,7 +138,7 @@ class Run:
     def _packets(self) -> None:
         classifier = self._compiled(CLASSIFIED_BY, self._sizes.packet_rules)[1]
         for name, tiles in sources(self._sizes.capture_packets).items():
-            packets = Repeated(tiles, self._sizes.packet_bytes)
+            packets = Repeated.of(tiles, self._sizes.packet_bytes)
             title = f"{packets.nbytes / 1e9:.2g} GB of the {packets_goals.CAPTURES[name]}, {self._rules_title()}"
             shape = f"resident-{name}"
             self.shapes[shape] = {"title": f"packets that stay on the device: {title}"}
@@ -155,8 +156,10 @@ class Run:
     def _flows(self) -> None:
         sizes = self._sizes
         with self._resident.on_stream():
-            found = self._resident.flows(sizes.flows, sizes.batch, sizes.batches, sizes.rounds)
-        for shape, law in (("flows-uniform", "uniform"), ("flows-zipf", "Zipf 1.1")):
+            load = FlowLoad(self._resident.kernels, sizes.flows, sizes.batch)
+            found = load.rounds(sizes.batches, sizes.rounds)
+            del load
+        for shape, law in ((UNIFORM, "uniform"), (ZIPF, f"Zipf {POWER}")):
             title = f"{sizes.flows:,} live flows, batches of {sizes.batch:,} packets, {law}"
             self.shapes[shape] = {"title": title}
             self._add(shape, found[shape])
