@@ -21,12 +21,14 @@ from aikoryu.gpu.packets.flow_store import TableSpec  # noqa: E402
 from aikoryu.gpu.packets.flow_tables import DeviceFlows, HostFlows, flows_on  # noqa: E402
 from aikoryu.gpu.packets.kernels import PacketKernels  # noqa: E402
 from aikoryu.netio import flow_table  # noqa: E402
+from aikoryu.netio.capture import open_capture  # noqa: E402
 from aikoryu.netio.flow_cuts import BadTable, Timeouts  # noqa: E402
 from aikoryu.netio.flow_key import FlowKeys, KeyChoice  # noqa: E402
 from aikoryu.netio.flow_table import FlowTable  # noqa: E402
 from aikoryu.netio.flows import NAMES, Flows, Reason  # noqa: E402
 from aikoryu.netio.packets import HEADER_DTYPES, NO_VLAN, PACKET_DTYPES, Headers, Packets  # noqa: E402
 
+from ..netio import truth  # noqa: E402
 from . import host_kernels  # noqa: E402
 from .packet_bytes import crafted, frames  # noqa: E402
 
@@ -403,6 +405,20 @@ def test_frames_are_dissected_and_kept_where_they_are(kernels: PacketKernels, ha
     assert_same(device.update_frames(given, time_ns), host.update(given.dissected(), time_ns, sizes))
     assert_same(device.flush(), host.flush())
     assert device.ignored == host.ignored > 0
+
+
+@pytest.mark.skipif(not truth.captures(), reason=f"no captures in {truth.PACKETS}: set PACKET_TEST_DATA")
+def test_the_flows_of_captures(kernels: PacketKernels) -> None:
+    choice, limits = KeyChoice(vlan=True, tunnel=True), Timeouts(10, 30)
+    host, device = FlowTable(choice, limits), DeviceFlowTable(kernels, choice, limits)
+    for path in truth.captures():
+        with open_capture(path) as capture:
+            index = capture.index[:2000]
+            given = frames([capture.packet(row) for row in range(len(index))], index.link, index.wire)
+        found = device.update_frames(given, index.time_ns)
+        assert_same(found, host.update(given.dissected(), index.time_ns, index.wire))
+    assert len(host) > 1000
+    assert_same(device.flush(), host.flush())
 
 
 def test_an_engine_with_kernels_keeps_its_flows_on_the_device(
