@@ -175,9 +175,14 @@ async def test_worker_and_clients_started_as_printed(printed: Printed, start: St
     for _ in range(2):
         made = start(*words)
         assert made.end() == 0, made.words
-        assert [line.split()[0] for line in made.heard] == [
-            f"aikoryu-secured-{name}" for name in ("RESULTS", "DEAD", "JOBS")
+        durable = [f"aikoryu-secured-{name}" for name in ("RESULTS", "DEAD", "JOBS")]
+        shared = [
+            "KV_aikoryu-secured-locks",
+            "KV_aikoryu-secured-shared",
+            "aikoryu-secured-buried",
+            "aikoryu-secured-tasks",
         ]
+        assert [line.split()[0] for line in made.heard] == durable + shared
     ((_, *words),) = printed.commands["aikoryu worker"]
     worker = start(*words, "--set", "models.embed=", "--set", "worker.name=w1", "--set", "jobs.in_flight=0")
     worker.hear("Worker w1 serves")
