@@ -32,9 +32,10 @@ def load(folder: Path) -> Results:
 def section(results: Results) -> str:
     """README's part: each figure with a goal by machine, the plot, and on what it was measured."""
     parts = []
-    for about, each in _by_machine(results).items():
+    for machine, each in _by_machine(results).items():
         figures = [one for result in each for one in result["figures"] if _is_told(one)]
-        parts += [markdown.figures_table(figures), about] if figures else []
+        stamps = list(dict.fromkeys(map(_stamp, each)))
+        parts += [markdown.figures_table(figures), f"Measured on {machine}; {'; '.join(stamps)}."] if figures else []
     if parts and has_lookups(results):
         parts.append(f"![Lookups a second by number of rules](benchmarks/results/{PLOT})")
     return "\n\n".join(parts) or ABSENT
@@ -49,7 +50,7 @@ def page(results: Results) -> Iterator[str]:
         yield f"![Lookups a second by number of rules]({PLOT})"
     for name, result in results.items():
         yield f"## {_TITLES[name]}"
-        yield _about(result)
+        yield f"Measured on {_machine(result)}; {_stamp(result)}."
         yield markdown.figures_table(result["figures"])
         yield from _measured(result)
         if name in _LEGENDS:
@@ -89,7 +90,7 @@ _COLUMNS = (
     "nats_cpu_us",
 )
 _MORE = {
-    "rows_per_s": ("packets/s", ",.0f"),
+    "rows_per_s": ("a second", ",.0f"),
     "engine_cpu_us": ("engine µs", ",.2f"),
     "nats_cpu_us": ("NATS µs", ",.2f"),
     "gb_per_s": ("GB/s", ",.1f"),
@@ -104,18 +105,19 @@ def _is_told(one: Mapping[str, Any]) -> bool:
 def _by_machine(results: Results) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for result in results.values():
-        found.setdefault(_about(result), []).append(result)
+        found.setdefault(_machine(result), []).append(result)
     return found
 
 
-def _about(result: Mapping[str, Any]) -> str:
+def _machine(result: Mapping[str, Any]) -> str:
     machine, gpu = result["machine"], result.get("gpu")
-    commit, _, dirty = (result["commit"] or "unknown").partition("+")
     on = f"{gpu['name']}, driver {gpu['driver']}; " if gpu else ""
-    return (
-        f"Measured on {on}{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; "
-        f"{result['date'][:10]}, commit {commit[:12]}{' with changes' if dirty else ''}."
-    )
+    return f"{on}{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}"
+
+
+def _stamp(result: Mapping[str, Any]) -> str:
+    commit, _, dirty = (result["commit"] or "unknown").partition("+")
+    return f"{result['date'][:10]}, commit {commit[:12]}{' with changes' if dirty else ''}"
 
 
 def _measured(result: Mapping[str, Any]) -> Iterator[str]:
