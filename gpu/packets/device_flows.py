@@ -31,7 +31,8 @@ MOST = 1 << 20
 class DeviceFlowTable:
     """`netio.flow_table.FlowTable` on a device: given the same packets, it gives the same flows, bit by bit.
 
-    What is enqueued has run when a method returns, so that calls may come from any stream, one after the other.
+    What is enqueued has run when a method returns, so that calls may come from any stream, one after the other. After
+    an error of the device the table may hold half of a batch: go on from a state that was taken before.
 
     Args:
         kernels: of the device.
