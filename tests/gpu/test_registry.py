@@ -13,7 +13,7 @@ from aikoryu.gpu.registry import Catalogue, load
 
 MATRIX = ("matmul", "add", "subtract", "multiply", "einsum", "solve", "reduce", "transpose")
 TENSORS = ("put", "get", "free", "eval")
-PACKETS = ("dissect", "classify", "balance", "rules.put", "rules.delete", "rules.list")
+PACKETS = ("dissect", "label", "flows", "classify", "balance", "rules.put", "rules.delete", "rules.list")
 BUILT_IN = {
     "echo",
     "agents.assign",
