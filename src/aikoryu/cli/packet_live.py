@@ -59,7 +59,7 @@ def blocks(live: LiveCapture, most: int | None = None, seconds: float | None = N
     with _stop_asked() as asked:
         while (most is None or most > 0) and not asked.is_set() and time.monotonic() < end:
             block = live.take(LOOK_S)
-            if block is None:
+            if block is None or not len(block.index):
                 continue
             if most is not None:
                 block.index = block.index[:most]
