@@ -10,7 +10,7 @@ import asyncio
 import json
 import secrets
 from base64 import b64decode
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, NamedTuple, Self
 
@@ -124,8 +124,12 @@ class JetStream:
         """
         return await self._ask(f"{API}.{verb}", json.dumps(body).encode() if body else b"", None, None)
 
-    async def ensure_stream(self, config: Mapping[str, Any]) -> None:
+    async def ensure_stream(self, config: Mapping[str, Any], may_differ: Collection[str] = ()) -> None:
         """Make the stream `config["name"]`, unless it is there; keys that `config` leaves out are the operator's.
+
+        Args:
+            config: of the stream.
+            may_differ: keys that an operator may have changed since.
 
         Raises:
             Refused: the server does not allow it, or the stream is there and differs in a key that `config` names.
@@ -141,7 +145,9 @@ class JetStream:
             await self.api(f"STREAM.CREATE.{name}", config)
             return
         differs = [
-            f"{key} is {found.get(key)!r}, not {value!r}" for key, value in config.items() if value != found.get(key)
+            f"{key} is {found.get(key)!r}, not {value!r}"
+            for key, value in config.items()
+            if value != found.get(key) and key not in may_differ
         ]
         if differs:
             raise Refused(

@@ -147,13 +147,14 @@ class Coordination:
     async def _open_bucket(self) -> Bucket:
         jetstream = await self._jetstream()
         bucket = streams.shared_bucket(jetstream, self._subjects)
-        await jetstream.ensure_stream(streams.shared(bucket))
+        await jetstream.ensure_stream(streams.shared(bucket), streams.OPERATORS)
         return bucket
 
     async def _open_floor(self) -> Floor:
         jetstream = await self._jetstream()
-        await jetstream.ensure_stream(streams.buried_tasks(self._subjects))
-        await jetstream.ensure_stream(streams.tasks(self._subjects))
+        # That of tasks comes last: where there is no room for what is given up, no task is accepted.
+        for config in (streams.buried_tasks(self._subjects), streams.tasks(self._subjects)):
+            await jetstream.ensure_stream(config, streams.OPERATORS)
         pipeline = await self._open.enter_async_context(Pipeline(self._transport))
         claims = await self._open.enter_async_context(Claims(self._transport, pipeline))
         return Floor(jetstream, pipeline, claims, self._subjects, self._timeout_s, self._clock)

@@ -17,7 +17,9 @@ from ...bus.lease_bucket import LeaseBucket
 from ...bus.permissions import BURIED, LOCKS, SHARED, TASKS
 from ...bus.subjects import Subjects
 
-MOST_BYTES = 256 << 20  # of each stream; an operator may change it
+MOST_BYTES = 256 << 20  # of each stream
+# What an operator may change of them: the rest is what coordination rests on.
+OPERATORS = ("max_bytes", "max_age", "duplicate_window")
 
 # How long the server remembers that a key expired or was deleted, s. Who watches and was away for longer compares.
 MARKER_S = 3600

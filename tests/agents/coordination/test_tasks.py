@@ -11,10 +11,12 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from aikoryu.agents.coordination import NoTask, TaskLost
+from aikoryu.agents.coordination import Coordination, NoTask, TaskLost
 from aikoryu.agents.coordination import task as task_module
 from aikoryu.bus.errors import BadParameter, BadValue, Busy, Closed
-from aikoryu.bus.jetstream import NoAnswer, Unavailable
+from aikoryu.bus.jetstream import NoAnswer, Refused, Unavailable
+from aikoryu.bus.memory import MemoryBus
+from aikoryu.bus.subjects import Subjects
 
 Join = Callable[..., Awaitable[Any]]
 Spawn = Callable[[], Awaitable[Any]]
@@ -115,6 +117,25 @@ async def test_a_full_stream_takes_no_more(agent: Any) -> None:
         await queue.put(2)
     assert await all_of(queue) == [1]
     await queue.put(3)
+
+
+async def test_an_operator_may_make_streams_larger_and_nothing_else(agent: Any, join: Join) -> None:
+    await agent.tasks("q").put(1)
+    jetstream = await agent._jetstream()
+    config = (await jetstream.api("STREAM.INFO.aikoryu-default-tasks"))["config"]
+    await jetstream.api("STREAM.UPDATE.aikoryu-default-tasks", {**config, "max_bytes": 1 << 30})
+    assert await all_of((await join("two")).tasks("q")) == [1]
+    await jetstream.api("STREAM.UPDATE.aikoryu-default-tasks", {**config, "discard_new_per_subject": False})
+    with pytest.raises(Refused, match="is there, but discard_new_per_subject is"):
+        await (await join("three")).tasks("q").put(2)
+
+
+async def test_on_a_bus_without_jetstream_the_first_use_says_so() -> None:
+    agent = Coordination(MemoryBus().connect(), Subjects())
+    for use in (agent.tasks("q").put(1), agent.shared("s").get("a"), agent.elect("desk").campaign()):
+        with pytest.raises(Unavailable):
+            await use
+    await agent.close()
 
 
 async def test_nothing_is_claimed_after_the_end(agent: Any) -> None:
