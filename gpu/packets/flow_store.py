@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import time, time_ns
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -106,7 +107,7 @@ class FlowStore:
                 os.close(file)
                 raise
         with os.fdopen(file, "rb") as read:
-            return epoch, *_read(read.read())
+            return epoch, *_read(read)
 
     def save(self, name: str, epoch: int, saved: SavedTable, state: FlowState) -> bool:
         """Write a table down; false, and nothing is written, if another has opened it since."""
@@ -167,11 +168,9 @@ def _epoch(file: int) -> int:
     return int.from_bytes(os.pread(file, 8, 0), "little")
 
 
-def _read(blob: bytes) -> tuple[SavedTable, FlowState]:
-    _, size = _HEAD.unpack_from(blob)
-    first = _HEAD.size + size
-    saved = msgspec.msgpack.decode(memoryview(blob)[_HEAD.size : first], type=SavedTable)
-    # Copied, because what lies in bytes is not aligned.
-    records = np.frombuffer(blob, np.uint8, saved.flows * RECORD.itemsize, first).copy().view(RECORD)
-    latest = np.frombuffer(blob, "<i8", saved.flows, first + records.nbytes).copy()
+def _read(file: BinaryIO) -> tuple[SavedTable, FlowState]:
+    _, size = _HEAD.unpack(file.read(_HEAD.size))
+    saved = msgspec.msgpack.decode(file.read(size), type=SavedTable)
+    records = np.fromfile(file, RECORD, saved.flows)
+    latest = np.fromfile(file, np.int64, saved.flows)
     return saved, FlowState(saved.packets, saved.ignored, records, latest)
