@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aikoryu.gpu.cuda import DeviceRefused
 from aikoryu.gpu.device import open_device
 from aikoryu.gpu.packets.kernels import PacketKernels
 from aikoryu.netio.classify import Classifier, compile_rules
@@ -79,7 +80,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help=f"where the record goes (default {RESULTS.name}/packets-cuda.json)")
     options = parser.parse_args()
     device = open_device("cuda:0", threads=len(os.sched_getaffinity(0)))
-    device.open()
+    try:
+        device.open()
+    except DeviceRefused as error:
+        sys.exit(str(error))
     kernels = PacketKernels.on(device)
     if kernels is None:
         sys.exit("CuPy is missing, or cannot compile: pip install 'aikoryu[cuda13]'")
