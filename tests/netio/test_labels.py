@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aikoryu.netio import labels as labels_module
+from aikoryu.netio import signature_tables
 from aikoryu.netio.capture import open_capture
 from aikoryu.netio.dissect import dissect
 from aikoryu.netio.flow_key import FlowKeys, KeyChoice
@@ -166,11 +166,11 @@ def random_payloads(count: int, seed: int) -> list[tuple[int, int, int, bytes]]:
 
 @pytest.mark.parametrize("around", [b"", b"\0" * 300, b"GET SSH-\x16\x03\x01\0\1" * 30])
 def test_labels_are_those_of_a_plain_loop_whatever_lies_around(around: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labels_module, "BLOCK_ROWS", 100)
-    labels_module._tables.cache_clear()
+    monkeypatch.setattr(signature_tables, "BLOCK_ROWS", 100)
+    signature_tables.tables_in.cache_clear()
     given = random_payloads(1500, 1)
     labels = label(*payloads(given, around))
-    labels_module._tables.cache_clear()
+    signature_tables.tables_in.cache_clear()
     by_signature = np.where(labels.how == How.SIGNATURE, labels.protocol, 0)
     assert by_signature.tolist() == [by_hand(*row) for row in given]
     assert Counter(labels.how.tolist()).keys() == {How.NONE, How.PORT, How.SIGNATURE}
