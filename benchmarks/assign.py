@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LISTED = 16
 NEEDS = 8  # capabilities, of which a task needs one and an agent has half
 CLUSTERS = 64
-BLOCK_BYTES = 1 << 29  # of the score matrix that the peer makes at once
+BLOCK_BYTES = 1 << 27  # of the score matrix that the peer makes at once
 MOST_EXACT = 2048  # tasks: the exact optimum of 4,096 takes minutes
 DENSE_SEATS = 8192  # beyond them the exact reference has no room
 
