@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .discovery import NAME
+from .discovery import AGENTS, NAME
 from .jobs import JobSubjects
 from .leases import LEASES
 from .partition_log import LOG
@@ -138,6 +138,7 @@ def agent(subjects: Subjects, name: str) -> User:
         (
             *(_all(name), f"{subjects.root}.agent.{name}.>", f"{subjects.root}.topic.>"),
             *(subjects.presence, f"{subjects.presence}.*"),
+            *(subjects.control, f"{subjects.control}.{name}.*", *_told(AGENTS)),
             *(_kept_under(subjects, kind) for kind in (LOCKS, SHARED)),
         ),
         never=_not_asked(subjects),
@@ -148,13 +149,12 @@ def agent(subjects: Subjects, name: str) -> User:
 def worker(subjects: Subjects, systems: Iterable[str], askers: Iterable[str]) -> User:
     """Serves operations of `systems` as one of their queue groups, and answers the inboxes of `askers`."""
     served = [f"{subjects.operation(system)}{rest} {system}" for system in systems for rest in ("", ".>")]
-    told = [f"$SRV.{verb}{rest}" for verb in _VERBS for rest in ("", f".{NAME}", f".{NAME}.*")]
     return User(
         WORKER,
         (*map(_all, askers), *_outcomes(subjects), *_takes(subjects), *_keeps(subjects)),
         (
             *(_all(WORKER), subjects.control, f"{subjects.control}.*", subjects.faults),
-            *(*served, *told, _kept_under(subjects, LEASES)),
+            *(*served, *_told(NAME), _kept_under(subjects, LEASES)),
         ),
     )
 
@@ -214,6 +214,11 @@ def server_config(
 
 
 _VERBS = ("PING", "INFO", "STATS")
+
+
+def _told(service: str) -> list[str]:
+    """What is asked of whoever is of a service's name (ADR-32)."""
+    return [f"$SRV.{verb}{rest}" for verb in _VERBS for rest in ("", f".{service}", f".{service}.*")]
 
 
 def _all(name: str) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+from aikoryu.agents import Agent, App, handler
+from aikoryu.agents import connect as connected
 from aikoryu.agents.announcements import Announced
 from aikoryu.agents.coordination import Coordination
 from aikoryu.agents.coordination import streams as coordination_streams
@@ -21,6 +23,7 @@ from aikoryu.agents.lookout import Lookout
 from aikoryu.agents.presence import Presence
 from aikoryu.bus.client import Client
 from aikoryu.bus.connection import NatsConnection
+from aikoryu.bus.discovery import AGENTS, discover
 from aikoryu.bus.errors import ConnectionFailed
 from aikoryu.bus.fault_control import FaultControl, inject
 from aikoryu.bus.frames import Request, encode
@@ -37,7 +40,7 @@ from aikoryu.bus.service import Held, Service
 from aikoryu.bus.subjects import Subjects
 from aikoryu.bus.transport import Message, no_responders
 from aikoryu.cli import main
-from aikoryu.config import FaultSettings, JobSettings, ServerSettings
+from aikoryu.config import FaultSettings, JobSettings, NatsSettings, ServerSettings, Settings
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "security.md").read_text("utf-8")
 MATMUL = "aikoryu.v1.default.matrix.matmul"
@@ -145,7 +148,7 @@ async def test_a_user_may_what_the_table_says(connect: Connect, user: str, verb:
     if verb == "publish":
         allowed = await publishes(connection, name)
     else:
-        group = re.fullmatch(r"subscribe(?: in group (\w+))?", verb)
+        group = re.fullmatch(r"subscribe(?: in group ([\w.]+))?", verb)
         assert group is not None, verb
         allowed = await subscribes(connection, name, group[1] or "")
     assert ("yes" if allowed else "no") == may
@@ -216,6 +219,33 @@ async def test_a_caller_finds_agents(connect: Connect) -> None:
     await alice.flush()
     assert await lookout.find("planner") == []
     await lookout.close()
+
+
+class Planner(Agent):
+    @handler
+    async def plan(self, text: str) -> str:
+        return text
+
+    @handler
+    async def steps(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+
+
+async def test_an_app_serves_with_an_agents_rights(secured: Secured) -> None:
+    def settings(user: str) -> Settings:
+        seed = str(secured.folder / f"{user}.seed")
+        return Settings(nats=NatsSettings(url=secured.url, nkey_seed_file=seed, inbox_prefix=inbox(user)))
+
+    app = App(settings=settings("planner"))
+    app.add(Planner, "planner")
+    async with app, connected(settings=settings("alice")) as bus:
+        planner = bus.agents.get("planner")
+        assert await planner.plan("x") == "x"
+        assert [step async for step in planner.steps.stream(300)] == list(range(300))
+        assert list((await planner.plan.all("y", most=1)).values()) == ["y"]
+        (process,) = await discover(bus._transport, 0.1, AGENTS)
+        assert {endpoint["name"] for endpoint in process["endpoints"]} == {"agent-planner-plan", "agent-planner-steps"}
 
 
 async def test_an_agent_answers_only_who_asked(connect: Connect) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aikoryu.bus.subjects import Subjects, check_tokens, partition, queue_group
+from aikoryu.bus.subjects import check_tokens, partition, queue_group, Subjects
 
 StartServer = Callable[..., Awaitable[Any]]
 
@@ -90,6 +90,44 @@ def test_name_that_is_no_token_is_refused_everywhere(name: str) -> None:
         Subjects(namespace=name)
     with pytest.raises(ValueError, match="worker"):
         Subjects().worker_control(name)
+
+
+def test_handlers_and_topics_lie_beside_operations() -> None:
+    subjects = Subjects("acme", "prod")
+    assert subjects.asked("agent.planner.plan") == "acme.v1.prod.agent.planner.plan"
+    assert subjects.asked("agent.planner.all.plan") == "acme.v1.prod.agent.planner.all.plan"
+    assert subjects.asked("matrix.matmul") == "acme.v1.prod.matrix.matmul"
+    assert subjects.agent("planner") == "acme.v1.prod.agent.planner"
+    assert subjects.topic("market.>") == "acme.v1.prod.topic.market.>"
+    assert subjects.topic("market.*.price") == "acme.v1.prod.topic.market.*.price"
+
+
+@pytest.mark.parametrize("name", ["agent", "agent.planner", "agent..plan", "agent.planner.*", "topic.news", "ctl"])
+def test_what_is_neither_operation_nor_handler_cannot_be_asked(name: str) -> None:
+    with pytest.raises(ValueError, match="handler|operation"):
+        Subjects().asked(name)
+
+
+@pytest.mark.parametrize("name", ["", "a.", ".a", "a..b", "a.>.b", "a b", "a>", "*a"])
+def test_topic_is_a_name_or_a_pattern(name: str) -> None:
+    with pytest.raises(ValueError, match="topic"):
+        Subjects().topic(name)
+
+
+def test_agents_have_a_queue_group_each() -> None:
+    assert [queue_group(name) for name in ("agent.planner", "agent.planner.plan", "matrix.add", "agents.assign")] == [
+        "agent.planner",
+        "agent.planner",
+        "matrix",
+        "agents",
+    ]
+
+
+def test_process_of_a_user_has_a_control_subject_below_its_name() -> None:
+    assert Subjects().worker_control("p1", "planner") == "aikoryu.v1.default.ctl.planner.p1"
+    for worker, user in (("p.1", "planner"), ("p1", "plan.ner"), ("*", "planner")):
+        with pytest.raises(ValueError, match="worker|user"):
+            Subjects().worker_control(worker, user)
 
 
 def test_worker_is_one_token() -> None:
