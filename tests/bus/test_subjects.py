@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aikoryu.bus.subjects import check_tokens, partition, queue_group, Subjects
+from aikoryu.bus.subjects import Subjects, check_tokens, partition, queue_group
 
 StartServer = Callable[..., Awaitable[Any]]
 
@@ -104,7 +104,7 @@ def test_handlers_and_topics_lie_beside_operations() -> None:
 
 @pytest.mark.parametrize("name", ["agent", "agent.planner", "agent..plan", "agent.planner.*", "topic.news", "ctl"])
 def test_what_is_neither_operation_nor_handler_cannot_be_asked(name: str) -> None:
-    with pytest.raises(ValueError, match="handler|operation"):
+    with pytest.raises(ValueError, match=r"handler|operation"):
         Subjects().asked(name)
 
 
@@ -126,14 +126,14 @@ def test_agents_have_a_queue_group_each() -> None:
 def test_process_of_a_user_has_a_control_subject_below_its_name() -> None:
     assert Subjects().worker_control("p1", "planner") == "aikoryu.v1.default.ctl.planner.p1"
     for worker, user in (("p.1", "planner"), ("p1", "plan.ner"), ("*", "planner")):
-        with pytest.raises(ValueError, match="worker|user"):
+        with pytest.raises(ValueError, match=r"worker|user"):
             Subjects().worker_control(worker, user)
 
 
 def test_worker_is_one_token() -> None:
     with pytest.raises(ValueError, match="dot"):
         Subjects().worker_control("host.example")
-    with pytest.raises(ValueError, match="process 'host.example'"):
+    with pytest.raises(ValueError, match=r"process 'host\.example'"):
         Subjects().presence_of("host.example")
 
 
