@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
+pytest.importorskip("torch", reason="needs the extra `worker`")
+
 from aikoryu.bus.columns import Field
 from aikoryu.bus.errors import BadParameter, Busy, OutOfStep
 from aikoryu.gpu.batch import Batch
@@ -18,7 +20,8 @@ from aikoryu.gpu.device import Device
 from aikoryu.gpu.ops.packets.flows import Flows as Operation
 from aikoryu.gpu.packets import flow_senders, flow_store, flow_tables
 from aikoryu.gpu.packets.flow_store import FlowStore, SavedTable, TableSpec
-from aikoryu.gpu.packets.flow_tables import FlowTables
+from aikoryu.gpu.packets.flow_tables import DeviceFlows, FlowTables
+from aikoryu.gpu.packets.kernels import PacketKernels
 from aikoryu.netio.flow_cuts import Timeouts
 from aikoryu.netio.flow_state import FlowState
 from aikoryu.netio.flow_wire import unpacked
@@ -26,6 +29,7 @@ from aikoryu.netio.flows import Flows
 
 from ..netio.flow_frames import expected, frame, traffic
 from ..netio.test_flow_table import assert_same
+from . import host_kernels
 
 PARAMETERS = {"table": "t", "idle_s": 5.0, "active_s": 12.0, "capacity": 4096}
 SPEC = TableSpec("inner", False, False, 5.0, 12.0, 4096)
@@ -129,6 +133,7 @@ def test_traffic_has_flows_that_end_before_the_end() -> None:
     assert len(EXPECTED[-1]) > 5
 
 
+@pytest.mark.usefixtures("packet_path")
 @pytest.mark.parametrize("sizes", [[1] * 11, [3, 8], [11]])
 def test_flows_are_those_of_a_table(engine: Engine, sizes: list[int]) -> None:
     answers: list[dict[str, Any]] = []
@@ -228,7 +233,7 @@ def test_flows_that_an_answer_has_no_room_for_come_with_the_next(
 # --- what is written down ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("always_written")
+@pytest.mark.usefixtures("always_written", "packet_path")
 def test_next_engine_goes_on_where_the_table_was_written_down(tmp_path: Path) -> None:
     answers = []
     for row in ROWS:
@@ -295,9 +300,16 @@ def test_flows_not_yet_given_are_written_down(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("always_written")
-def test_two_engines_in_turn_are_one_table(tmp_path: Path) -> None:
-    """As while a spare stands in for a device: each sees that the other has had the table."""
-    engines = [Engine(tmp_path), Engine(tmp_path)]
+@pytest.mark.parametrize("with_kernels", [False, True])
+def test_two_engines_in_turn_are_one_table(tmp_path: Path, with_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a spare stands in for a GPU: each sees that the other has had the table."""
+    engines = [Engine(tmp_path)]
+    if with_kernels:
+        if host_kernels.COMPILER is None:
+            pytest.skip("needs a C++ compiler")
+        monkeypatch.setattr(PacketKernels, "on", lambda device: PacketKernels(device, host_kernels.compiled()))
+    engines.append(Engine(tmp_path))
+    assert isinstance(engines[1].tables.path, DeviceFlows) == with_kernels
     assert_answers([engines[row % 2].run(each)[0] for row, each in enumerate(ROWS)], EXPECTED)
 
 
