@@ -241,9 +241,10 @@ class Live:
             self._pieces += of_packets(_joined(self._waiting, self._link), self._size, self._link)
             self._waiting = []
         now = self._loop.time()
-        if self._clock_ns and now >= self._tick_at:
+        if now >= self._tick_at:
             self._tick_at = now + TICK_S
-            self._pieces.append(tick(self._clock_ns + int((now - self._seen) * SECOND_NS)))
+            if self._clock_ns:  # some packet has come
+                self._pieces.append(tick(self._clock_ns + int((now - self._seen) * SECOND_NS)))
 
 
 def _is_packet(given: Any) -> bool:

@@ -29,6 +29,8 @@ from .flow_senders import SenderState
 MOST_FILES = 1024
 FORGOTTEN_S = 3600.0
 """A table that nobody has written down for so long is forgotten when another is made."""
+DONE_S = 60.0
+"""The same of one that nobody has more packets for: its last answers may be asked for again."""
 
 _HEAD = struct.Struct("<QQ")
 _SUFFIX = ".flows"
@@ -109,9 +111,19 @@ class FlowStore:
         with os.fdopen(file, "rb") as read:
             return epoch, *_read(read)
 
-    def save(self, name: str, epoch: int, saved: SavedTable, state: FlowState) -> bool:
-        """Write a table down; false, and nothing is written, if another has opened it since."""
+    def save(self, name: str, epoch: int, saved: SavedTable, state: FlowState, is_done: bool = False) -> bool:
+        """Write a table down; false, and nothing is written, if another has opened it since.
+
+        Args:
+            name: of the table.
+            epoch: that it has here.
+            saved, state: what to write.
+            is_done: nobody has more packets for it.
+        """
         draft = self._draft(name, epoch, saved, state)
+        if is_done:
+            at = time() - FORGOTTEN_S + DONE_S
+            os.utime(draft, (at, at))
         with self._locked():
             if self.epoch(name) == epoch:
                 draft.replace(self._path(name))

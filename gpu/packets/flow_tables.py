@@ -30,6 +30,8 @@ MOST_TABLES = 64
 MOST_FLOWS = 1 << 24
 """The capacities of all tables of an engine together, beyond the first: 9 GB when all of them are full."""
 MOST_SENDERS = 256
+UNUSED_S = 300.0
+"""A table that nobody has sent anything to for so long is let go of when another is used."""
 SAVE_S = 1.0
 SAVE_SHARE = 0.1
 """Of an engine's time, at most, for a table's being written down."""
@@ -96,6 +98,11 @@ class HeldTable:
         name: by which it is called.
         spec: how it was made.
         table: its flows.
+        epoch: that it has in its file as long as no other engine has opened it.
+        used_at: when it was asked for last, monotonic time, s.
+        written_at: when it was written down last, or opened.
+        writing_s: how long that took.
+        is_written: nothing has changed since.
     """
 
     def __init__(self, name: str, epoch: int, saved: SavedTable, table: Table, now: float) -> None:
@@ -103,6 +110,7 @@ class HeldTable:
         self.spec = saved.spec
         self.table = table
         self.epoch = epoch
+        self.used_at = now
         self.written_at = now
         self.writing_s = 0.0
         self.is_written = True
@@ -196,7 +204,8 @@ class FlowTables:
             raise BadParameter(f"table {name!r} was made with {_told(held.spec)}: ask so, or use another name")
         self._held[name] = held
         self._held.move_to_end(name)
-        self._make_room()
+        held.used_at = monotonic()
+        self._make_room(held.used_at)
         return held
 
     def keep(self, held: HeldTable) -> None:
@@ -222,10 +231,12 @@ class FlowTables:
         table.restore(state)
         return HeldTable(name, epoch, saved, table, monotonic())
 
-    def _make_room(self) -> None:
-        """Let go of those used longest ago while there are too many, or too large ones; never of the last."""
+    def _make_room(self, now: float) -> None:
+        """Let go of those used longest ago while there are too many, too large or idle ones; never of the last."""
         while len(self._held) > 1 and (
-            len(self._held) > MOST_TABLES or sum(each.spec.capacity for each in self._held.values()) > MOST_FLOWS
+            len(self._held) > MOST_TABLES
+            or sum(each.spec.capacity for each in self._held.values()) > MOST_FLOWS
+            or next(iter(self._held.values())).used_at < now - UNUSED_S
         ):
             self._write(self._held.popitem(last=False)[1])
 
@@ -236,7 +247,7 @@ class FlowTables:
         began = monotonic()
         saved = held.state()
         try:
-            if self.store.save(held.name, held.epoch, saved, held.table.state()):
+            if self.store.save(held.name, held.epoch, saved, held.table.state(), held.is_done):
                 held.was_written(saved)
         except OSError as error:  # the senders keep what is not written down
             _log.warning("table of flows not written down", table=held.name, error=str(error))

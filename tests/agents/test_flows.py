@@ -270,6 +270,30 @@ async def test_silence_ends_flows_by_the_clock(bus: Bus, monkeypatch: pytest.Mon
     assert not [part async for part in flows]
 
 
+async def test_source_that_is_silent_from_the_start_costs_nothing(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_chunks, "TICK_S", 0.01)
+    looks = 0
+    over = asyncio.Event()
+    collect = flow_chunks.Live._collect
+
+    async def counted(self: flow_chunks.Live) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 4:
+            over.set()
+        await collect(self)
+
+    async def silent() -> AsyncIterator[Timed]:
+        await over.wait()
+        yield Timed([], [])
+
+    monkeypatch.setattr(flow_chunks.Live, "_collect", counted)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    assert not [part async for part in bus.packets.flows(silent())]
+    assert loop.time() - began > 0.025, "it slept between looks"
+
+
 async def test_many_flows_at_the_end_come_in_parts(bus: Bus) -> None:
     count = 5000
     frames = [frame(number >> 8, 300, number & 255, 6, 2, 0, 0) for number in range(count)]

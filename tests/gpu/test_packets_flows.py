@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from time import time
 from typing import Any
 
 import msgspec
@@ -268,7 +269,7 @@ def test_table_is_written_once_a_second_and_for_a_tenth_of_the_time(
     now = 0.0
     written = []
 
-    def save(store: FlowStore, name: str, epoch: int, saved: SavedTable, state: FlowState) -> bool:
+    def save(store: FlowStore, name: str, epoch: int, saved: SavedTable, state: FlowState, is_done: bool) -> bool:
         nonlocal now
         written.append((now, len(state.records)))
         now += 0.5
@@ -364,6 +365,8 @@ def test_tables_of_an_engine_are_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     for found in answers.values():
         assert_answers(found, EXPECTED)
     assert not engine.tables._held, "all have ended"
+    ages = [time() - path.stat().st_mtime for path in engine.tables.store._folder.iterdir()]
+    assert min(ages) > flow_store.FORGOTTEN_S / 2, "and are forgotten soon"
 
 
 def test_large_tables_make_room_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +378,22 @@ def test_large_tables_make_room_for_each_other(tmp_path: Path, monkeypatch: pyte
     assert list(engine.tables._held) == ["b", "c"]
     engine.parameters = msgspec.structs.replace(engine.parameters, table="a")
     assert_answers(engine.run(*ROWS[1:]), EXPECTED[1:])
+
+
+def test_table_that_nobody_uses_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(flow_tables, "monotonic", lambda: now)
+    engine = Engine(tmp_path)
+    other = msgspec.structs.replace(engine.parameters, table="other")
+    engine.run(*ROWS[:2])
+    engine.parameters, of_t = other, engine.parameters
+    engine.run(ROWS[0])
+    assert list(engine.tables._held) == ["t", "other"]
+    now = flow_tables.UNUSED_S + 1
+    engine.run(ROWS[1])
+    assert list(engine.tables._held) == ["other"]
+    engine.parameters = of_t
+    assert_answers(engine.run(*ROWS[2:]), EXPECTED[2:])
 
 
 def test_senders_of_a_table_are_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,6 +451,17 @@ class TestStore:
         monkeypatch.setattr(flow_store, "MOST_FILES", 2)
         with pytest.raises(Busy, match="2 tables of flows"):
             store.open("third", SPEC)
+
+    def test_table_that_is_done_is_forgotten_soon(self, store: FlowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        epoch, saved, state = store.open("done", SPEC)
+        now = time()
+        monkeypatch.setattr(flow_store, "time", lambda: now)
+        assert store.save("done", epoch, saved, state, is_done=True)
+        store.open("b", SPEC)
+        assert store.epoch("done") == epoch
+        now += flow_store.DONE_S + 1
+        store.open("c", SPEC)
+        assert sorted(path.name for path in store._folder.iterdir()) == ["b.flows", "c.flows"]
 
     def test_draft_that_cannot_be_written_is_removed(self, store: FlowStore, monkeypatch: pytest.MonkeyPatch) -> None:
         epoch, saved, state = store.open("t", SPEC)
