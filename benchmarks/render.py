@@ -1,4 +1,7 @@
-"""README's figures and the page of all results, from `benchmarks/results/*.json`: `python -m benchmarks.render`."""
+"""README's figures, docs/figures.md and the page of all results, from `benchmarks/results/*.json`.
+
+python -m benchmarks.render
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import break_even, device_plot, faults_table, kpi_table, markdown, packets_table, render_device
+from benchmarks import (
+    break_even,
+    device_plot,
+    faults_table,
+    headlines,
+    kpi_table,
+    markdown,
+    packets_table,
+    render_device,
+)
 from benchmarks.processes import ROOT
 from benchmarks.record import FAULTS, RESULTS
 
 README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "figures.md"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 NAMES = ("bus", "embed", "memory", "break_even")
 PLOT = "figures.png"
@@ -31,7 +44,7 @@ def load(folder: Path) -> Results:
 def section(
     results: Results, on_gpu: Results, kpi: dict[str, Any] | None = None, failing: Results | None = None
 ) -> str:
-    """README's section: each figure with a goal, and on what it was measured, without a GPU and with one."""
+    """The section of docs/figures.md: each figure with a goal, and on what it was measured."""
     parts = [_section(results) if results else "" if on_gpu else ABSENT, render_device.section(on_gpu)]
     parts += [kpi_table.section(kpi) if kpi else "", faults_table.section(failing or {})]
     return "\n\n".join(filter(None, parts))
@@ -149,13 +162,13 @@ def _provenance(results: Results) -> str:
 
 
 def with_section(readme: str, text: str, begin: str = BEGIN, end: str = END) -> str:
-    """A README with the section between its markers replaced.
+    """A page with the section between its markers replaced.
 
     Raises:
         ValueError: the markers are not there, each once and in order.
     """
     if not (readme.count(begin) == readme.count(end) == 1 and readme.index(begin) < readme.index(end)):
-        raise ValueError(f"README.md needs the markers {begin} and {end}, each once")
+        raise ValueError(f"the page needs the markers {begin} and {end}, each once")
     before, after = readme.split(begin)[0], readme.split(end)[1]
     return f"{before}{begin}\n{text}\n{end}{after}"
 
@@ -168,9 +181,11 @@ def main() -> None:
 
     results, on_gpu, kpi = load(RESULTS), render_device.load(RESULTS), kpi_table.load(RESULTS)
     failing, packets = faults_table.load(RESULTS), packets_table.load(RESULTS)
-    readme = with_section(README.read_text(), section(results, on_gpu, kpi, failing))
+    readme = with_section(README.read_text(), headlines.section(headlines.load(RESULTS)))
+    figures = section(results, on_gpu, kpi, failing).replace("(benchmarks/", "(../benchmarks/")
     texts = {
         README: with_section(readme, packets_table.section(packets), packets_table.BEGIN, packets_table.END),
+        PAGE: with_section(PAGE.read_text(), figures),
         RESULTS / "README.md": "\n\n".join(
             [page(results, on_gpu, kpi, failing).rstrip("\n"), *packets_table.page(packets)]
         )

@@ -70,6 +70,17 @@ def test_section_needs_its_markers(readme: str) -> None:
         ("lower", 3.001, "short"),
     ],
 )
+def test_readme_shows_figures_that_are_there() -> None:
+    from benchmarks import headlines
+
+    records = headlines.load(ROOT / "benchmarks" / "results")
+    shown = headlines.section(records)
+    for name, titles in headlines.HEADLINES.items():
+        assert name in records
+        assert all(title in shown for title in titles)
+    assert headlines.section({}) == headlines.ABSENT
+
+
 def test_verdict(better: Any, got: float, verdict: str) -> None:
     from benchmarks.goals import Goal, Value
 

@@ -1,0 +1,79 @@
+"""The few figures that README shows, from all records; every one, with those that fall short, is in docs/figures.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import goals, markdown
+
+HEADLINES = {
+    "bus": ("512 rows in flight, call_many: rows/s ÷ nc.request", "512 rows in flight, call_many: rows/s ÷ FastStream"),
+    "embed": ("4 to 128 tokens: texts/s ÷ mosec that pads",),
+    "bus-cuda": ("call_many, 4 fronts: rows/s", "one caller, 1 front: p50, ms"),
+    "matrix-cuda": ("1,024² f32, operands resident ÷ torch on all cores",),
+    "embed-cuda": (
+        "24 tokens, from ids ÷ best path on all cores",
+        "from text over NATS, 4 fronts: sentences/s",
+        "from text over NATS, 4 fronts ÷ encode, same GPU",
+        "GPU busy under texts over NATS, 4 fronts",
+    ),
+    "recovery-cuda": (
+        "the engine is killed: to the spare's first answer, ms",
+        "the engine is killed: to the first answer of a fresh one, s",
+    ),
+    "faults": ("calls lost, all faults together",),
+    "durable": ("durable jobs/s: submitted, run, stored, awaited",),
+}
+"""By record, the titles of its figures."""
+ABSENT = "Not measured yet: `python -m benchmarks.figures` measures."
+
+
+def load(folder: Path) -> dict[str, dict[str, Any]]:
+    """All records in a folder, by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def section(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """README's part: the headlines by machine, and how many figures there are in all."""
+    rows = [
+        (one["title"], _machine(records[name]), goals.number(one["goal"], one), f"**{goals.number(one['got'])}**")
+        for name, titles in HEADLINES.items()
+        if name in records
+        for title in titles
+        for one in records[name]["figures"]
+        if one["title"] == title
+    ]
+    if not rows:
+        return ABSENT
+    told = _machines(records[name] for name in HEADLINES if name in records)
+    return "\n\n".join(
+        [markdown.table(("figure", "measured on", "goal", "measured"), "llrr", rows), f"{told} {_count(records)}"]
+    )
+
+
+def _machines(records: Iterable[Mapping[str, Any]]) -> str:
+    told = {}
+    for record in records:
+        machine, gpu = record["machine"], record.get("gpu")
+        host = f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}"
+        told[_machine(record)] = f"{gpu['name']} in {host}" if gpu else host
+    return "; ".join(f"{name}: {about}" for name, about in told.items()) + "."
+
+
+def _count(records: Mapping[str, Mapping[str, Any]]) -> str:
+    verdicts = [
+        one["verdict"] for each in records.values() for one in each.get("figures", []) if one["goal"] is not None
+    ]
+    met, aims = verdicts.count(goals.GOAL), verdicts.count(goals.AIM)
+    return (
+        f"Of {len(verdicts)} figures that have a goal, {met + aims} meet it, {aims} of them what is aimed at beyond; "
+        f"{len(verdicts) - met - aims} do not. [All of them, the machines, and why some fall short](docs/figures.md)."
+    )
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    gpu = record.get("gpu")
+    return gpu["name"].removeprefix("NVIDIA ").split(" ")[0] if gpu else f"{record['machine']['cores']} cores"
