@@ -14,7 +14,6 @@ from ..bus.errors import BadColumn, BadFrame, BusError, Busy, Cancelled, Expired
 from ..bus.frames import row_error
 from ..bus.service import Held, Service
 from .agent import Resident
-from .handler import Handler
 from .producer import Producer
 from .replies import Asked, Replies
 from .run import Run
@@ -55,8 +54,7 @@ class Host:
         self.residents[resident.name] = resident
         kind = resident.kind
         if kind.handlers:
-            accepts = {name: partial(self._accept, resident, handler) for name, handler in kind.handlers.items()}
-            await self._service.serve_handlers(resident.name, accepts, kind.metadata)
+            await self._service.serve_handlers(resident.name, self._accept, kind.metadata)
 
     def give_up(self) -> bool:
         """Refuse what waits, and end what runs, because there is no more time; false if there was nothing."""
@@ -76,12 +74,15 @@ class Host:
             if timer is not None:
                 timer.cancel()
 
-    def _accept(self, resident: Resident, handler: Handler, held: Held) -> None:
+    def _accept(self, held: Held) -> None:
         """Take a frame: every row a call; of a stream, its call, or word that more is wanted.
 
         Raises:
             BadColumn, BadFrame, WrongKind: the frame is not for this handler.
         """
+        _, agent, name = held.endpoint.name.split(".")
+        resident = self.residents[agent]
+        handler = resident.kind.handlers[name]
         stream = held.stream
         if stream is not None and stream.ticket is not None:
             if held.request.n != 1:
@@ -89,7 +90,6 @@ class Host:
             stream.ticket.pull(held)
             return
         if handler.streams != (stream is not None):
-            name = handler.name
             how = f"open a stream, peer.{name}.stream(…)" if handler.streams else f"call it, await peer.{name}(…)"
             raise WrongKind(f"{resident.name}.{name} {'streams' if handler.streams else 'answers once'}: {how}")
         messages = _texts(held, "message")

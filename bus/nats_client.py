@@ -21,6 +21,8 @@ from .transport import OUTBOX_BYTES, Callback, header_block
 
 CLOSE_TIMEOUT_S = 2.0
 
+_UNUSED: asyncio.Queue[Any] = asyncio.Queue()
+
 
 class NatsClient(Client):
     """One connection of nats-py.
@@ -80,8 +82,9 @@ class NatsClient(Client):
 
     async def listen(self, subject: str, queue: str, callback: Callback) -> Subscription:
         """Subscribe, with a callback that is called from the reader itself."""
-        # A subscription with a future has neither queue nor task in nats-py.
+        # A subscription with a future has no task in nats-py, and a queue that it does not use: 3 of its 4 KB.
         subscription = await self.subscribe(subject, queue, future=asyncio.get_running_loop().create_future())
+        subscription._pending_queue = _UNUSED
         self._callbacks[subscription._id] = callback
         return subscription
 

@@ -206,22 +206,19 @@ class Service:
             subscription = await self._transport.subscribe(subject + ending, on_message, queue=queue_group(name))
             self._requests.append(subscription)
 
-    async def serve_handlers(
-        self, name: str, accepts: Mapping[str, Accept], metadata: Mapping[str, dict[str, str]]
-    ) -> None:
+    async def serve_handlers(self, name: str, accept: Accept, metadata: Mapping[str, dict[str, str]]) -> None:
         """Take frames for the handlers of one agent from now on: each for one process that has it, or for all.
 
         Two subscriptions an agent, however many handlers it has: a process may have thousands of agents.
 
         Args:
             name: the agent.
-            accepts: takes each frame that is sound, by handler.
-            metadata: what discovery tells about each.
+            accept: takes each frame that is sound.
+            metadata: what discovery tells about each handler, by its name.
         """
         subject = self._subjects.agent(name)
-        named = {handler: f"{AGENT}.{name}.{handler}" for handler in accepts}
-        for handler, accept in accepts.items():
-            endpoint = Endpoint(named[handler], f"{subject}.{handler}", accept, metadata=metadata[handler])
+        for handler, told in metadata.items():
+            endpoint = Endpoint(f"{AGENT}.{name}.{handler}", f"{subject}.{handler}", accept, metadata=told)
             self.endpoints[endpoint.name] = endpoint
         on_message = partial(self._on_handler, f"{AGENT}.{name}.")
         group = queue_group(f"{AGENT}.{name}")
