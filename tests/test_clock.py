@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 # When something was, for people.
 TOLD = {"bus/discovery.py", "bus/recorder.py", "netio/conn_log.py", "src/aikoryu/cli/ls.py"}
 # Times of files: docs/residents.md says what a jump does there.
-FILES = {"gpu/origins.py", "gpu/packets/flow_store.py", "gpu/packets/rule_store.py", "gpu/residents.py"}
+FILES = {"gpu/origins.py", "gpu/packets/rule_store.py", "gpu/residents.py"}
 
 
 class WallClock:

@@ -2,7 +2,8 @@
 
 A file is the *epoch*, the length of a `SavedTable`, that in MessagePack, and the arrays of a `FlowState`. It appears
 whole, by its renaming. Who opens a table takes the next epoch, and from then on whoever had it before can write it no
-more: of two engines that both think a table theirs, one goes on, from what is written down.
+more: of two engines that both think a table theirs, one goes on, from what is written down. Its modification time is
+when it is forgotten, and like the epoch of the clock that all processes of a machine share and nobody sets.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import time, time_ns
+from time import monotonic, monotonic_ns
 from typing import BinaryIO
 
 import msgspec
@@ -103,8 +104,9 @@ class FlowStore:
                 return self._made(name, spec)
             try:
                 # Also later than that of a table of this name that was forgotten, and that somebody may still have.
-                epoch = max(_epoch(file) + 1, time_ns())
+                epoch = max(_epoch(file) + 1, monotonic_ns())
                 os.pwrite(file, epoch.to_bytes(8, "little"), 0)
+                _forget_in(FORGOTTEN_S, file)
             except BaseException:
                 os.close(file)
                 raise
@@ -121,9 +123,7 @@ class FlowStore:
             is_done: nobody has more packets for it.
         """
         draft = self._draft(name, epoch, saved, state)
-        if is_done:
-            at = time() - FORGOTTEN_S + DONE_S
-            os.utime(draft, (at, at))
+        _forget_in(DONE_S if is_done else FORGOTTEN_S, draft)
         with self._locked():
             if self.epoch(name) == epoch:
                 draft.replace(self._path(name))
@@ -136,13 +136,15 @@ class FlowStore:
         self._tidy()
         if sum(1 for _ in self._folder.glob(f"*{_SUFFIX}")) >= MOST_FILES:
             raise Busy(f"{MOST_FILES} tables of flows are here: use fewer names", retry_after_s=1.0)
-        epoch, saved, state = time_ns(), SavedTable(spec, {}), FlowState.empty()
-        self._draft(name, epoch, saved, state).replace(self._path(name))
+        epoch, saved, state = monotonic_ns(), SavedTable(spec, {}), FlowState.empty()
+        draft = self._draft(name, epoch, saved, state)
+        _forget_in(FORGOTTEN_S, draft)
+        draft.replace(self._path(name))
         return epoch, saved, state
 
     def _draft(self, name: str, epoch: int, saved: SavedTable, state: FlowState) -> Path:
         """The file as it will be, under a name that nobody looks for."""
-        draft = self._folder / f"{name}~{secrets.token_hex(8)}"
+        draft = self._folder / f"{name}~{int(monotonic() + FORGOTTEN_S)}~{secrets.token_hex(8)}"
         head = msgspec.msgpack.encode(
             msgspec.structs.replace(saved, packets=state.packets, ignored=state.ignored, flows=len(state.records))
         )
@@ -158,9 +160,11 @@ class FlowStore:
 
     def _tidy(self) -> None:
         """Remove tables that nobody has used for long, and what was left half written."""
+        now = monotonic()
         for path in self._folder.iterdir():
-            if path.stat().st_mtime + FORGOTTEN_S < time():
-                path.unlink(missing_ok=True)
+            until = path.stat().st_mtime if path.suffix == _SUFFIX else int(path.name.split("~")[1])
+            if until < now:
+                path.unlink()
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}{_SUFFIX}"
@@ -174,6 +178,11 @@ class FlowStore:
             yield
         finally:
             os.close(lock)
+
+
+def _forget_in(time_s: float, file: Path | int) -> None:
+    at = monotonic() + time_s
+    os.utime(file, (at, at))
 
 
 def _epoch(file: int) -> int:
