@@ -142,6 +142,15 @@ def test_server_that_cannot_be_reached(capsys: pytest.CaptureFixture[str]) -> No
     assert "cannot connect to" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("missing", ["torch", "prometheus_client"])
+def test_what_a_worker_needs_and_is_not_installed(
+    up: str, missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["worker", "--nats", up]) == 1
+    assert f"aikoryu: a worker needs {missing}: pip install 'aikoryu[worker]'\n" in capsys.readouterr().err
+
+
 def test_setting_that_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["worker", "--set", "worker.metrics_host=a b"]) == 2
     assert "worker.metrics_host" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..agents import open_transport
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..gpu.worker import Worker
 
 UNANSWERED = 3  # what a service manager may take for a stop, and an operator for a `worker.drain_s` that is too short
+_NEEDED = ("torch", "prometheus_client")  # looked for, not loaded: torch is the engine's, which is another process
 HOW_TO_STOP = "Ctrl-C stops it after what it has accepted is answered, a second Ctrl-C at once."
 
 
@@ -86,10 +88,11 @@ async def _stop_at_once(worker: Worker | Fleet) -> None:
 
 async def _start(settings: Settings, stack: AsyncExitStack) -> Worker | Fleet:
     """Start a worker; where the settings leave the device open and no GPU's engine starts, on the CPU."""
-    try:
-        from ..gpu.engines import devices_of
-    except ImportError as error:
-        raise Failed(f"a worker needs {error.name}: pip install 'aikoryu[worker]'") from None
+    for name in _NEEDED:
+        if find_spec(name) is None:
+            raise Failed(f"a worker needs {name}: pip install 'aikoryu[worker]'")
+    from ..gpu.engines import devices_of
+
     # What cannot be reached is said before processes are started that cannot reach it either.
     transport = await open_transport(settings)
     stack.push_async_callback(transport.close)
