@@ -42,7 +42,12 @@ class Server:
     async def stop(self) -> None:
         await self._server.stop()
 
-    async def restart(self) -> None:
+    async def restart(self, *, kill: bool = False) -> None:
+        """End the server and start it again; killed, it says nothing to those it served."""
+        process = self._server._process
+        if kill and process is not None:
+            process.kill()
+            await process.wait()
         await self.stop()
         await self.start()
 

@@ -276,12 +276,13 @@ async def test_a_watcher_hears_what_is_there_and_each_change(agent: Any, join: J
         assert (await anext(changes)).key == "c.e"
 
 
-async def test_nothing_is_missed_over_a_restart_of_the_server(agent: Any, join: Join, server: Any) -> None:
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
+async def test_nothing_is_missed_over_a_restart_of_the_server(agent: Any, join: Join, server: Any, kill: bool) -> None:
     writer = (await join("writer")).shared("s")
     watching = asyncio.create_task(watch_until(agent.shared("s"), "last"))
     for number in range(60):
         if number in (20, 40):
-            restart = asyncio.create_task(server.restart())
+            restart = asyncio.create_task(server.restart(kill=kill))
         await writer.put(f"k.{number}", number)
         if number % 10 == 5:
             await writer.delete(f"k.{number}")

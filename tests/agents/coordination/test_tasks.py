@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from aikoryu.agents.coordination import Coordination, NoTask, TaskLost
+from aikoryu.agents.coordination import Coordination, NoTask, TaskLost, claims
 from aikoryu.agents.coordination import task as task_module
 from aikoryu.bus.errors import BadParameter, BadValue, Busy, Closed
 from aikoryu.bus.jetstream import NoAnswer, Refused, Unavailable
@@ -260,8 +260,12 @@ async def test_a_holder_that_works_long_keeps_its_task(agent: Any, join: Join) -
     assert (queue.counts.done, other.counts.claimed) == (1, 0)
 
 
-async def test_a_holder_that_was_cut_off_knows_it_and_takes_nothing_from_the_next(agent: Any, join: Join) -> None:
-    queue, other = agent.tasks("q", ack_wait_s=0.5), (await join("two")).tasks("q", ack_wait_s=0.5)
+@pytest.mark.parametrize("end", [("give_back",), ("fail", "too late")], ids=lambda end: end[0])
+async def test_a_holder_that_was_cut_off_knows_it_and_takes_nothing_from_the_next(
+    agent: Any, join: Join, end: tuple[str, ...]
+) -> None:
+    queue = agent.tasks("q", ack_wait_s=0.5, retry_s=0)
+    other = (await join("two")).tasks("q", ack_wait_s=0.5, retry_s=0)
     await queue.put(1)
     async with asyncio.timeout(20):
         late = await queue._next(None)
@@ -271,7 +275,8 @@ async def test_a_holder_that_was_cut_off_knows_it_and_takes_nothing_from_the_nex
             late.check()
         async with other.claim() as task:
             assert task.attempt == 2
-            await late.give_back()
+            what, *said = end
+            await getattr(late, what)(*said)
             assert await all_of(other, 0.1) == []
             assert task.held
     assert (other.counts.repeated, other.counts.done) == (1, 1)
@@ -295,9 +300,11 @@ async def test_a_holder_that_lost_its_task_and_has_done_it_has_done_it(agent: An
 # --- the server, the connection -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
 async def test_who_waits_while_the_server_restarts_gets_what_comes_after(
-    agent: Any, join: Join, server: Any, eventually: Any
+    agent: Any, join: Join, server: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch, kill: bool
 ) -> None:
+    monkeypatch.setattr(claims, "PULL_S", 3600.0)  # nothing but the connection's return has it asked again
     queue, putter = agent.tasks("q"), (await join("two")).tasks("q")
     await putter.put("before")
 
@@ -308,7 +315,7 @@ async def test_who_waits_while_the_server_restarts_gets_what_comes_after(
     assert await work() == "before"
     waiting = asyncio.create_task(work())
     await eventually(lambda: waited(agent) == 1)
-    await server.restart()
+    await server.restart(kill=kill)
     async with asyncio.timeout(15):
         await putter.put("after")
         assert await waiting == "after"
