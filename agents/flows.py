@@ -223,7 +223,8 @@ class FlowRun:
             piece = tick()
         elif self._kept_bytes > KEPT_BYTES and number > self._given:  # what was answered is to come as it was
             await asyncio.sleep(WAIT_S)
-            self._waits.add(number)
+            if isinstance(self._unread, Unread):
+                self._waits.add(number)
             piece = tick()
         else:
             piece = await self._unread.next()

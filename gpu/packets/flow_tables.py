@@ -100,7 +100,7 @@ class HeldTable:
         table: its flows.
         epoch: that it has in its file as long as no other engine has opened it.
         used_at: when it was asked for last, monotonic time, s.
-        written_at: when it was written down last, or opened.
+        written_at: when this engine wrote it down last.
         writing_s: how long that took.
         is_written: nothing has changed since.
     """
@@ -111,7 +111,8 @@ class HeldTable:
         self.table = table
         self.epoch = epoch
         self.used_at = now
-        self.written_at = now
+        # Due at once: engines that take turns at a table would otherwise step back for ever.
+        self.written_at = float("-inf")
         self.writing_s = 0.0
         self.is_written = True
         self._senders = OrderedDict((number, FlowSender.of(state)) for number, state in saved.senders.items())
