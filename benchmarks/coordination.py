@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -84,19 +84,26 @@ async def tasks(url: str, count: int) -> dict[str, Any]:
         queue = bus.tasks("bench")
         numbers = iter(range(count))
         done: Counter[int] = Counter()
+        last_at = 0.0
 
         async def put() -> None:
             for number in numbers:
                 await queue.put(number)
 
         async def claim() -> None:
+            nonlocal last_at
             while len(done) < count:
                 with suppress(NoTask):
                     async with queue.claim(timeout_s=0.1) as task:
                         done[task.message] += 1
+                    last_at = time.perf_counter()
 
-        putting_s = await _together(put)
-        claiming_s = await _together(claim)
+        began = time.perf_counter()
+        await asyncio.gather(*(put() for _ in range(CLAIMERS)))
+        putting_s = time.perf_counter() - began
+        began = time.perf_counter()
+        await asyncio.gather(*(claim() for _ in range(CLAIMERS)))
+        claiming_s = last_at - began
     return {
         "puts_per_s": count / putting_s,
         "claims_per_s": count / claiming_s,
@@ -105,13 +112,6 @@ async def tasks(url: str, count: int) -> dict[str, Any]:
         "lost": count - len(done),
         "twice": done.total() - len(done),
     }
-
-
-async def _together(what: Callable[[], Awaitable[None]]) -> float:
-    """How long it takes `CLAIMERS` of them, s."""
-    began = time.perf_counter()
-    await asyncio.gather(*(what() for _ in range(CLAIMERS)))
-    return time.perf_counter() - began
 
 
 async def failover(url: str, kills: int) -> dict[str, Any]:
