@@ -86,3 +86,60 @@ async def test_frames_typed_by_hand(up: str, subject: str, payload: str, answer:
 
 def test_there_are_frames_typed_by_hand() -> None:
     assert len(TYPED) == 3
+
+
+def printed(example: str, *arguments: str) -> list[str]:
+    """What an example of agents prints; its log is on stderr."""
+    command = [*COMMAND, EXAMPLES / example, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout.splitlines()
+
+
+TEAM = {
+    "Why does nobody reach the web server?": ("network", "When nobody reaches a server,"),
+    "How do I get back the table that I dropped by accident?": ("database", "A dropped table comes back"),
+    "What is there for lunch today?": ("kitchen", "Today there is tomato soup for lunch."),
+}
+
+
+def test_team_compares_words_where_there_is_no_worker() -> None:
+    assert answered_by_team() == {"network": 0.2, "database": 0.3, "kitchen": 0.5}
+
+
+def test_team_compares_meanings_with_the_workers_that_are_there(up: str) -> None:
+    sure = answered_by_team("--nats", up)
+    assert min(sure.values()) > 0.5
+
+
+def test_team_starts_a_worker() -> None:
+    sure = answered_by_team("--worker")
+    assert min(sure.values()) > 0.5
+
+
+def answered_by_team(*arguments: str) -> dict[str, float]:
+    """How sure who answered is, once each question has been answered by whom it concerns."""
+    lines = printed("team.py", *arguments)
+    sure = {}
+    for question, answer, (asked, (expert, text)) in zip(lines[::2], lines[1::2], TEAM.items(), strict=True):
+        assert question == asked
+        told = re.fullmatch(rf"  {expert} \((0\.\d\d)\): {text}.*", answer)
+        assert told is not None, answer
+        sure[expert] = float(told[1])
+    return sure
+
+
+def test_gateway_lets_the_model_go_when_its_reader_leaves() -> None:
+    patient, done, hasty, let_go = printed("gateway.py")
+    assert patient == "A patient reader: 1 2 3 4 5 6 7 8 9 10 "
+    assert done == "The model is done after 10 of 10 tokens"
+    assert hasty == "A hasty one: 1 2 3 "
+    made = re.fullmatch(r"The model is let go after (\d+) of 1000000 tokens", let_go)
+    assert made is not None
+    assert int(made[1]) < 1000
+
+
+@pytest.mark.parametrize("example", ["team.py", "gateway.py"])
+def test_examples_of_agents_are_of_a_length_to_read(example: str) -> None:
+    assert len((EXAMPLES / example).read_text().splitlines()) <= 120
