@@ -10,10 +10,11 @@ from time import monotonic
 from typing import Any
 
 from ..bus.columns import unpack
-from ..bus.errors import BadColumn, BadFrame, BusError, Busy, Cancelled, Expired, WrongKind
+from ..bus.errors import BadColumn, BadFrame, BusError, Busy, Cancelled, Closed, Expired, WrongKind
 from ..bus.frames import row_error
 from ..bus.service import Held, Service
 from .agent import Resident
+from .keyed_call import keyed_calls
 from .producer import Producer
 from .replies import Asked, Replies
 from .run import Run
@@ -42,7 +43,7 @@ class Host:
         self._replies = Replies(service, process)
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()  # the app's: a run inherits nothing of whoever asks, or ran before
-        self._running: dict[Run, float] = {}  # since when
+        self._running: dict[Run, float] = {}  # since when, monotonic time, s
         self._sweep_at = NEVER
         self._sweeper: asyncio.TimerHandle | None = None
         self._prober: asyncio.TimerHandle | None = None
@@ -60,8 +61,7 @@ class Host:
         """Refuse what waits, and end what runs, because there is no more time; false if there was nothing."""
         left = list(self._running)
         for run in left:
-            if run.task is not None:
-                run.task.cancel()
+            self._leave(run, Closed)
         for resident in self.residents.values():
             for run in resident.mailbox.expire(NEVER):
                 run.refuse(Busy("the agent's process stopped: ask again"))
@@ -99,19 +99,25 @@ class Host:
             stream.ticket = producer
             stream.on_close = partial(self._leave, producer, Cancelled)
             runs: Sequence[Run] = [producer]
+        elif resident.ownership is not None:
+            runs = held.ticket = keyed_calls(resident, handler, held, messages, chains, self._replies)
         else:
             runs = held.ticket = [
                 Asked(resident, handler, held, message, chain, row, self._replies)
                 for row, (message, chain) in enumerate(zip(messages, chains, strict=True))
             ]
         self._offer(resident, runs, held.request.prio or handler.priority)
-        self._start(resident)
+        if resident.ownership is not None:
+            resident.ownership.accepted(runs)
 
     def _offer(self, resident: Resident, runs: Sequence[Run], priority: int) -> None:
-        """Let calls wait; those for which there is no room are refused, with one word for all of a frame."""
+        """Run calls, or let them wait; for all of a frame for which there is no room there is one word."""
         mailbox = resident.mailbox
         for number, run in enumerate(runs):
-            if mailbox.full:
+            if mailbox.begin():
+                self._begin(run)
+                continue
+            if len(mailbox) >= mailbox.most_waiting:
                 _expire(mailbox.expire(monotonic()))
             try:
                 mailbox.offer(run, priority, run.deadline)
@@ -130,28 +136,33 @@ class Host:
             first.refuse(busy)
 
     def _start(self, resident: Resident) -> None:
-        """Run what an agent's mailbox has, as far as its concurrency goes."""
-        now = monotonic()
-        taken, late = resident.mailbox.due(now)
-        if late:
-            _expire(late)
+        """Run what waits for an agent, as far as its concurrency goes."""
+        taken, late = resident.mailbox.due(monotonic())
+        _expire(late)
         for run in taken:
-            run.task = self._loop.create_task(run.work(self._bus), context=self._context.copy())
-            run.task.add_done_callback(partial(self._ended, run))
-            self._running[run] = now
-            if run.deadline < self._sweep_at:
-                self._sweep_no_later_than(run.deadline)
-        if taken and self._prober is None:
+            self._begin(run)
+
+    def _begin(self, run: Run) -> None:
+        run.task = self._loop.create_task(self._run(run), context=self._context.copy())
+        self._running[run] = monotonic()
+        if run.deadline < self._sweep_at:
+            self._sweep_no_later_than(run.deadline)
+        if self._prober is None:
             self._prober = self._loop.call_later(PROBE_S, self._probe)
 
-    def _ended(self, run: Run, task: asyncio.Task[None]) -> None:
-        if task.cancelled():  # perhaps before it began
+    async def _run(self, run: Run) -> None:
+        run.began = True
+        try:
+            if run.left is None:
+                await run.work(self._bus)
+            else:
+                run.refuse(run.ended_early())
+        except asyncio.CancelledError:
             run.refuse(run.ended_early())
-        elif (error := task.exception()) is not None:
-            raise error
-        resident = run.resident
-        resident.mailbox.finished(monotonic() - self._running.pop(run))
-        self._start(resident)
+        finally:
+            run.resident.mailbox.finished(monotonic() - self._running.pop(run))
+            if run.resident.mailbox:
+                self._start(run.resident)
 
     def _on_cancel(self, held: Held, rows: list[int]) -> None:
         """A caller withdrew."""
@@ -166,9 +177,10 @@ class Host:
     def _leave(self, run: Run, why: type[BusError]) -> None:
         """Nobody waits for a call any more: drop it where it waits, cancel it where it runs."""
         run.left = run.left or why
-        if run.task is not None:
+        if run.began:
+            assert run.task is not None
             run.task.cancel()
-        elif run.resident.mailbox.withdraw(run):
+        elif run.task is None and run.resident.mailbox.withdraw(run):
             run.refuse(run.ended_early())
 
     def _sweep_no_later_than(self, deadline: float) -> None:

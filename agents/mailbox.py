@@ -44,11 +44,6 @@ class Mailbox(Generic[T]):
         return len(self._waiting) if self._waiting else 0
 
     @property
-    def full(self) -> bool:
-        """Whether nothing more may wait; what may run at once waits beside that until it runs."""
-        return len(self) >= self.most_waiting + max(0, self.concurrency - self.running)
-
-    @property
     def load(self) -> float:
         """What runs and waits, in parts of what may run at once; above 1 something waits."""
         return (self.running + len(self)) / self.concurrency
@@ -58,13 +53,20 @@ class Mailbox(Generic[T]):
         """When there will be room, at the pace seen so far, s."""
         return min(self._mean_s * max(1, len(self)) / self.concurrency, LONGEST_RETRY_S)
 
+    def begin(self) -> bool:
+        """Let something run at once; false if it has to wait, behind others or because as many run as may."""
+        if self._waiting or self.running >= self.concurrency:
+            return False
+        self.running += 1
+        return True
+
     def offer(self, item: T, priority: int, deadline: float) -> None:
-        """Let an item wait.
+        """Let an item wait that may not begin.
 
         Raises:
             Busy: as many wait as may; nothing was kept.
         """
-        if self.full:
+        if len(self) >= self.most_waiting:
             raise Busy("the agent's mailbox is full: ask again later, or less at once", self.retry_after_s)
         if self._waiting is None:
             self._waiting = []

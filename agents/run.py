@@ -27,10 +27,11 @@ class Run:
         held: the frame it came in.
         deadline: monotonic time until which its caller waits, s; infinite if it does not say.
         task: runs the handler; None while the call waits.
-        left: why nobody waits for the answer any more; None while somebody does.
+        began: the task has begun; one that is cancelled before would never run at all, nor answer.
+        left: why it is ended: `Cancelled` by its caller, `Expired`, or `Closed` by a stop; None while it goes on.
     """
 
-    __slots__ = ("_chain", "_message", "deadline", "handler", "held", "left", "resident", "task")
+    __slots__ = ("_chain", "_message", "began", "deadline", "handler", "held", "left", "resident", "task")
 
     def __init__(self, resident: Resident, handler: Handler, held: Held, message: Encoded, chain: bytes) -> None:
         self.resident = resident
@@ -40,6 +41,7 @@ class Run:
         self._chain = chain
         limit_s = handler.deadline_s
         self.deadline = held.deadline if limit_s is None else min(held.deadline, held.arrived + limit_s)
+        self.began = False
         self.task: asyncio.Task[None] | None = None
         self.left: type[BusError] | None = None
 

@@ -131,8 +131,8 @@ def pack_strings(rows: Sequence[str] | Sequence[bytes]) -> Column:
         raise BadColumn("a list must be all str or all bytes: make anything else an array") from None
     except UnicodeEncodeError as error:
         raise BadValue(f"a str cannot be sent as UTF-8: {error}") from None
-    offsets = np.zeros(len(blobs) + 1, OFFSET)
-    np.cumsum([len(blob) for blob in blobs], out=offsets[1:])
+    # 1 µs for a lone row, where `np.cumsum` of a list takes 8.
+    offsets = np.fromiter(itertools.accumulate(map(len, blobs), initial=0), OFFSET, len(blobs) + 1)
     return Column(t=kind, o=bytes_of(offsets), d=memoryview(b"".join(blobs)))
 
 
