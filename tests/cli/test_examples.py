@@ -90,7 +90,7 @@ def test_there_are_frames_typed_by_hand() -> None:
 
 def printed(example: str, *arguments: str) -> list[str]:
     """What an example of agents prints; its log is on stderr."""
-    command = [*COMMAND, EXAMPLES / example, *arguments]
+    command = [*COMMAND, str(EXAMPLES / example), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
