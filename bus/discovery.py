@@ -6,6 +6,9 @@ Source: NATS ADR-32, service API.
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -82,7 +85,7 @@ class Discovery:
         return on_message
 
     def _fitting(self, body: dict[str, Any]) -> bytes:
-        """A body as the server takes it: of thousands of endpoints without what is told of each, then only the first."""
+        """A body as the server takes it: of too many endpoints without what is told of each, then only the first."""
         payload = msgspec.json.encode(body)
         most = self._transport.max_payload
         if len(payload) > most:
@@ -115,6 +118,11 @@ class Discovery:
             "average_processing_time": int(endpoint.processing_s * 1e9 / answered),
             "data": self._details(endpoint.name),
         }
+
+
+def instance_name(given: str = "") -> str:
+    """What a process is called on the bus: what its settings say, else its host and number, and some random digits."""
+    return given or f"{socket.gethostname().replace('.', '-')}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
 async def discover(transport: Transport, wait_s: float, service_name: str = NAME) -> list[dict[str, Any]]:

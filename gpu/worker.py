@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -14,7 +11,7 @@ import msgspec
 import structlog
 
 from ..bus.connection import NatsConnection
-from ..bus.discovery import Discovery
+from ..bus.discovery import Discovery, instance_name
 from ..bus.fault_control import FaultControl
 from ..bus.faults import ENGINE_KINDS, Faults, Rule, bus_rules, engine_rules
 from ..bus.faulty import FaultyTransport
@@ -55,9 +52,7 @@ class Worker:
     """
 
     def __init__(self, transport: Transport, settings: Settings, engines: Sequence[Engine] = ()) -> None:
-        self.id = (
-            settings.worker.name or f"{socket.gethostname().replace('.', '-')}-{os.getpid()}-{secrets.token_hex(2)}"
-        )
+        self.id = instance_name(settings.worker.name)
         self.operations: dict[str, Operation] = load(catalogue_of(settings))
         self.telemetry = Telemetry()
         self._settings = settings
