@@ -9,6 +9,7 @@ from .matrix import Matrix
 from .message import Message
 from .models import Models
 from .peer import Peer
+from .stateful import Stateful
 from .tensors import Handle
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Message",
     "Models",
     "Peer",
+    "Stateful",
     "connect",
     "handler",
     "on",

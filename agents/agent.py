@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .handler import Handler, TopicHandler, handlers_of
 from .mailbox import Mailbox
+from .message import Codec
 
 NAME = "__aikoryu_name__"  # attribute of a class or a tool: what it is called on the bus
 KIND = "__aikoryu_kind__"  # attribute of the same: its kind
+STATE = "__aikoryu_state__"  # attribute of a class whose agents have state: how that is read
 
 CONCURRENCY = 8
 MAILBOX = 256
@@ -32,11 +34,13 @@ class Kind:
         handlers: by name.
         topics: what they hear.
         metadata: what discovery tells of each handler.
+        state: how the state of a key is read; None of agents without.
     """
 
     handlers: dict[str, Handler]
     topics: list[TopicHandler]
     metadata: dict[str, dict[str, str]]
+    state: Codec | None = None
 
 
 def kind_of(thing: Any) -> Kind:
@@ -50,9 +54,27 @@ def kind_of(thing: Any) -> Kind:
         handlers, topics = handlers_of(thing)
         if not handlers and not topics:
             raise TypeError(f"{thing.__qualname__} is no agent: put @handler or @on above one of its methods")
-        kind = Kind(handlers, topics, {name: each.metadata for name, each in handlers.items()})
+        state: Codec | None = getattr(thing, STATE, None)
+        if state is not None:
+            handlers = _of_keys(thing, handlers, topics)
+        kind = Kind(handlers, topics, {name: each.metadata for name, each in handlers.items()}, state)
         setattr(thing, KIND, kind)
     return kind
+
+
+def _of_keys(cls: type, handlers: dict[str, Handler], topics: list[TopicHandler]) -> dict[str, Handler]:
+    """The handlers of a class with state: what is sent again is applied once.
+
+    Raises:
+        TypeError: a method is none that such a class may have.
+    """
+    wrong = [each.function for each in topics] + [each.function for each in handlers.values() if each.streams]
+    if wrong:
+        raise TypeError(
+            f"{wrong[0].__qualname__}: agents with state answer once, and hear no topics: put this into an agent "
+            "without, which calls them"
+        )
+    return {name: replace(each, idempotent=True) for name, each in handlers.items()}
 
 
 class Resident:
@@ -60,13 +82,14 @@ class Resident:
 
     Attributes:
         name: what it is called on the bus.
-        agent: the object whose methods run.
+        agent: the object whose methods run; if it has state, what makes one for each call.
         kind: what its class says.
         capabilities: by which others find it.
         mailbox: what it has been asked.
+        ownership: if it has state, the keys that are this process's.
     """
 
-    __slots__ = ("agent", "capabilities", "kind", "mailbox", "name")
+    __slots__ = ("agent", "capabilities", "kind", "mailbox", "name", "ownership")
 
     def __init__(
         self, name: str, agent: Any, kind: Kind, capabilities: Iterable[str], concurrency: int, mailbox: int
@@ -76,3 +99,4 @@ class Resident:
         self.kind = kind
         self.capabilities = capabilities if isinstance(capabilities, frozenset) else frozenset(capabilities)
         self.mailbox: Mailbox[Any] = Mailbox(concurrency, mailbox)
+        self.ownership: Any = None

@@ -39,7 +39,8 @@ class _Registered(NamedTuple):
     mailbox: int
 
     def resident(self) -> Resident:
-        return Resident(self.name, self.make(), self.kind, self.capabilities, self.concurrency, self.mailbox)
+        agent = self.make() if self.kind.state is None else self.make
+        return Resident(self.name, agent, self.kind, self.capabilities, self.concurrency, self.mailbox)
 
 
 class App:
@@ -137,8 +138,11 @@ class App:
         cls = agent if isinstance(agent, type) else type(agent)
         if not issubclass(cls, Agent):
             raise TypeError(f"{cls.__qualname__} is no agent: make it a subclass of aikoryu.Agent")
+        kind = kind_of(cls)
+        if kind.state is not None and not isinstance(agent, type):
+            raise TypeError(f"{cls.__qualname__} has state, one object a call: add the class")
         make = agent if isinstance(agent, type) else lambda: agent
-        self._register(name, make, kind_of(cls), capabilities, concurrency, mailbox)
+        self._register(name, make, kind, capabilities, concurrency, mailbox)
 
     @overload
     def tool(self, function: F, /) -> F: ...
@@ -218,7 +222,7 @@ class App:
             stack.push_async_callback(transport.close)
             bus = await stack.enter_async_context(session(transport, settings))
             residents = [each.resident() for each in self._registered.values()]
-            self._process = AgentProcess(transport, settings, bus, residents)
+            self._process = AgentProcess(transport, settings, bus, residents, self._memory)
             await self._process.start()
             self._bus = bus
             self._open = stack.pop_all()

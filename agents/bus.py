@@ -113,7 +113,7 @@ async def session(transport: Transport, settings: Settings) -> AsyncIterator[Bus
     coordination = Coordination(transport, subjects, timeout_s=settings.bus.timeout_s)
     await client.start()
     try:
-        agents = Agents(client, publisher, lookout)
+        agents = Agents(client, publisher, lookout, settings.bus.partitions)
         yield Bus(client, transport, settings.bus.partitions, jobs, agents, coordination)
     finally:
         await coordination.close()

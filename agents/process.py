@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
-import secrets
-import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from time import monotonic
@@ -14,7 +11,8 @@ from typing import Any
 
 import structlog
 
-from ..bus.discovery import AGENTS, Discovery
+from ..bus.discovery import AGENTS, Discovery, instance_name
+from ..bus.memory import MemoryBus
 from ..bus.permissions import user_of
 from ..bus.service import Service
 from ..bus.subjects import Subjects
@@ -23,7 +21,10 @@ from ..config import VERSION, Settings
 from .agent import Resident
 from .announcements import Announced
 from .host import Host
+from .memory_states import MemoryStates
+from .ownership import Ownership
 from .presence import Presence
+from .state_store import JetStreamStates, StateStore
 from .topics import Ear
 
 _log = structlog.get_logger(__name__)
@@ -40,16 +41,22 @@ class AgentProcess:
         settings: all groups.
         bus: what handlers ask through.
         residents: the agents.
+        memory: where there is no server, what keeps states.
 
     Attributes:
         name: one subject token, unique on the bus.
         host: runs what they are asked.
     """
 
-    def __init__(self, transport: Transport, settings: Settings, bus: Any, residents: Sequence[Resident]) -> None:
-        self.name = (
-            settings.worker.name or f"{socket.gethostname().replace('.', '-')}-{os.getpid()}-{secrets.token_hex(2)}"
-        )
+    def __init__(
+        self,
+        transport: Transport,
+        settings: Settings,
+        bus: Any,
+        residents: Sequence[Resident],
+        memory: MemoryBus | None = None,
+    ) -> None:
+        self.name = instance_name(settings.worker.name)
         self._transport = transport
         self._drain_s = settings.worker.drain_s
         self._subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
@@ -71,6 +78,15 @@ class AgentProcess:
             ttl_s=settings.bus.presence_ttl_s,
             reply_prefixes=settings.bus.reply_prefixes,
         )
+        self._states: StateStore = (
+            JetStreamStates(transport, self._subjects, self.name) if memory is None else MemoryStates.of(memory)
+        )
+        partitions = settings.bus.partitions
+        self._owners = [
+            Ownership(resident, self._service, self._states, bus.agents.watch, self.name, partitions)
+            for resident in residents
+            if resident.kind.state is not None
+        ]
         root = self._subjects.topic(">").removesuffix(">")
         context = contextvars.copy_context()
         self._ears = [
@@ -86,12 +102,16 @@ class AgentProcess:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.stop, 0.0)
             await self._service.start()
+            if self._owners:
+                await self._states.open()
             for resident in self._residents:
                 await self.host.serve(resident)
             for ear in self._ears:
                 await ear.start(self._transport, self._subjects)
             await self._discovery.start()
             await self._presence.start()
+            for owner in self._owners:
+                await owner.start()
             await self._transport.flush()
             undo.pop_all()
         _log.info("agents ready", process=self.name, agents=len(self._residents))
@@ -107,11 +127,13 @@ class AgentProcess:
         """
         end = monotonic() + (self._drain_s if drain_s is None else drain_s)
         await self._presence.stop()
+        await asyncio.gather(*(owner.stop(max(0.0, end - monotonic())) for owner in self._owners))
         await self._service.leave()
         await self._discovery.stop()
         heard = await asyncio.gather(*(ear.stop(max(0.0, end - monotonic())) for ear in self._ears))
         drained = await self._drain(max(0.0, end - monotonic())) and all(heard)
         self.host.stop()
+        await self._states.close()
         _log.info("agents stopped", process=self.name, drained=drained)
         return drained
 

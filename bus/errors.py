@@ -98,6 +98,24 @@ class EngineDown(Busy):
     code = "engine_down"
 
 
+class Moved(Busy):
+    """The key is another process's, or on its way to one. Nobody knows whether the call was applied but that process.
+
+    Calls of agents with state are sent again by themselves, and applied once.
+    """
+
+    code = "moved"
+
+    def __init__(self, message: str, retry_after_s: float = 0.02) -> None:
+        super().__init__(message, retry_after_s)
+
+
+class Forgotten(BusError):
+    """A call was sent again so late that nobody knows any more whether it was applied. Ask for the state."""
+
+    code = "forgotten"
+
+
 class Expired(BusError):
     """The deadline passed before the answer came. A row may still have been run."""
 
@@ -204,7 +222,8 @@ class Declined(BusError):
 
 
 _BY_CODE: dict[str, type[BusError]] = {cls.code: cls for cls in BusError.__subclasses__() if cls is not Declined} | {
-    EngineDown.code: EngineDown
+    EngineDown.code: EngineDown,
+    Moved.code: Moved,
 }
 
 

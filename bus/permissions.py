@@ -23,11 +23,12 @@ WORKER = "worker"
 OPERATOR = "operator"
 RECORDER = "recorder"
 
-# What agents keep to coordinate: the last word of a bucket's or of a stream's name.
+# What agents keep, to coordinate and of their own: the last word of a bucket's or of a stream's name.
 LOCKS = "locks"
 SHARED = "shared"
 TASKS = "tasks"
 BURIED = "buried"
+STATE = "state"
 
 # How often, and for how long after it came, an agent may answer a request. One answer would not do: the question
 # whether the caller still listens is a message to the same inbox, and a frame's rows may be answered one by one.
@@ -134,7 +135,7 @@ def agent(subjects: Subjects, name: str) -> User:
     """
     return User(
         name,
-        (*_asks(subjects), *_coordinates(subjects)),
+        (*_asks(subjects), *_coordinates(subjects), *_remembers(subjects)),
         (
             *(_all(name), f"{subjects.root}.agent.{name}.>", f"{subjects.root}.topic.>"),
             *(subjects.presence, f"{subjects.presence}.*"),
@@ -274,6 +275,12 @@ def _coordinates(subjects: Subjects) -> list[str]:
         *(f"$JS.API.CONSUMER.{verb}.{tasks}.>" for verb in ("CREATE", "MSG.NEXT")),
         f"$JS.ACK.{tasks}.>",
     ]
+
+
+def _remembers(subjects: Subjects) -> list[str]:
+    """What an agent publishes to keep states."""
+    states = subjects.stream(STATE)
+    return [_kept_under(subjects, STATE), *(f"$JS.API.STREAM.{verb}.{states}" for verb in ("INFO", "MSG.GET"))]
 
 
 def _bucket(subjects: Subjects, kind: str) -> list[str]:

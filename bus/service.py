@@ -225,6 +225,15 @@ class Service:
         self._requests.append(await self._transport.subscribe(f"{subject}.*", on_message, queue=group))
         self._requests.append(await self._transport.subscribe(f"{subject}.all.*", on_message))
 
+    async def serve_partition(self, name: str, partition: int) -> Subscription:
+        """Take frames for one partition of an agent with state, whose only owner this process is.
+
+        Returns:
+            The subscription, to be ended when the partition goes to another.
+        """
+        on_message = partial(self._on_handler, f"{AGENT}.{name}.", place=-2)
+        return await self._transport.subscribe(f"{self._subjects.agent(name)}.*.{partition}", on_message)
+
     def answer(
         self,
         held: Held,
@@ -352,9 +361,9 @@ class Service:
             return
         self._accept(endpoint, request, message)
 
-    def _on_handler(self, agent: str, message: Message) -> None:
-        """A frame for one of an agent's handlers."""
-        handler = message.subject.rpartition(".")[2]
+    def _on_handler(self, agent: str, message: Message, place: int = -1) -> None:
+        """A frame for one of an agent's handlers, whose name is the subject's token of that place."""
+        handler = message.subject.split(".")[place]
         endpoint = self.endpoints.get(agent + handler)
         if endpoint is not None:
             self._on_request(endpoint, message)

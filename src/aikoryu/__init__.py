@@ -26,7 +26,9 @@ from .bus.errors import (
     Disconnected,
     EngineLost,
     Expired,
+    Forgotten,
     HandlerFailed,
+    Moved,
     NoHandler,
     NoTensor,
     NotOwner,
@@ -38,7 +40,7 @@ from .bus.errors import (
 )
 
 if TYPE_CHECKING:
-    from .agents import Agent, App, Bus, Call, Handle, Message, connect, handler, on
+    from .agents import Agent, App, Bus, Call, Handle, Message, Stateful, connect, handler, on
     from .agents.jobs import Job, NoResult
     from .bus.pending import RowsFailed
     from .config import ConfigError, Settings
@@ -66,10 +68,12 @@ __all__ = [
     "Disconnected",
     "EngineLost",
     "Expired",
+    "Forgotten",
     "Handle",
     "HandlerFailed",
     "Job",
     "Message",
+    "Moved",
     "NoHandler",
     "NoResult",
     "NoTensor",
@@ -80,6 +84,7 @@ __all__ = [
     "OutOfStep",
     "RowsFailed",
     "Settings",
+    "Stateful",
     "TooLarge",
     "WrongKind",
     "connect",
@@ -102,6 +107,7 @@ _LATER = {
     "Operation": ("gpu.operation", "Operation"),
     "RowsFailed": ("bus.pending", "RowsFailed"),
     "Settings": ("config", "Settings"),
+    "Stateful": ("agents", "Stateful"),
     "connect": ("agents", "connect"),
     "handler": ("agents", "handler"),
     "load_settings": ("config", "load"),

@@ -1,0 +1,143 @@
+"""Calls of agents with state: the rows of a frame, each for a key that this process owns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..bus.columns import unpack
+from ..bus.errors import BadColumn, BusError, CallCycle, Cancelled, Expired, Moved, WrongKind
+from ..bus.service import Held
+from .agent import Resident
+from .chain import serving
+from .handler import Handler
+from .message import Encoded, encode
+from .replies import Asked, Replies
+from .saved import CallNumber, decode_number
+
+if TYPE_CHECKING:
+    from .tenancy import Tenancy
+
+
+class KeyedCall(Asked):
+    """A row that is of a key.
+
+    Attributes:
+        key: which.
+        number: tells it from all other calls; None if its caller does not say.
+        tenancy: by which this process owns the key.
+    """
+
+    __slots__ = ("key", "number", "tenancy")
+
+    def __init__(
+        self,
+        resident: Resident,
+        handler: Handler,
+        held: Held,
+        message: Encoded,
+        chain: bytes,
+        row: int,
+        replies: Replies,
+        key: str,
+        number: CallNumber | None,
+        tenancy: Tenancy,
+    ) -> None:
+        super().__init__(resident, handler, held, message, chain, row, replies)
+        self.key = key
+        self.number = number
+        self.tenancy = tenancy
+
+    @property
+    def hop(self) -> str:
+        return f"{super().hop}#{self.key}"
+
+    async def work(self, bus: Any) -> None:
+        try:
+            arguments = self.enter(bus)[1:]
+            self._check_chain()
+
+            async def handle(agent: Any) -> bytes:
+                reply = encode(await self.handler.function(agent, *arguments), text=self.text)
+                return reply if isinstance(reply, bytes) else reply.encode()
+
+            reply = await self.tenancy.apply(self.key, self.number, handle)
+        except Exception as error:
+            self.refuse(self.failed(error))
+        else:
+            self.answered = True
+            self._replies.add(self, reply.decode() if self.text else reply)
+            self.tenancy.ended(self)
+
+    def refuse(self, error: BusError) -> None:
+        super().refuse(error)
+        self.tenancy.ended(self)
+
+    def give_up(self) -> None:
+        """Have its caller ask the next owner."""
+        self.left = self.left or Moved
+        if self.began:
+            assert self.task is not None
+            self.task.cancel()
+        elif self.task is None and self.resident.mailbox.withdraw(self):
+            self.refuse(self.ended_early())
+
+    def ended_early(self) -> BusError:
+        if self.left in (Cancelled, Expired):
+            return super().ended_early()
+        return Moved(f"{self.resident.name} {self.key!r} goes to another process: ask again")
+
+    def _check_chain(self) -> None:
+        """Raises CallCycle if another handler of this key waits for this one, which would wait for its turn."""
+        chain = serving.get()
+        assert chain is not None
+        for hop in chain.hops[:-1]:
+            agent, _, rest = hop.partition(".")
+            if agent == self.resident.name and rest.partition("#")[2] == self.key:
+                raise CallCycle(
+                    f"{self.hop} would wait for {hop}, which waits for it: of a key one call runs at a time"
+                )
+
+
+def keyed_calls(
+    resident: Resident, handler: Handler, held: Held, messages: list[Encoded], chains: list[bytes], replies: Replies
+) -> list[KeyedCall]:
+    """The calls of a frame.
+
+    Raises:
+        WrongKind: the frame names no keys.
+        BadMessage: the number of a call is none.
+        Moved: another process owns a key.
+    """
+    keys = _keys(held, resident, handler)
+    numbers = _column(held, "call") or [None] * len(keys)
+    calls = []
+    for row, (message, chain, key, number) in enumerate(zip(messages, chains, keys, numbers, strict=True)):
+        number = None if number is None else decode_number(number)
+        tenancy = resident.ownership.find(key)
+        calls.append(KeyedCall(resident, handler, held, message, chain, row, replies, key, number, tenancy))
+    return calls
+
+
+def _keys(held: Held, resident: Resident, handler: Handler) -> list[str]:
+    keys = _column(held, "key")
+    if keys is None:
+        raise WrongKind(
+            f"{resident.name}.{handler.name} is of a key: name it, bus.agents.get({resident.name!r}, key=…); on the wire "
+            f"the column 'key', and its partition at the end of the subject"
+        )
+    return keys
+
+
+def _column(held: Held, name: str) -> list[Any] | None:
+    """A column of strings; None if it is missing.
+
+    Raises:
+        BadColumn: it is no column of strings.
+    """
+    column = held.request.cols.get(name)
+    if column is None:
+        return None
+    values = unpack(column, held.request.n)
+    if not isinstance(values, list):
+        raise BadColumn(f"column {name!r} has no strings")
+    return values

@@ -1,0 +1,194 @@
+"""Which keys of an agent with state this process owns: its share of the partitions, each as long as it holds a lease."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+
+import structlog
+
+from ..bus.errors import BusError, Closed, Disconnected, Moved
+from ..bus.jetstream import NoAnswer, Unavailable
+from ..bus.service import Service
+from ..bus.subjects import partition as partition_of
+from ..bus.transport import Subscription
+from .agent import Resident
+from .keyed_call import KeyedCall
+from .roster import Change
+from .shares import share
+from .state_store import StateStore
+from .tenancy import Tenancy
+
+RETRY_S = 1.0  # at the latest, a partition that another owns is asked for again; hints of its release may be lost
+UNANSWERED_S = 0.1  # likewise, when the server did not say who owns it
+SETTLE_S = 5.0  # that calls have to end before their partition goes to another process
+
+Watch = Callable[[], AsyncGenerator[Change, None]]
+
+_log = structlog.get_logger(__name__)
+
+
+class Ownership:
+    """The partitions of one agent that this process owns.
+
+    Args:
+        resident: the agent.
+        service: takes its calls.
+        store: where states and leases are kept, opened.
+        watch: tells which processes have which agents; see `Lookout.watch`.
+        process: this one's name.
+        partitions: to which the agent's keys are dealt.
+
+    Attributes:
+        owned: by partition.
+    """
+
+    def __init__(
+        self, resident: Resident, service: Service, store: StateStore, watch: Watch, process: str, partitions: int
+    ) -> None:
+        self.owned: dict[int, Tenancy] = {}
+        self._resident = resident
+        resident.ownership = self
+        self._service = service
+        self._store = store
+        self._watch = watch
+        self._process = process
+        self._partitions = partitions
+        self._processes = {process}
+        self._wanted: set[int] = set()
+        self._keepers: dict[int, asyncio.Task[None]] = {}
+        self._wakes: dict[int, asyncio.Event] = {}
+        self._follower: asyncio.Task[None] | None = None
+        self._watching: Subscription | None = None
+        self._settle_s = SETTLE_S
+        self._failures = 0
+
+    def find(self, key: str) -> Tenancy:
+        """By which this process owns a key.
+
+        Raises:
+            Moved: it does not.
+        """
+        tenancy = self.owned.get(partition_of(key, self._partitions))
+        if tenancy is None:
+            raise Moved(f"{self._resident.name} {key!r} has another owner: ask again")
+        return tenancy
+
+    def accepted(self, calls: Iterable[KeyedCall]) -> None:
+        """Calls that now wait in the mailbox."""
+        for call in calls:
+            call.tenancy.accepted([call])
+
+    async def start(self) -> None:
+        """Take this process's share from now on, when it is known which others there are."""
+        self._watching = await self._store.watch(self._resident.name, self._wake)
+        self._follower = asyncio.create_task(self._follow(), name=f"aikoryu-owner-{self._resident.name}")
+
+    async def stop(self, settle_s: float) -> None:
+        """Hand over all that is owned, answering what was accepted as far as it ends in time. Idempotent."""
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.wait({self._follower})
+        self._settle_s = min(settle_s, SETTLE_S)
+        self._want(set())
+        if self._keepers:
+            await asyncio.wait(self._keepers.values())
+        if self._watching is not None:
+            await self._watching.unsubscribe()
+
+    async def _follow(self) -> None:
+        """Hear who comes and goes."""
+        name = self._resident.name
+        while True:
+            try:
+                async with aclosing(self._watch()) as changes:
+                    self._processes = {self._process}
+                    async for change in changes:
+                        if change.entry.name == name and change.entry.process != self._process:
+                            (self._processes.add if change.joined else self._processes.discard)(change.entry.process)
+                            self._deal()
+                        elif change.entry.name == name:
+                            self._deal()
+                return
+            except Closed:
+                return
+            except BusError as error:
+                _log.warning("who else has the agent is not known", agent=name, error=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    def _deal(self) -> None:
+        self._want(share(self._process, self._processes, self._resident.name, self._partitions))
+
+    def _want(self, wanted: set[int]) -> None:
+        self._wanted = wanted
+        for partition in wanted - self._keepers.keys():
+            self._wakes[partition] = asyncio.Event()
+            self._keepers[partition] = asyncio.create_task(
+                self._keep(partition), name=f"aikoryu-owner-{self._resident.name}-{partition}"
+            )
+        for partition in self._wakes.keys() - wanted:
+            self._wake(partition)
+
+    def _wake(self, partition: int) -> None:
+        """A partition may have become free, be lost, or be wanted no more."""
+        wake = self._wakes.get(partition)
+        if wake is not None:
+            wake.set()
+
+    async def _keep(self, partition: int) -> None:
+        """Own a partition whenever that is possible, until it is wanted no more."""
+        wake = self._wakes[partition]
+        try:
+            while partition in self._wanted:
+                wake.clear()
+                try:
+                    await self._own(partition, wake)
+                    within_s = RETRY_S
+                except (NoAnswer, Unavailable, Disconnected):
+                    within_s = UNANSWERED_S
+                except BusError as error:
+                    within_s = RETRY_S
+                    self._complain(partition, error)
+                if partition in self._wanted and not wake.is_set():
+                    await _either(wake, within_s)
+        finally:
+            del self._keepers[partition], self._wakes[partition]
+
+    async def _own(self, partition: int, wake: asyncio.Event) -> None:
+        """Take the partition if it is free, and serve it until it is lost or wanted no more."""
+        lease = await self._store.acquire(self._resident.name, partition)
+        if lease is None:
+            return
+        lost: list[str] = []
+        lease.on_lost += [lost.append, lambda reason: wake.set()]
+        tenancy = self.owned[partition] = Tenancy(self._resident, partition, lease, self._store)
+        try:
+            subscription = await self._service.serve_partition(self._resident.name, partition)
+            try:
+                while partition in self._wanted and not lost:
+                    await wake.wait()
+                    wake.clear()
+            finally:
+                await (subscription.unsubscribe() if lost else subscription.drain())
+            if lost:
+                tenancy.give_up()
+            else:
+                await tenancy.settle(self._settle_s)
+        finally:
+            del self.owned[partition]
+            await lease.release()
+
+    def _complain(self, partition: int, error: BusError) -> None:
+        self._failures += 1
+        if self._failures & (self._failures - 1) == 0:  # the 1st, 2nd, 4th, 8th
+            _log.warning("partition not owned", agent=self._resident.name, partition=partition, error=str(error))
+
+
+async def _either(wake: asyncio.Event, within_s: float) -> None:
+    """Return when there is something to look at, or the time has passed."""
+    try:
+        async with asyncio.timeout(within_s):
+            await wake.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,210 @@
+"""One partition of an agent while this process owns it: its states, and the calls that change them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Protocol
+
+import structlog
+
+from ..bus.bucket import Overtaken
+from ..bus.errors import Disconnected, Moved
+from ..bus.jetstream import NoAnswer, Unavailable
+from ..bus.leases import LeaseLost
+from .agent import Resident
+from .message import encode
+from .saved import CallNumber, Saved, decode_saved
+from .state_store import Lease, StateStore
+
+MOST_STATES = 256  # of a partition that are kept in memory between calls
+MOST_BYTES = 4 << 20  # of those
+
+_log = structlog.get_logger(__name__)
+
+
+class Leaving(Protocol):
+    """A call that a tenancy waits for, or gives up."""
+
+    answered: bool
+
+    def give_up(self) -> None:
+        """Have its caller ask the next owner."""
+
+
+class Tenancy:
+    """What a process knows of a partition that it owns; none of it outlives the lease.
+
+    Args:
+        resident: the agent.
+        partition: of its keys.
+        lease: by which this process owns it.
+        store: where states are kept.
+    """
+
+    def __init__(self, resident: Resident, partition: int, lease: Lease, store: StateStore) -> None:
+        self._resident = resident
+        self._partition = partition
+        self._lease = lease
+        self._store = store
+        self._cells: OrderedDict[str, _Cell] = OrderedDict()
+        self._bytes = 0
+        self._calls: set[Leaving] = set()
+        self._idle = asyncio.Event()
+
+    def accepted(self, calls: Iterable[Leaving]) -> None:
+        """Calls that the next owner has to wait for."""
+        self._calls.update(call for call in calls if not call.answered)
+
+    def ended(self, call: Leaving) -> None:
+        """One of them has its answer, or wants none any more."""
+        self._calls.discard(call)
+        if not self._calls:
+            self._idle.set()
+
+    async def settle(self, timeout_s: float) -> None:
+        """Return when every call has its answer; those left then go to the next owner."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._calls:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Have the callers of all that wait or run ask the next owner."""
+        for call in list(self._calls):
+            call.give_up()
+
+    async def apply(self, key: str, number: CallNumber | None, handle: Callable[[Any], Awaitable[bytes]]) -> bytes:
+        """Answer a call: with what it was answered before, or by its handler, when its state is written.
+
+        Args:
+            key: of the agent; its calls come one after the other.
+            number: tells the call from others; None: every time that it comes is another.
+            handle: runs the handler on the agent, returns the reply.
+
+        Raises:
+            Moved: the partition has another owner, or the store did not answer. It is not known whether the call was
+                applied, but its number is, by the next who is asked.
+            Forgotten: likewise, for good.
+            Whatever the handler raises; its call was not applied.
+        """
+        async with self._turn(key) as cell:
+            try:
+                saved = await self._load(key, cell)
+                kept = None if number is None else saved.reply_to(number)
+                if kept is not None:
+                    return kept
+                agent = self._agent(key, saved)
+                reply = await handle(agent)
+                state = encode(agent.state)
+                assert isinstance(state, bytes)
+                with self._asking(key):
+                    self._lease.check()
+                if state != saved.state:
+                    self._state.decode(state)  # what cannot be read again is not written
+                    await self._save(cell, saved.after(state, self._lease.token, number, reply))
+                return reply
+            except BaseException:
+                cell.clear()  # it is not known what lies in the store
+                raise
+
+    @property
+    def _state(self) -> Any:
+        return self._resident.kind.state
+
+    def _agent(self, key: str, saved: Saved) -> Any:
+        agent = self._resident.agent()
+        agent.key = key
+        agent.state = self._state.decode(saved.state) if saved.state else self._state.type()
+        return agent
+
+    async def _load(self, key: str, cell: _Cell) -> Saved:
+        with self._asking(key):
+            self._lease.check()
+            if cell.saved is not None:
+                return cell.saved
+            found = await self._store.read(self._resident.name, self._partition, key)
+            saved = decode_saved(found.data) if found.data else Saved(key)
+            if saved.token > self._lease.token:
+                raise LeaseLost(f"it was written with token {saved.token}, after {self._lease.token}")
+            cell.fill(saved, found.sequence, len(found.data))
+            return saved
+
+    async def _save(self, cell: _Cell, saved: Saved) -> None:
+        data = saved.encode()
+        with self._asking(saved.key):
+            sequence = await self._store.write(self._resident.name, self._partition, saved.key, data, cell.sequence)
+        cell.fill(saved, sequence, len(data))
+
+    @contextmanager
+    def _asking(self, key: str) -> Iterator[None]:
+        """What the store and the lease say, as callers hear it."""
+        try:
+            yield
+        except (LeaseLost, Overtaken) as error:
+            _log.info("call goes to the next owner", agent=self._resident.name, key=key, reason=str(error))
+            raise Moved(f"{self._resident.name} {key!r} has another owner: ask again") from error
+        except (NoAnswer, Unavailable, Disconnected) as error:
+            raise Moved(f"{self._resident.name} {key!r}: its state is out of reach ({error}): ask again") from error
+
+    @asynccontextmanager
+    async def _turn(self, key: str) -> AsyncIterator[_Cell]:
+        """Wait until no other call of a key runs."""
+        cell = self._cells.get(key)
+        if cell is None:
+            cell = self._cells[key] = _Cell()
+        self._cells.move_to_end(key)
+        cell.users += 1
+        try:
+            async with cell.lock:
+                before = cell.bytes
+                try:
+                    yield cell
+                finally:
+                    self._bytes += cell.bytes - before
+        finally:
+            cell.users -= 1
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Let go of states that were used longest ago."""
+        if len(self._cells) <= MOST_STATES and self._bytes <= MOST_BYTES:
+            return
+        for key, cell in list(self._cells.items()):
+            if not cell.users:
+                del self._cells[key]
+                self._bytes -= cell.bytes
+            if len(self._cells) <= MOST_STATES and self._bytes <= MOST_BYTES:
+                return
+
+
+class _Cell:
+    """What is known of a key.
+
+    Attributes:
+        lock: held by the call that runs.
+        users: calls that run or wait for it.
+        saved: what the store has, None if that is not known.
+        sequence: that the next write must name.
+        bytes: what `saved` takes.
+    """
+
+    __slots__ = ("bytes", "lock", "saved", "sequence", "users")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+        self.clear()
+
+    def clear(self) -> None:
+        self.saved: Saved | None = None
+        self.sequence = 0
+        self.bytes = 0
+
+    def fill(self, saved: Saved, sequence: int, size: int) -> None:
+        self.saved, self.sequence, self.bytes = saved, sequence, size
