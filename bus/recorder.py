@@ -19,7 +19,7 @@ from .errors import BadParameter, BusError
 from .exchange import REFUSALS
 from .frames import RowError, Run, decode_request, is_json
 from .recording import RecordingFull, RecordingWriter
-from .subjects import Subjects
+from .subjects import AGENT, Subjects
 from .transport import Message, Subscription, Transport, check_interest
 
 MOST_OPEN = 65536  # requests whose answers are awaited, about 300 bytes each; beyond it the oldest are forgotten
@@ -53,7 +53,7 @@ class Recorder:
         transport: the connection.
         subjects: the bus's subject tree.
         writer: of the recording.
-        patterns: which operations, `matrix.>`, `echo`, or `>` for all.
+        patterns: which operations, `matrix.>`, `echo`, or `>` for all; and which handlers of agents, `agent.>`.
         reply_prefixes: inbox prefixes that answers go to, `bus.reply_prefixes`.
         clock: gives the time, ns since 1970.
 
@@ -82,6 +82,7 @@ class Recorder:
         self._writer = writer
         self._clock = clock
         self._heard = [check_pattern(subjects, pattern) for pattern in patterns]
+        self._hears_agents = any(pattern.startswith(f"{AGENT}.") for pattern in patterns)
         self._inboxes = [f"{prefix}." for prefix in reply_prefixes]
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._settled = asyncio.Event()
@@ -179,7 +180,13 @@ class Recorder:
         self.counts[GAPS] += 1
 
     def _serves(self, operation: str) -> bool:
-        """Whether a subject below the root is an operation's: `>` hears topics, jobs and withdrawals as well."""
+        """Whether a subject below the root is an operation's, or a handler's if such were named.
+
+        `>` hears topics, jobs and withdrawals as well; and of handlers also what all of a name are asked at once.
+        """
+        system, *rest = operation.split(".")
+        if system == AGENT:
+            return self._hears_agents and len(rest) == 2
         try:
             self._subjects.operation(operation)
         except ValueError:
@@ -196,7 +203,7 @@ def check_pattern(subjects: Subjects, pattern: str) -> str:
     subject = f"{subjects.root}.{pattern}"
     check_interest(subject, "")
     system = pattern.split(".")[0]
-    if system not in ("*", ">"):
+    if system not in ("*", ">") and not pattern.startswith(f"{AGENT}."):
         try:
             subjects.operation(system)
         except ValueError as error:
