@@ -122,8 +122,8 @@ def _keys(held: Held, resident: Resident, handler: Handler) -> list[str]:
     keys = _column(held, "key")
     if keys is None:
         raise WrongKind(
-            f"{resident.name}.{handler.name} is of a key: name it, bus.agents.get({resident.name!r}, key=…); on the wire "
-            f"the column 'key', and its partition at the end of the subject"
+            f"{resident.name}.{handler.name} is of a key: name it, bus.agents.get({resident.name!r}, key=…); on the "
+            "wire the column 'key', and its partition at the end of the subject"
         )
     return keys
 

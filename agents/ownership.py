@@ -1,4 +1,4 @@
-"""Which keys of an agent with state this process owns: its share of the partitions, each as long as it holds a lease."""
+"""Which keys of an agent with state this process owns: its share of the partitions, while it holds their leases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .agent import Resident
 from .keyed_call import KeyedCall
 from .roster import Change
 from .shares import share
-from .state_store import StateStore
+from .state_store import Lease, StateStore
 from .tenancy import Tenancy
 
 RETRY_S = 1.0  # at the latest, a partition that another owns is asked for again; hints of its release may be lost
@@ -85,13 +85,24 @@ class Ownership:
         self._watching = await self._store.watch(self._resident.name, self._wake)
         self._follower = asyncio.create_task(self._follow(), name=f"aikoryu-owner-{self._resident.name}")
 
+    def want(self, wanted: set[int]) -> None:
+        """Own these partitions and no others: each as soon as it is free, those that are too many no longer."""
+        self._wanted = wanted
+        for partition in wanted - self._keepers.keys():
+            self._wakes[partition] = asyncio.Event()
+            self._keepers[partition] = asyncio.create_task(
+                self._keep(partition), name=f"aikoryu-owner-{self._resident.name}-{partition}"
+            )
+        for partition in self._wakes.keys() - wanted:
+            self._wake(partition)
+
     async def stop(self, settle_s: float) -> None:
         """Hand over all that is owned, answering what was accepted as far as it ends in time. Idempotent."""
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.wait({self._follower})
         self._settle_s = min(settle_s, SETTLE_S)
-        self._want(set())
+        self.want(set())
         if self._keepers:
             await asyncio.wait(self._keepers.values())
         if self._watching is not None:
@@ -105,30 +116,16 @@ class Ownership:
                 async with aclosing(self._watch()) as changes:
                     self._processes = {self._process}
                     async for change in changes:
-                        if change.entry.name == name and change.entry.process != self._process:
+                        if change.entry.name == name:
                             (self._processes.add if change.joined else self._processes.discard)(change.entry.process)
-                            self._deal()
-                        elif change.entry.name == name:
-                            self._deal()
+                            self._processes.add(self._process)  # it is there, whether or not it hears itself
+                            self.want(share(self._process, self._processes, name, self._partitions))
                 return
             except Closed:
                 return
             except BusError as error:
                 _log.warning("who else has the agent is not known", agent=name, error=str(error))
                 await asyncio.sleep(RETRY_S)
-
-    def _deal(self) -> None:
-        self._want(share(self._process, self._processes, self._resident.name, self._partitions))
-
-    def _want(self, wanted: set[int]) -> None:
-        self._wanted = wanted
-        for partition in wanted - self._keepers.keys():
-            self._wakes[partition] = asyncio.Event()
-            self._keepers[partition] = asyncio.create_task(
-                self._keep(partition), name=f"aikoryu-owner-{self._resident.name}-{partition}"
-            )
-        for partition in self._wakes.keys() - wanted:
-            self._wake(partition)
 
     def _wake(self, partition: int) -> None:
         """A partition may have become free, be lost, or be wanted no more."""
@@ -142,24 +139,23 @@ class Ownership:
         try:
             while partition in self._wanted:
                 wake.clear()
+                within_s = RETRY_S
                 try:
-                    await self._own(partition, wake)
-                    within_s = RETRY_S
+                    lease = await self._store.acquire(self._resident.name, partition)
+                    if lease is not None:
+                        await self._own(partition, lease, wake)
+                        continue
                 except (NoAnswer, Unavailable, Disconnected):
                     within_s = UNANSWERED_S
                 except BusError as error:
-                    within_s = RETRY_S
                     self._complain(partition, error)
-                if partition in self._wanted and not wake.is_set():
+                if partition in self._wanted:
                     await _either(wake, within_s)
         finally:
             del self._keepers[partition], self._wakes[partition]
 
-    async def _own(self, partition: int, wake: asyncio.Event) -> None:
-        """Take the partition if it is free, and serve it until it is lost or wanted no more."""
-        lease = await self._store.acquire(self._resident.name, partition)
-        if lease is None:
-            return
+    async def _own(self, partition: int, lease: Lease, wake: asyncio.Event) -> None:
+        """Serve a partition until its lease is lost or it is wanted no more."""
         lost: list[str] = []
         lease.on_lost += [lost.append, lambda reason: wake.set()]
         tenancy = self.owned[partition] = Tenancy(self._resident, partition, lease, self._store)

@@ -3,7 +3,7 @@
 <prefix>-<namespace>-state    <prefix>.state.v1.<namespace>.<agent>.<partition>.<key>
 
 A write names the sequence that it follows, so one of an owner that does not know yet that it is none any more is
-refused as soon as the next has written; one that comes before is refused to the next, which then reads what was written.
+refused once the next has written; where it comes before, the next is refused, and reads what was written.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class StateStore(Protocol):
         """Take a partition if nobody owns it. Raises as `Leases.try_acquire`."""
 
     async def watch(self, agent: str, changed: Callable[[int], None]) -> Subscription:
-        """Have a function called with each partition that may have another owner, or none: a hint, which may be lost."""
+        """Call with each partition that may have another owner, or none: a hint, which may be lost."""
 
     async def read(self, agent: str, partition: int, key: str) -> Found:
         """What is there now. Raises as `JetStream.last`."""
