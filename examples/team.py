@@ -87,10 +87,10 @@ async def start_worker(url: str, stack: AsyncExitStack) -> None:
     """A worker as a process of its own, as on another machine; the first start loads torch, which takes seconds."""
     command = [sys.executable, "-m", "aikoryu.cli", "worker", "--nats", url]
     worker = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    stack.push_async_callback(worker.wait)
-    stack.callback(worker.terminate)
     if not await worker.stdout.readline():  # it says when it serves
         sys.exit("the worker did not start: its words are above")
+    stack.push_async_callback(worker.wait)
+    stack.callback(worker.terminate)
 
 
 async def main(url: str, worker: bool) -> None:

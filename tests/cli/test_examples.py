@@ -140,6 +140,13 @@ def test_gateway_lets_the_model_go_when_its_reader_leaves() -> None:
     assert int(made[1]) < 1000
 
 
-@pytest.mark.parametrize("example", ["team.py", "gateway.py"])
+def test_counter_loses_nothing_when_it_moves() -> None:
+    answered, counted = printed("counter.py")
+    told = re.fullmatch(r"4 processes answered (\d+) calls of 8 keys", answered)
+    assert told is not None, answered
+    assert counted == f"{told[1]} are counted: none was lost, none counted twice"
+
+
+@pytest.mark.parametrize("example", ["team.py", "counter.py", "gateway.py"])
 def test_examples_of_agents_are_of_a_length_to_read(example: str) -> None:
     assert len((EXAMPLES / example).read_text().splitlines()) <= 120
