@@ -157,8 +157,13 @@ class Ownership:
     async def _own(self, partition: int, lease: Lease, wake: asyncio.Event) -> None:
         """Serve a partition until its lease is lost or it is wanted no more."""
         lost: list[str] = []
-        lease.on_lost += [lost.append, lambda reason: wake.set()]
-        tenancy = self.owned[partition] = Tenancy(self._resident, partition, lease, self._store)
+
+        def on_lost(reason: str) -> None:
+            lost.append(reason)
+            wake.set()
+
+        lease.on_lost.append(on_lost)
+        tenancy = self.owned[partition] = Tenancy(self._resident, partition, lease, self._store, on_lost)
         try:
             subscription = await self._service.serve_partition(self._resident.name, partition)
             try:
@@ -168,6 +173,7 @@ class Ownership:
             finally:
                 await (subscription.unsubscribe() if lost else subscription.drain())
             if lost:
+                _log.info("partition lost", agent=self._resident.name, partition=partition, reason=lost[0])
                 tenancy.give_up()
             else:
                 await tenancy.settle(self._settle_s)

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
-import structlog
-
 from ..bus.bucket import Overtaken
 from ..bus.errors import Disconnected, Moved
 from ..bus.jetstream import NoAnswer, Unavailable
@@ -21,8 +19,6 @@ from .state_store import Lease, StateStore
 
 MOST_STATES = 256  # of a partition that are kept in memory between calls
 MOST_BYTES = 4 << 20  # of those
-
-_log = structlog.get_logger(__name__)
 
 
 class Leaving(Protocol):
@@ -42,13 +38,17 @@ class Tenancy:
         partition: of its keys.
         lease: by which this process owns it.
         store: where states are kept.
+        on_lost: called with the reason when it shows that another owns the partition.
     """
 
-    def __init__(self, resident: Resident, partition: int, lease: Lease, store: StateStore) -> None:
+    def __init__(
+        self, resident: Resident, partition: int, lease: Lease, store: StateStore, on_lost: Callable[[str], None]
+    ) -> None:
         self._resident = resident
         self._partition = partition
         self._lease = lease
         self._store = store
+        self._on_lost = on_lost
         self._cells: OrderedDict[str, _Cell] = OrderedDict()
         self._bytes = 0
         self._calls: set[Leaving] = set()
@@ -147,7 +147,9 @@ class Tenancy:
         try:
             yield
         except (LeaseLost, Overtaken) as error:
-            _log.info("call goes to the next owner", agent=self._resident.name, key=key, reason=str(error))
+            if isinstance(error, LeaseLost):
+                # As long as this process listens, its word may reach callers before that of the next owner.
+                self._on_lost(str(error))
             raise Moved(f"{self._resident.name} {key!r} has another owner: ask again") from error
         except (NoAnswer, Unavailable, Disconnected) as error:
             raise Moved(f"{self._resident.name} {key!r}: its state is out of reach ({error}): ask again") from error
