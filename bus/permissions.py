@@ -135,7 +135,7 @@ def agent(subjects: Subjects, name: str) -> User:
     """
     return User(
         name,
-        (*_asks(subjects), *_coordinates(subjects), *_remembers(subjects)),
+        (*_asks(subjects), *_coordinates(subjects), *_remembers(subjects, name)),
         (
             *(_all(name), f"{subjects.root}.agent.{name}.>", f"{subjects.root}.topic.>"),
             *(subjects.presence, f"{subjects.presence}.*"),
@@ -277,10 +277,10 @@ def _coordinates(subjects: Subjects) -> list[str]:
     ]
 
 
-def _remembers(subjects: Subjects) -> list[str]:
-    """What an agent publishes to keep states."""
+def _remembers(subjects: Subjects, name: str) -> list[str]:
+    """What an agent publishes to keep its states, and to read them."""
     states = subjects.stream(STATE)
-    return [_kept_under(subjects, STATE), *(f"$JS.API.STREAM.{verb}.{states}" for verb in ("INFO", "MSG.GET"))]
+    return [f"{subjects.kept(STATE)}.{name}.>", *(f"$JS.API.STREAM.{verb}.{states}" for verb in ("INFO", "MSG.GET"))]
 
 
 def _bucket(subjects: Subjects, kind: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Where coordination lies on a server: two buckets and two streams a bus, which its agents share.
 
-KV_<prefix>-<namespace>-locks     locks and terms; <prefix>.locks.v1.<namespace>.> tells of changes
+KV_<prefix>-<namespace>-locks     locks, terms, owners; <prefix>.locks.v1.<namespace>.> tells of changes
 KV_<prefix>-<namespace>-shared    <store>.<key>; <prefix>.shared.v1.<namespace>.> tells of changes
 <prefix>-<namespace>-tasks        <prefix>.tasks.v1.<namespace>.<queue>.<id>
 <prefix>-<namespace>-buried       <prefix>.buried.v1.<namespace>.<queue>.<id>
@@ -16,6 +16,7 @@ from ...bus.jobs import DEAD_TTL_S, DEDUPE_S
 from ...bus.lease_bucket import LeaseBucket
 from ...bus.permissions import BURIED, LOCKS, SHARED, TASKS
 from ...bus.subjects import Subjects
+from ..state_store import states
 
 MOST_BYTES = 256 << 20  # of each stream
 # What an operator may change of them: the rest is what coordination rests on.
@@ -28,9 +29,10 @@ _S = 10**9  # JetStream's durations are in ns
 
 
 def streams(jetstream: JetStream, subjects: Subjects) -> list[dict[str, Any]]:
-    """All of them, as JetStream's configurations: for an operator, where agents may not make any."""
+    """All of them, and that of states, as JetStream has it: for an operator, where agents may not make any."""
     locks = LeaseBucket(jetstream, subjects, LOCKS).config
-    return [locks, shared(shared_bucket(jetstream, subjects)), buried_tasks(subjects), tasks(subjects)]
+    shares = shared(shared_bucket(jetstream, subjects))
+    return [locks, shares, buried_tasks(subjects), tasks(subjects), states(subjects)]
 
 
 def shared_bucket(jetstream: JetStream, subjects: Subjects) -> Bucket:

@@ -21,6 +21,7 @@ from aikoryu.agents.coordination import streams as coordination_streams
 from aikoryu.agents.jobs import Jobs
 from aikoryu.agents.lookout import Lookout
 from aikoryu.agents.presence import Presence
+from aikoryu.agents.state_store import JetStreamStates
 from aikoryu.bus.client import Client
 from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.discovery import AGENTS, discover
@@ -348,6 +349,25 @@ async def test_agents_coordinate_on_streams_that_the_operator_made(connect: Conn
         async with aclosing(queue.dead()) as dead:
             assert [each.reason async for each in dead] == ["cold"]
     await coordination.close()
+    assert connection.statistics().permission_errors == 0
+
+
+async def test_agents_keep_states_on_the_stream_that_the_operator_made(connect: Connect) -> None:
+    async with JetStream(await connect("operator")) as jetstream:
+        for config in coordination_streams(jetstream, Subjects()):
+            await jetstream.ensure_stream(config)
+    connection = await connect("planner")
+    states = JetStreamStates(connection, Subjects(), "p1")
+    async with asyncio.timeout(10):
+        await states.open()
+        watching = await states.watch("planner", lambda partition: None)
+        lease = await states.acquire("planner", 3)
+        assert lease is not None
+        sequence = await states.write("planner", 3, "tea", b"hot", 0)
+        assert await states.read("planner", 3, "tea") == (sequence, b"hot")
+        await lease.release()
+    await watching.unsubscribe()
+    await states.close()
     assert connection.statistics().permission_errors == 0
 
 

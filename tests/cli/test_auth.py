@@ -181,6 +181,7 @@ async def test_worker_and_clients_started_as_printed(printed: Printed, start: St
             "KV_aikoryu-secured-shared",
             "aikoryu-secured-buried",
             "aikoryu-secured-tasks",
+            "aikoryu-secured-state",
         ]
         assert [line.split()[0] for line in made.heard] == durable + shared
     ((_, *words),) = printed.commands["aikoryu worker"]
