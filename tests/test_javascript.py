@@ -56,6 +56,30 @@ await serve(connection, "tricky", handlers);
 console.log("ready");
 """
 
+LEAVE = """
+import { connect } from "@nats-io/transport-node";
+import { Caller } from "./caller.js";
+
+const connection = await connect({ servers: process.argv[2] });
+const caller = new Caller(connection);
+for await (const item of caller.stream("python", "count", 1e9)) if (item === 5) break;
+await connection.flush();
+console.log("left");
+await new Promise(() => process.stdin.resume());
+"""
+
+SERVICES = """
+import { Svcm } from "@nats-io/services";
+import { connect } from "@nats-io/transport-node";
+
+const connection = await connect({ servers: process.argv[2] });
+const client = new Svcm(connection).client({ strategy: "stall", maxWait: 500 });
+for (const verb of ["ping", "info", "stats"]) {
+  for await (const found of await client[verb]()) console.log(JSON.stringify(found));
+}
+await connection.drain();
+"""
+
 
 class Ask(ai.Message):
     text: str
@@ -145,7 +169,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("javascript")
     for source in SOURCES:
         shutil.copy(source, made)
-    (made / "tricky.js").write_text(TRICKY)
+    for name, program in {"tricky.js": TRICKY, "services.js": SERVICES, "leave.js": LEAVE}.items():
+        (made / name).write_text(program)
     command = [npm, "ci", "--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund"]
     try:
         done = subprocess.run(command, cwd=made, capture_output=True, text=True, timeout=INSTALL_S, check=False)
@@ -187,6 +212,32 @@ async def test_javascript_asks_a_worker_and_finds_workers_and_agents(bench: Benc
     assert services["aikoryu-agents", "p1"] == ["agent-python-back", "agent-python-count", "agent-python-greet"]
 
 
+async def test_the_service_client_reads_what_python_answers(bench: Bench) -> None:
+    await bench.bus.agents.get("python").greet(Ask(text="Ada"))
+    said, complained, status = await bench.output("services.js")
+    assert (complained, status) == ("", 0)
+    found = {(each["type"], each["name"], each["id"]): each for each in map(json.loads, said.splitlines())}
+    version = found["io.nats.micro.v1.ping_response", "aikoryu", "w1"]["version"]
+    assert found["io.nats.micro.v1.ping_response", "aikoryu-agents", "p1"]["version"] == version
+
+    echo, greet = "echo", "agent-python-greet"
+    (told,) = (
+        each for each in found["io.nats.micro.v1.info_response", "aikoryu", "w1"]["endpoints"] if each["name"] == echo
+    )
+    assert (told["subject"], told["queue_group"]) == ("aikoryu.v1.default.echo", "echo")
+    assert told["metadata"]["inputs"] == "x: T[...]"
+    agents = found["io.nats.micro.v1.info_response", "aikoryu-agents", "p1"]["endpoints"]
+    (told,) = (each for each in agents if each["name"] == greet)
+    assert told["metadata"]["kind"] == "unary"
+    assert "text" in told["metadata"]["request"]
+    (told,) = (
+        each
+        for each in found["io.nats.micro.v1.stats_response", "aikoryu-agents", "p1"]["endpoints"]
+        if each["name"] == greet
+    )
+    assert (told["num_requests"], told["num_errors"]) == (1, 0)
+
+
 async def test_javascript_asks_an_agent_for_a_reply(bench: Bench) -> None:
     said, complained, status = await bench.output("ask.js", "python", "greet", '{"text": "Ada"}')
     assert (json.loads(said), complained, status) == ({"text": "hello Ada"}, "", 0)
@@ -215,19 +266,7 @@ async def test_javascript_takes_a_stream_to_its_end(bench: Bench) -> None:
     assert said.split() == [str(number) for number in range(1000)]
 
 
-async def test_javascript_leaves_a_stream_and_its_generator_ends(bench: Bench, folder: Path) -> None:
-    (folder / "leave.js").write_text(
-        """
-        import { connect } from "@nats-io/transport-node";
-        import { Caller } from "./caller.js";
-        const connection = await connect({ servers: process.argv[2] });
-        const caller = new Caller(connection);
-        for await (const item of caller.stream("python", "count", 1e9)) if (item === 5) break;
-        await connection.flush();
-        console.log("left");
-        await new Promise(() => process.stdin.resume());
-        """
-    )
+async def test_javascript_leaves_a_stream_and_its_generator_ends(bench: Bench) -> None:
     async with bench.script("leave.js") as process:
         assert await line(process) == "left"
         await bench.agent.closed.wait()  # while the caller is still connected
