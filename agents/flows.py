@@ -165,7 +165,7 @@ class FlowRun:
                 is_unserved = isinstance(error, NoWorker) and not self._given
                 if is_unserved or loop.time() - moved_at > self._timeout_s:
                     raise
-                first = self._again_from(error)
+                first = self._again_from(error, has_moved=self._answered >= first)
             else:
                 return
             await asyncio.sleep(rest_s)
@@ -255,8 +255,12 @@ class FlowRun:
         while self._kept and self._kept[0].number <= min(written, self._answered):
             self._kept_bytes -= self._kept.popleft().piece.held_bytes
 
-    def _again_from(self, error: BusError) -> int:
+    def _again_from(self, error: BusError, has_moved: bool) -> int:
         """The number to go on with after an error.
+
+        Args:
+            error: what was answered.
+            has_moved: other chunks were answered before, since sending began.
 
         Raises:
             BusError: there is none: the error itself.
@@ -266,6 +270,9 @@ class FlowRun:
         oldest = self._kept[0].number if self._kept else self._last + 1
         if oldest <= error.expected <= self._last + 1:
             return error.expected
+        if error.expected < oldest and has_moved:
+            # Chunks that found no engine are sent again in any order: what was missed may have come since.
+            return self._answered + 1
         if error.expected != 1:
             raise error
         return self._begin_again(oldest)

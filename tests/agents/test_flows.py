@@ -471,6 +471,26 @@ async def test_what_is_written_down_but_not_answered_is_kept() -> None:
     assert len(client.sent[1]) == 20
 
 
+async def knows_nothing(rows: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+    await anext(rows)
+    raise OutOfStep("1 is the chunk expected")
+    yield
+
+
+async def test_chunk_that_overtook_the_one_before_is_sent_again_alone() -> None:
+    """As when both found no engine: by the time it is known, the worker may have had, and written down, the other."""
+
+    async def overtaken(rows: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+        for _ in range(2):
+            await anext(rows)
+        yield answer(saved=1)
+        raise OutOfStep("1 is the chunk expected")
+
+    client = Scripted(overtaken, answer_all)
+    await joined(sent_by(client))
+    assert [number for number, _ in client.sent[1]] == list(range(2, 22))
+
+
 async def test_all_is_sent_as_it_was_when_the_worker_knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the chunks that were made to wait: answers are known by their numbers."""
     monkeypatch.setattr(sending, "KEPT_BYTES", 300)
@@ -486,14 +506,14 @@ async def test_all_is_sent_as_it_was_when_the_worker_knows_nothing(monkeypatch: 
     async def slower(rows: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
         async for _ in rows:
             yield answer()
-            if len(client.sent[1]) > 28:
+            if len(client.sent[2]) > 28:
                 raise BadParameter("enough")
 
-    client = Scripted(slow, slower)
+    client = Scripted(slow, knows_nothing, slower)
     with pytest.raises(BadParameter):
         await joined(sent_by(client))
     assert any(not times for _, times in client.sent[0])
-    assert client.sent[1][:25] == client.sent[0][:25]
+    assert client.sent[2][:25] == client.sent[0][:25]
 
 
 async def test_refusal_that_leads_nowhere_is_the_callers() -> None:
