@@ -16,7 +16,9 @@ import pytest
 import aikoryu as ai
 from aikoryu.agents import open_transport
 from aikoryu.bus.discovery import AGENTS, discover
+from aikoryu.bus.permissions import inbox
 from aikoryu.bus.server import EmbeddedServer
+from aikoryu.cli import main
 from aikoryu.config import ModelSettings, NatsSettings, ServerSettings, Settings, WorkerSettings
 from aikoryu.gpu.engines import catalogue_of
 from aikoryu.gpu.inline import InlineEngine
@@ -68,6 +70,31 @@ console.log("left");
 await new Promise(() => process.stdin.resume());
 """
 
+# An agent and a caller, each with rights of its own.
+SECURED = """
+import { connect, nkeyAuthenticator } from "@nats-io/transport-node";
+import { readFileSync } from "node:fs";
+import { serve } from "./agent.js";
+import { Caller } from "./caller.js";
+
+async function open(user) {
+  const authenticator = nkeyAuthenticator(readFileSync(`${process.argv[3]}/${user}.seed`).subarray(0, 58));
+  return connect({ servers: process.argv[2], authenticator, inboxPrefix: `_INBOX_${user}` });
+}
+
+const connection = await open("planner");
+const agent = await serve(connection, "planner", { plan: async (message) => `planned ${message}` });
+const asking = await open("alice");
+const caller = new Caller(asking, { inboxPrefix: "_INBOX_alice" });
+console.log(await caller.ask("planner", "plan", "dinner"));
+process.stdin.once("data", async () => {
+  caller.close();
+  await agent.stop();
+  await Promise.all([asking.drain(), connection.drain()]);
+  process.stdin.pause();
+});
+"""
+
 SERVICES = """
 import { Svcm } from "@nats-io/services";
 import { connect } from "@nats-io/transport-node";
@@ -110,21 +137,15 @@ class Python(ai.Agent):
         return await call.bus.agents.get("tricky").relay(None)
 
 
-class Bench:
-    """A server, a worker, an app with an agent, and the JavaScript example beside them.
+class Programs:
+    """The JavaScript example beside a server.
 
     Attributes:
         url: of the server.
-        bus: of the app.
-        agent: the app's.
-        transport: a connection of the test's.
     """
 
-    def __init__(self, url: str, bus: Any, agent: Python, transport: Any, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path) -> None:
         self.url = url
-        self.bus = bus
-        self.agent = agent
-        self.transport = transport
         self._folder = folder
 
     @asynccontextmanager
@@ -155,6 +176,22 @@ class Bench:
         return said.decode(), complained.decode(), process.returncode
 
 
+class Bench(Programs):
+    """A server, a worker, an app with an agent, and the JavaScript example beside them.
+
+    Attributes:
+        bus: of the app.
+        agent: the app's.
+        transport: a connection of the test's.
+    """
+
+    def __init__(self, url: str, folder: Path, bus: Any, agent: Python, transport: Any) -> None:
+        super().__init__(url, folder)
+        self.bus = bus
+        self.agent = agent
+        self.transport = transport
+
+
 async def line(process: asyncio.subprocess.Process) -> str:
     assert process.stdout is not None
     return (await process.stdout.readline()).decode().strip()
@@ -169,7 +206,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("javascript")
     for source in SOURCES:
         shutil.copy(source, made)
-    for name, program in {"tricky.js": TRICKY, "services.js": SERVICES, "leave.js": LEAVE}.items():
+    for name, program in {
+        "tricky.js": TRICKY,
+        "services.js": SERVICES,
+        "leave.js": LEAVE,
+        "secured.js": SECURED,
+    }.items():
         (made / name).write_text(program)
     command = [npm, "ci", "--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund"]
     try:
@@ -199,7 +241,7 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
         agent = Python()
         app.add(agent, "python")
         bus = await stack.enter_async_context(app)
-        yield Bench(server.url, bus, agent, transport, folder)
+        yield Bench(server.url, folder, bus, agent, transport)
 
 
 async def test_javascript_asks_a_worker_and_finds_workers_and_agents(bench: Bench) -> None:
@@ -341,6 +383,26 @@ async def test_a_call_that_takes_long_is_not_sent_again(bench: Bench) -> None:
         process.stdin.write(b"\n")
         assert await call == "done"
     assert len(frames) == 1
+
+
+async def test_both_do_with_the_rights_of_their_users(folder: Path, tmp_path: Path) -> None:
+    assert main(["auth", "init", str(tmp_path), "--callers", "alice", "--agents", "planner"]) == 0
+    config = (tmp_path / "nats-server.conf").read_text()
+    async with EmbeddedServer(ServerSettings(port=0), extra_config=config) as server:
+        nats = NatsSettings(url=server.url, nkey_seed_file=str(tmp_path / "alice.seed"), inbox_prefix=inbox("alice"))
+        programs = Programs(server.url, folder)
+        async with (
+            programs.script("secured.js", str(tmp_path)) as process,
+            ai.connect(settings=Settings(nats=nats)) as bus,
+        ):
+            assert await line(process) == "planned dinner"
+            assert await bus.agents.get("planner").plan("lunch") == "planned lunch"
+            assert [entry.name for entry in await bus.agents.entries()] == ["planner"]
+            assert process.stdin is not None
+            assert process.stderr is not None
+            process.stdin.write(b"\n")
+            assert await process.wait() == 0
+            assert await process.stderr.read() == b""
 
 
 def test_the_lockfile_names_no_host() -> None:
