@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -51,6 +52,10 @@ def double(number: int) -> int:
     return 2 * number
 
 
+def thread() -> int:
+    return threading.get_ident()
+
+
 async def boom(number: int) -> int:
     raise ValueError(f"not {number}")
 
@@ -83,10 +88,12 @@ async def test_each_start_makes_its_own_agents() -> None:
 async def test_functions_become_tools() -> None:
     app = ai.App.in_memory()
     app.tool(double)
+    app.tool(thread)
     app.tool(name="loud", capabilities={"fail"}, idempotent=True)(boom)
     async with app as bus:
         assert await bus.agents.get(double).call({"number": 4}) == 8
         assert await bus.agents.get("double").call({"number": 5}) == 10
+        assert await bus.agents.get(thread).call() != threading.get_ident()
         with pytest.raises(ai.HandlerFailed, match="ValueError: not 3"):
             await bus.agents.get("loud").call({"number": 3})
         with pytest.raises(ai.BadMessage, match="number"):

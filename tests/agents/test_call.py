@@ -17,6 +17,8 @@ from aikoryu.bus.memory import MemoryBus
 
 from .conftest import turns, until
 
+COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
+
 
 class Ask(ai.Message):
     path: list[str]
@@ -79,6 +81,12 @@ class Gatherer(ai.Agent):
     @ai.handler
     async def able(self, call: ai.Call) -> list[str]:
         return sorted(repr(peer) for peer in await call.agents(capabilities={"hop"}, k=9))
+
+    @ai.handler
+    async def colour(self) -> str:
+        seen = COLOUR.get()
+        COLOUR.set("the handler's")
+        return seen
 
     @ai.handler
     async def outlives(self, call: ai.Call) -> None:
@@ -189,6 +197,11 @@ async def test_task_of_its_own_context_outlives_the_call(bus: ai.Bus, requests: 
     await until(lambda: len(requests) == 2)
     assert requests[1].ttl_ms == 30000
     assert "chain" not in requests[1].cols
+
+
+async def test_handler_sees_nothing_of_its_callers_context_nor_of_another_call(bus: ai.Bus) -> None:
+    COLOUR.set("the caller's")
+    assert [await bus.agents.get("gatherer").colour() for _ in range(2)] == ["none", "none"]
 
 
 async def test_error_two_levels_down_arrives_as_it_was(bus: ai.Bus) -> None:

@@ -215,6 +215,23 @@ async def test_answers_of_one_tick_leave_as_one_reply(bus: ai.Bus, gate: Gate, a
     assert reply["last"]
 
 
+async def test_one_error_of_all_rows_is_one_entry(asker: Asker) -> None:
+    asker.ask("agent.faulty.fail", n=3, cols={"message": texts(1, 2, 3)})
+    await until(lambda: asker.inbox)
+    ((error,),) = (reply["err"] for reply in asker.replies)
+    assert (error["row"], error["n"], error["code"]) == (0, 3, "bad_message")
+
+
+async def test_rows_that_end_together_are_answered_in_their_order(asker: Asker, gate: Gate) -> None:
+    asker.ask("agent.gate.wait", n=2, cols={"message": texts({"text": "a"}, {"text": "b"})})
+    await until(lambda: len(gate.began) == 2)
+    gate.let("b")
+    gate.let("a")
+    await until(lambda: asker.inbox)
+    (reply,) = asker.replies
+    assert (reply["at"], decoded(reply["cols"]["reply"])) == ([[0, 2]], ["a", "b"])
+
+
 async def test_rows_are_answered_as_they_end(bus: ai.Bus, gate: Gate, asker: Asker) -> None:
     asker.ask("agent.gate.wait", n=2, cols={"message": texts({"text": "a"}, {"text": "b"})})
     await until(lambda: len(gate.began) == 2)
@@ -333,6 +350,36 @@ async def test_withdrawn_call_is_cancelled_where_it_runs_and_dropped_where_it_wa
     await turns()
     assert gate.began == ["a", "b"]
     assert gate.ended == ["a", "b"]
+
+
+async def test_withdrawn_calls_leave_their_room_to_others(bus: ai.Bus, gate: Gate) -> None:
+    answers = [ask(bus, text) for text in "abcd"]
+    await until(lambda: len(gate.began) == 2)
+    for answer in answers[2:]:
+        answer.cancel()
+    await turns()
+    after = [ask(bus, text) for text in "ef"]
+    for text in "abef":
+        gate.let(text)
+    assert await asyncio.gather(*answers[:2], *after) == ["a", "b", "e", "f"]
+
+
+async def test_call_withdrawn_before_its_task_begins_never_runs_and_is_not_answered(asker: Asker, gate: Gate) -> None:
+    asker.ask("agent.gate.wait", cols={"message": texts({"text": "a"})})
+    asker.connection.send(f"{ROOT}.ctl", msgpack.packb({"v": 1, "client": 7, "id": 1}))  # in the same turn of the loop
+    await turns()
+    gate.let("a")
+    await turns()
+    assert (gate.began, asker.inbox) == ([], [])
+
+
+async def test_withdrawn_call_that_runs_is_not_answered(asker: Asker, gate: Gate) -> None:
+    asker.ask("agent.gate.wait", cols={"message": texts({"text": "a"})})
+    await until(lambda: gate.began)
+    asker.connection.send(f"{ROOT}.ctl", msgpack.packb({"v": 1, "client": 7, "id": 1}))
+    await until(lambda: gate.ended)
+    await turns()
+    assert asker.inbox == []
 
 
 async def test_caller_that_is_gone_has_its_calls_cancelled(

@@ -12,6 +12,7 @@ import pytest
 
 import aikoryu as ai
 from aikoryu.agents.app import App
+from aikoryu.bus import client
 from aikoryu.bus.columns import unpack
 from aikoryu.bus.errors import BadMessage, BusError
 from aikoryu.bus.frames import Request, decode_request
@@ -47,6 +48,12 @@ class Echo(ai.Agent):
     @ai.handler
     async def lies(self) -> Said:
         return {"by": 1}  # type: ignore[return-value]
+
+    @ai.handler
+    async def in_turn(self) -> str:
+        for _ in range(50 * int(self.name[1:])):
+            await asyncio.sleep(0)
+        return self.name
 
     @ai.handler
     async def waits(self) -> None:
@@ -150,7 +157,7 @@ async def test_reply_that_is_not_what_was_declared_is_told(bus: ai.Bus) -> None:
 
 
 async def test_unknown_handler_of_a_known_class_is_not_asked_for(bus: ai.Bus) -> None:
-    with pytest.raises(AttributeError, match="it has lies, plain, say, waits"):
+    with pytest.raises(AttributeError, match="it has in_turn, lies, plain, say, waits"):
         _ = echo(bus).nothing
     assert not hasattr(bus.agents.get("echo"), "_private")
 
@@ -180,6 +187,11 @@ async def test_all_returns_what_came_in_time(bus: ai.Bus) -> None:
     assert await echo(bus).waits.all(timeout_s=0.01) == {}
     assert len(await echo(bus).say.all(Ask("x"), timeout_s=0.05)) == 3
     assert len(await echo(bus).say.all(Ask("x"), most=1)) == 1
+
+
+async def test_first_answer_is_nobodys_last(bus: ai.Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PARTS_S", 0.0)  # that a client waits for more after the last part of an answer
+    assert set(await echo(bus).in_turn.all(most=3)) == {"p1", "p2", "p3"}
 
 
 async def test_all_of_none_is_told(bus: ai.Bus) -> None:

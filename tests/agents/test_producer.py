@@ -152,6 +152,14 @@ async def test_leaving_the_loop_ends_the_generator(bus: ai.Bus, counter: Counter
     assert counter.calls[0].cancelled
 
 
+async def test_breaking_out_of_the_loop_is_leaving_it(bus: ai.Bus, counter: Counter) -> None:
+    counter.step.release()
+    async for item in asking(bus).slowly.stream(3):
+        assert item == Item(0)
+        break
+    await until(lambda: counter.closed == ["cancelled", "slowly"])
+
+
 async def test_generator_that_waits_for_room_is_closed_too(bus: ai.Bus, counter: Counter) -> None:
     async with aclosing(asking(bus).count.stream(1_000_000)) as stream:
         await anext(stream)
