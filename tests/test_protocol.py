@@ -31,6 +31,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
 ROOT = "aikoryu.v1.default"
 SECONDS = 10
 NUMBERS = itertools.count()
+BYTES_A_LINE = 20
 
 DECODERS: dict[str, Callable[[bytes], Any]] = {
     "request": frames.decode_request,
@@ -75,9 +76,13 @@ def annotated(payload: bytes) -> str:
     """The bytes of a MessagePack value as the page has them, a line a key, with what they mean."""
     lines = list(_lines(msgpack.unpackb(payload), ""))
     assert b"".join(data for data, _, _ in lines) == payload, "not the shortest form of each value"
-    shown = [("  " * depth + data.hex(" "), meaning) for data, depth, meaning in lines]
+    shown = [
+        ("  " * depth + data[first : first + BYTES_A_LINE].hex(" "), "" if first else f"  # {meaning}")
+        for data, depth, meaning in lines
+        for first in range(0, len(data), BYTES_A_LINE)
+    ]
     width = max(len(data) for data, _ in shown)
-    return "".join(f"{data:<{width}}  # {meaning}\n" for data, meaning in shown)
+    return "".join(f"{f'{data:<{width}}{meaning}'.rstrip()}\n" for data, meaning in shown)
 
 
 def _lines(value: Any, before: str, depth: int = 0, head: bytes = b"") -> Iterator[tuple[bytes, int, str]]:
