@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from ..bus import tracing
 from ..bus.client import Client
 from ..bus.columns import pack_strings, unpack
 from ..bus.errors import BusError, Expired
@@ -42,12 +43,14 @@ class Broadcast(Pending):
         id_ = client.next_id()
         request = Request(v=1, client=client.number, id=id_, n=1, cols=cols, ttl_ms=max(1, round(1000 * timeout_s)))
         deadline = asyncio.get_running_loop().time() + timeout_s
-        asked = cls(id_, client.subjects.asked(f"{agent}.all.{handler}"), encode(request), deadline, most)
-        client.send(asked)
-        try:
-            await asked._done
-        finally:
-            client.withdraw(id_, [])  # whoever has not answered need not
+        with tracing.calling(f"{agent}.all.{handler}") as calling:
+            request.trace = calling.context
+            asked = cls(id_, client.subjects.asked(f"{agent}.all.{handler}"), encode(request), deadline, most)
+            client.send(asked)
+            try:
+                await asked._done
+            finally:
+                client.withdraw(id_, [])  # whoever has not answered need not
         return asked.answers
 
     def deliver(self, reply: Reply) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from time import monotonic
 from typing import Any
 
+from ..bus import tracing
 from ..bus.columns import unpack
 from ..bus.errors import BadColumn, BadFrame, BusError, Busy, Cancelled, Closed, Expired, WrongKind
 from ..bus.frames import row_error
@@ -22,6 +24,8 @@ from .run import Run
 PROBE_S = 0.5  # a call that has run so long: ask the server whether its caller is still there
 PROBE_AGAIN_S = 5.0  # before the same caller is asked again
 NEVER = float("inf")
+
+_UNTRACED = nullcontext()
 
 
 class Host:
@@ -43,6 +47,7 @@ class Host:
         self._replies = Replies(service, process)
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()  # the app's: a run inherits nothing of whoever asks, or ran before
+        self._context.run(tracing.forget)
         self._running: dict[Run, float] = {}  # since when, monotonic time, s
         self._sweep_at = NEVER
         self._sweeper: asyncio.TimerHandle | None = None
@@ -106,6 +111,9 @@ class Host:
                 Asked(resident, handler, held, message, chain, row, self._replies)
                 for row, (message, chain) in enumerate(zip(messages, chains, strict=True))
             ]
+        if "trace" in held.request.cols:
+            for run, trace in zip(runs, _texts(held, "trace"), strict=True):
+                run.trace = str(trace)
         self._offer(resident, runs, held.request.prio or handler.priority)
         if resident.ownership is not None:
             resident.ownership.accepted(runs)
@@ -154,7 +162,8 @@ class Host:
         run.began = True
         try:
             if run.left is None:
-                await run.work(self._bus)
+                with tracing.handling(run.hop, run.trace, run.held.arrived) if run.trace else _UNTRACED:
+                    await run.work(self._bus)
             else:
                 run.refuse(run.ended_early())
         except asyncio.CancelledError:

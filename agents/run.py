@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from ..bus import tracing
 from ..bus.deadline import until
 from ..bus.errors import BusError, Busy, Cancelled, Expired, HandlerFailed
 from ..bus.service import Held
@@ -28,10 +29,11 @@ class Run:
         deadline: monotonic time until which its caller waits, s; infinite if it does not say.
         task: runs the handler; None while the call waits.
         began: the task has begun; one that is cancelled before would never run at all, nor answer.
+        trace: the trace context that came with it; empty if none did.
         left: why it is ended: `Cancelled` by its caller, `Expired`, or `Closed` by a stop; None while it goes on.
     """
 
-    __slots__ = ("_chain", "_message", "began", "deadline", "handler", "held", "left", "resident", "task")
+    __slots__ = ("_chain", "_message", "began", "deadline", "handler", "held", "left", "resident", "task", "trace")
 
     def __init__(self, resident: Resident, handler: Handler, held: Held, message: Encoded, chain: bytes) -> None:
         self.resident = resident
@@ -39,6 +41,7 @@ class Run:
         self.held = held
         self._message = message
         self._chain = chain
+        self.trace = held.request.trace
         limit_s = handler.deadline_s
         self.deadline = held.deadline if limit_s is None else min(held.deadline, held.arrived + limit_s)
         self.began = False
@@ -86,10 +89,13 @@ class Run:
         would be wrong.
         """
         if isinstance(error, BusError) and (self.handler.idempotent or not isinstance(error, Busy)):
-            return error
-        if not isinstance(error, BusError):
-            _log.error("handler failed", handler=self.hop, exc_info=error)
-        return HandlerFailed(f"{self.hop}: {type(error).__name__}: {error}")
+            told: BusError = error
+        else:
+            if not isinstance(error, BusError):
+                _log.error("handler failed", handler=self.hop, exc_info=error)
+            told = HandlerFailed(f"{self.hop}: {type(error).__name__}: {error}")
+        tracing.failed(told)
+        return told
 
     def ended_early(self) -> BusError:
         """What the caller is told of a run that was ended."""

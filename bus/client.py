@@ -15,13 +15,14 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from .columns import pack
+from . import tracing
+from .columns import Values, pack
 from .deadline import FOREVER, inherited_s, until
 from .errors import BadFrame, BadParameter, BusError, Closed, Disconnected, Expired, NoWorker
 from .frames import Cancel, decode_reply, encode
 from .outbox import Building, Envelope, as_columns, as_row, cuts, encode_parameters, rows_of, type_key
 from .outgoing import Outgoing
-from .pending import Answer, Gathered, ManyRows, Pending, RowsFailed, SingleRows
+from .pending import Answer, Gathered, ManyRows, Pending, RowsFailed, SingleRows, TracedRows
 from .resends import Resends
 from .stream import Source, Stream
 from .subjects import Subjects
@@ -119,14 +120,15 @@ class Client:
             types = type_key(row)
             assert types is not None, "as_row leaves nothing else"
         encoded = encode_parameters(parameters) if parameters else b""
-        key = (operation, encoded, timeout_s, priority, idempotent, types)
+        trace = tracing.current()
+        key = (operation, encoded, timeout_s, priority, idempotent, types, trace)
         building = self._building.get(key)
         if building is None:
             envelope = self._envelope(operation, encoded, timeout_s, priority, idempotent)
-            building = self._building[key] = self._start_frame(envelope, row)
+            building = self._building[key] = self._start_frame(envelope, row, trace)
         if not building.append(row):
             self._seal(building)
-            building = self._building[key] = self._start_frame(building.envelope, row)
+            building = self._building[key] = self._start_frame(building.envelope, row, trace)
             building.append(row)
         frame = building.frame
         answer = Answer(loop=self._loop)
@@ -163,6 +165,10 @@ class Client:
             timeout_s = inherited_s(self.timeout_s if timeout_s is None else timeout_s)
         envelope = self._envelope(operation, encoded, timeout_s, priority, idempotent)
         packable = as_columns(columns)
+        with tracing.calling(operation) as calling:
+            return await self._call_many(envelope, packable, calling.context)
+
+    async def _call_many(self, envelope: Envelope, packable: dict[str, Values], trace: str) -> dict[str, Any]:
         whole = Gathered(rows_of(packable))
         deadline = self.deadline(envelope)
         frames: list[ManyRows] = []
@@ -175,8 +181,8 @@ class Client:
                     continue
                 part = {name: pack(values[first:end]) for name, values in packable.items()}
                 id_, rows = self.next_id(), end - first
-                payload = encode(envelope.request(self.number, id_, rows, part, left_s))
-                frame = ManyRows(id_, envelope.subject, payload, rows, deadline, idempotent, whole, first)
+                payload = encode(envelope.request(self.number, id_, rows, part, left_s, trace))
+                frame = ManyRows(id_, envelope.subject, payload, rows, deadline, envelope.idempotent, whole, first)
                 frames.append(frame)
                 self.send(frame)
             await whole.room(0)
@@ -254,11 +260,16 @@ class Client:
         ttl_ms = round(max(1.0, 1000 * timeout_s))
         return Envelope(operation, subject, parameters, timeout_s, priority, idempotent, ttl_ms)
 
-    def _start_frame(self, envelope: Envelope, row: Mapping[str, Any]) -> Building:
-        deadline = self.deadline(envelope)
-        frame = SingleRows(self.next_id(), envelope.subject, deadline, envelope.idempotent, self._withdraw_row)
+    def _start_frame(self, envelope: Envelope, row: Mapping[str, Any], trace: str) -> Building:
+        id_, deadline = self.next_id(), self.deadline(envelope)
+        subject, idempotent = envelope.subject, envelope.idempotent
         self._outgoing.wake()
-        return Building(envelope, frame, row, self._frame_bytes)
+        if not trace:
+            frame = SingleRows(id_, subject, deadline, idempotent, self._withdraw_row)
+            return Building(envelope, frame, row, self._frame_bytes)
+        calling = tracing.calling(envelope.operation)
+        frame = TracedRows(id_, subject, deadline, idempotent, self._withdraw_row, calling)
+        return Building(envelope, frame, row, self._frame_bytes, calling.context)
 
     def next_id(self) -> int:
         """A number no frame or stream of this client has yet."""
@@ -271,6 +282,7 @@ class Client:
         frame.open += frame.rows  # less those withdrawn in this very tick
         if frame.open <= 0:
             self._withdrawn.pop(frame.id, None)
+            frame.close()
             return
         try:
             frame.payload = building.encode(self.number)
@@ -366,6 +378,7 @@ class Client:
         frame.open -= 1
         if frame.rows and frame.open <= 0:
             self._pending.pop(frame.id, None)
+            frame.close()
         self.withdraw(frame.id, [row])
 
     def leave_stream(self, number: int) -> None:

@@ -40,7 +40,13 @@ class Envelope(msgspec.Struct, frozen=True):
     ttl_ms: int
 
     def request(
-        self, client: int, id_: int, rows: int, columns: dict[str, Column], left_s: float | None = None
+        self,
+        client: int,
+        id_: int,
+        rows: int,
+        columns: dict[str, Column],
+        left_s: float | None = None,
+        trace: str = "",
     ) -> Request:
         """A request frame of these rows; `left_s` is what is left of the time-out, if it has begun, s."""
         return Request(
@@ -52,6 +58,7 @@ class Envelope(msgspec.Struct, frozen=True):
             p=msgspec.Raw(self.parameters) if self.parameters else _RAW_NONE,
             ttl_ms=self.ttl_ms if left_s is None else max(1, round(1000 * left_s)),
             prio=self.priority,
+            trace=trace,
         )
 
 
@@ -61,9 +68,12 @@ class Building:
     Rows are copied in as they come, so a caller may change its arrays as soon as `call` returns.
     """
 
-    __slots__ = ("_columns", "envelope", "frame", "full_bytes", "used_bytes")
+    __slots__ = ("_columns", "_trace", "envelope", "frame", "full_bytes", "used_bytes")
 
-    def __init__(self, envelope: Envelope, frame: SingleRows, row: Mapping[str, Any], full_bytes: int) -> None:
+    def __init__(
+        self, envelope: Envelope, frame: SingleRows, row: Mapping[str, Any], full_bytes: int, trace: str = ""
+    ) -> None:
+        self._trace = trace
         self.envelope = envelope
         self.frame = frame
         self.full_bytes = full_bytes
@@ -102,7 +112,8 @@ class Building:
 
     def encode(self, client: int) -> bytes:
         """The frame's payload."""
-        return encode(self.envelope.request(client, self.frame.id, len(self.frame.answers), self.columns()))
+        rows = len(self.frame.answers)
+        return encode(self.envelope.request(client, self.frame.id, rows, self.columns(), trace=self._trace))
 
 
 def type_key(row: Mapping[str, Any]) -> tuple[Any, ...] | None:

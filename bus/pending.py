@@ -12,6 +12,7 @@ import numpy as np
 from .columns import unpack
 from .errors import BadColumn, BadFrame, BusError, Busy, Closed, Declined, from_wire
 from .frames import Reply, RowError
+from .tracing import Calling
 
 LEAST_ROW_BYTES = 256
 
@@ -164,6 +165,32 @@ class SingleRows(Pending):
     def close(self) -> None:
         super().close()
         self.answers = []  # each of them holds this frame: no cycle is left for the collector
+
+
+class TracedRows(SingleRows):
+    """A frame of single calls that are part of one trace."""
+
+    __slots__ = ("_calling",)
+
+    def __init__(
+        self,
+        id_: int,
+        subject: str,
+        deadline: float,
+        idempotent: bool,
+        withdraw: Callable[[SingleRows, int], None],
+        calling: Calling,
+    ) -> None:
+        super().__init__(id_, subject, deadline, idempotent, withdraw)
+        self._calling = calling
+
+    def fail_rows(self, first: int, count: int, error: BusError) -> None:
+        super().fail_rows(first, count, error)
+        self._calling.fail(error)
+
+    def close(self) -> None:
+        super().close()
+        self._calling.end(self.rows)
 
 
 class ManyRows(Pending):

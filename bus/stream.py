@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
+from . import tracing
 from .columns import Values, pack
 from .errors import BadFrame, BusError
 from .frames import Reply, Request, encode
@@ -34,6 +35,7 @@ class Stream:
         self._client = client
         self._envelope = envelope
         self._number = client.next_id()
+        self._trace = ""
         self._control = ""
         self._granted = 0
         self._credit = 0
@@ -51,27 +53,29 @@ class Stream:
             RowsFailed: some rows of a chunk got an error; the stream ends there.
             BusError: no worker took the stream, or it is lost.
         """
-        sender: asyncio.Task[None] | None = None
-        try:
-            opened = await self._open()
-            self._control = opened.ctl
-            self._granted = self._credit = opened.credit
-            sender = asyncio.create_task(self._send_all(source))
-            while (chunk := await self._chunks.get()) is not None:
-                await chunk.room(0)
-                if chunk.errors:
-                    raise RowsFailed(chunk.columns, chunk.errors)
-                yield chunk.columns
-                self._ahead.release()
-            await sender
-        finally:
-            for id_ in self._under_way:
-                self._client.withdraw(id_, [])
-            self._client.leave_stream(self._number)
-            if sender is not None:
-                sender.cancel()
-                # What the source raises now, nobody asked for.
-                await asyncio.gather(sender, return_exceptions=True)
+        with tracing.calling(self._envelope.operation) as calling:
+            self._trace = calling.context
+            sender: asyncio.Task[None] | None = None
+            try:
+                opened = await self._open()
+                self._control = opened.ctl
+                self._granted = self._credit = opened.credit
+                sender = asyncio.create_task(self._send_all(source))
+                while (chunk := await self._chunks.get()) is not None:
+                    await chunk.room(0)
+                    if chunk.errors:
+                        raise RowsFailed(chunk.columns, chunk.errors)
+                    yield chunk.columns
+                    self._ahead.release()
+                await sender
+            finally:
+                for id_ in self._under_way:
+                    self._client.withdraw(id_, [])
+                self._client.leave_stream(self._number)
+                if sender is not None:
+                    sender.cancel()
+                    # What the source raises now, nobody asked for.
+                    await asyncio.gather(sender, return_exceptions=True)
 
     def release(self, part: Part) -> None:
         """A part has been answered: its rows are credit again."""
@@ -107,7 +111,8 @@ class Stream:
             await self._room.wait()
         self._credit -= end - first
         packed = {name: pack(values[first:end]) for name, values in columns.items()}
-        request: Request = self._envelope.request(self._client.number, self._client.next_id(), end - first, packed)
+        number, id_ = self._client.number, self._client.next_id()
+        request: Request = self._envelope.request(number, id_, end - first, packed, trace=self._trace)
         request.stream, request.seq = self._number, self._seq
         self._seq += 1
         part = Part(request, self._control, self._client.deadline(self._envelope), chunk, first, self)

@@ -13,6 +13,7 @@ from time import monotonic
 
 import structlog
 
+from ..bus import tracing
 from ..bus.errors import BusError, Busy, Cancelled, EngineDown, EngineLost, Expired, OperationFailed, from_wire
 from ..bus.frames import By, row_error
 from ..bus.service import Held, Service
@@ -199,6 +200,7 @@ class Front:
         running = station.running.pop(done.id, None)
         if running is None:
             return  # of an engine that was given up: its rows have been answered
+        ended = monotonic()
         plan, operation = running.plan, running.spec.operation
         self.planner.finished(plan, done.run_us / 1e6, whole=not done.failed)
         again = None
@@ -218,6 +220,8 @@ class Front:
         finally:
             station.free.append(running.slab)
         self.telemetry.on_done(operation.name, plan, done, monotonic() - before)
+        if again is None and tracing.records():
+            self._trace(station, running, done, ended, before)
 
     def _run_again(self, plans: list[Plan], place: Place, reason: str) -> None:
         """Let what is left of a batch that came to nothing run again, there."""
@@ -262,6 +266,20 @@ class Front:
                 self._service.drop(held, gone)
             if at or errors:
                 self._service.answer(held, at, columns, errors, by)
+
+    def _trace(self, station: Station, running: Running, done: Done, ended: float, answering: float) -> None:
+        """Tell the traces that frames of a batch are part of."""
+        plan, callers = running.plan, []
+        for spans in by_frame(plan.spans):
+            held: Held = spans[0].ticket.frame
+            if held.request.trace:
+                callers.append(tracing.Caller(held.request.trace, held.arrived, sum(span.count for span in spans)))
+        if callers:
+            name, engine, run_s = running.spec.operation.name, station.engine.name, done.run_us / 1e6
+            told = tracing.Batch(
+                name, plan.rows, engine, plan.reason, running.started, ended, answering, run_s, done.failed
+            )
+            tracing.batch(told, callers)
 
     def _fail(self, plan: Plan, error: BusError) -> None:
         """Answer every row of a batch with one error; those of an abandoned batch are only let go."""

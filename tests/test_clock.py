@@ -30,7 +30,7 @@ from aikoryu.gpu.worker import Worker
 HOUR_S = 3600.0
 ROOT = Path(__file__).parents[1]
 # When something was, for people.
-TOLD = {"bus/discovery.py", "bus/recorder.py", "netio/conn_log.py", "src/aikoryu/cli/ls.py"}
+TOLD = {"bus/discovery.py", "bus/recorder.py", "bus/tracing.py", "netio/conn_log.py", "src/aikoryu/cli/ls.py"}
 # Times of files: docs/residents.md says what a jump does there.
 FILES = {"gpu/origins.py", "gpu/packets/rule_store.py", "gpu/residents.py"}
 
