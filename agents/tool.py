@@ -34,10 +34,8 @@ def kind_of_tool(
     call_by = next((name for name in parameters if name == CALL or hints.get(name) is Call), None)
     given = [each for name, each in parameters.items() if name != call_by]
     whole = len(given) == 1 and _is_message(hints.get(given[0].name))
-    if given:
-        message = hints[given[0].name] if whole else _struct(function.__name__, given, hints)
-    else:
-        message = Any  # whatever is sent: `call()` sends None
+    # Without parameters it takes whatever is sent: `call()` sends None.
+    message = (hints[given[0].name] if whole else _struct(function.__name__, given, hints)) if given else Any
     asynchronous = inspect.iscoroutinefunction(function)
 
     async def run(_tool: Any, message: Any, call: Call) -> Any:

@@ -17,8 +17,9 @@ from aikoryu.agents import host as host_module
 from aikoryu.agents.app import App
 from aikoryu.bus.errors import BusError, Busy
 from aikoryu.bus.memory import MemoryBus, MemoryConnection
+from aikoryu.bus.server import EmbeddedServer
 from aikoryu.bus.transport import Message
-from aikoryu.config import Settings, WorkerSettings
+from aikoryu.config import NatsSettings, ServerSettings, Settings, WorkerSettings
 
 from .conftest import turns, until
 
@@ -414,6 +415,39 @@ async def test_person_may_type_a_call(asker: Asker, gate: Gate) -> None:
     asker.connection.send(f"{ROOT}.agent.gate.wait", typed, f"{asker.connection.inbox_prefix}.1")
     await until(lambda: asker.inbox)
     assert json.loads(asker.inbox[0].data)["cols"]["reply"]["d"] == ['"hi"']
+
+
+# --- over a server ---------------------------------------------------------------------------------------------------
+
+
+async def test_each_refusal_has_its_code_over_a_server(gate: Gate) -> None:
+    async with EmbeddedServer(ServerSettings(port=0)) as server:
+        settings = Settings(nats=NatsSettings(url=server.url))
+        app = App(settings=settings)
+        app.add(gate, "gate", concurrency=1, mailbox=0)
+        app.add(Faulty, "faulty")
+        async with app, ai.connect(settings=settings) as bus:
+            running = ask(bus, "a")
+            async with asyncio.timeout(5):
+                while not gate.began:  # noqa: ASYNC110 - the server is waited for
+                    await asyncio.sleep(0.001)
+            peer, faulty = bus.agents.get("gate"), bus.agents.get("faulty")
+            codes = [
+                await code_of(asyncio.ensure_future(asked))
+                for asked in (
+                    peer.wait(Ask("b"), timeout_s=0.5),
+                    peer.nothing(),
+                    faulty.fail(5),
+                    faulty.fail("bug"),
+                    faulty.fail("own"),
+                    bus.agents.get("nobody").ask(),
+                )
+            ]
+            assert codes == ["busy", "no_handler", "bad_message", "handler_failed", "no_stock", "no_worker"]
+            gate.let("a")
+            assert await running == "a"
+            assert await code_of(asyncio.ensure_future(peer.hurry(Ask("late")))) == "expired"
+            assert gate.ended == ["a", "late"]
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------
