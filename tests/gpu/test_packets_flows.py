@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra `worker`")
 
 from aikoryu.bus.columns import Field
-from aikoryu.bus.errors import BadParameter, Busy, OutOfStep
+from aikoryu.bus.errors import BadParameter, BadValue, Busy, OutOfStep
 from aikoryu.gpu.batch import Batch
 from aikoryu.gpu.blobs import Blobs
 from aikoryu.gpu.device import Device
@@ -235,6 +235,38 @@ def test_flows_that_an_answer_has_no_room_for_come_with_the_next(
 
 
 @pytest.mark.usefixtures("always_written", "packet_path")
+def test_flows_that_nobody_fetches_are_bounded(tmp_path: Path) -> None:
+    """One sender brings packets, the other ends their flows and fetches few of them."""
+    engine = Engine(tmp_path, capacity=2048)
+    frames = [frame(number >> 8, 300, number & 255, 6, 2, 0, 0) for number in range(2048)]
+    left: list[int] = []
+    for number in range(1, 7):
+        engine.run(chunk(frames, [number * 10**10] * 2048, number, now_ns=0))
+        (answer,) = engine.run(chunk([], [], number, source=8, now_ns=number * 10**10 + 6 * 10**9))
+        left.append(int(answer["left"]))
+    assert left == [1024, 2048, 3072, 2048, 3072, 2048]
+    for number in (7, 8):
+        engine.run(chunk(frames, [number * 10**10] * 2048, number, now_ns=0))
+        (answer,) = engine.run(end(number, source=8))
+    assert answer["left"] == 4096
+    engine.run(chunk(frames, [9 * 10**10] * 2048, 9, now_ns=0))
+    engine.run(end(9, source=8))
+    (refused,) = engine.run(end(10, source=8))
+    assert refused["code"] == Busy.code
+    assert "5120 flows" in refused["message"]
+    (answer,) = engine.run(chunk([], [], 10, source=8))
+    assert answer["count"] == 1024
+
+
+def test_small_table_takes_small_chunks(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, capacity=1)
+    (refused,) = engine.run(chunk(FRAMES[:257], TIMES[:257], 1))
+    assert refused["code"] == BadValue.code
+    assert "at most 256" in refused["message"]
+    (answer,) = engine.run(chunk(FRAMES[:256], TIMES[:256], 1))
+    assert answer["count"] > 100
+
+
 def test_next_engine_goes_on_where_the_table_was_written_down(tmp_path: Path) -> None:
     answers = []
     for row in ROWS:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from ....bus.columns import Array, Schema
-from ....bus.errors import BadParameter, BadValue, BusError, OutOfStep
+from ....bus.errors import BadParameter, BadValue, BusError, Busy, OutOfStep
 from ....netio.flow_cuts import BadTable, Timeouts
 from ....netio.flow_table import CAPACITY
 from ....netio.flows import Flows as EndedFlows
@@ -29,6 +29,8 @@ from .dissect import Link
 
 MOST_CHUNKS = 8
 """Of a batch: the flows of all of them must have room in the answer."""
+MOST_PIECES = 256
+"""A table takes no more packets at once than it has room for flows: a chunk may be so many times that."""
 
 
 class Flows(Operation):
@@ -154,10 +156,19 @@ class Flows(Operation):
         if kept is not None:
             return kept
         frames, times = _chunk(batch, row, batch.parameters.link)
+        capacity = held.spec.capacity
+        most = MOST_PIECES * capacity
+        if len(frames) > most:
+            raise BadValue(
+                f"{len(frames)} packets at once for a table of {capacity} flows: send at most {most}, or use a larger table"
+            )
         now_ns = int(batch["now_ns"][row]) if "now_ns" in there else 0
         is_end = bool(batch["end"][row]) if "end" in there else False
+        # A sender alone never has so many left; one of several may end flows faster than it fetches them.
+        if is_end and sender.left > 2 * capacity:
+            raise Busy(f"{sender.left} flows that have ended are left: fetch them with chunks without packets first")
         ended = [self._tables.path.update(held.table, frames, times)] if len(frames) else []
-        if now_ns:
+        if now_ns and sender.left <= capacity:
             ended.append(held.table.expire(now_ns))
         if is_end:
             ended.append(held.table.flush())
