@@ -160,7 +160,8 @@ class Flows(Operation):
         most = MOST_PIECES * capacity
         if len(frames) > most:
             raise BadValue(
-                f"{len(frames)} packets at once for a table of {capacity} flows: send at most {most}, or use a larger table"
+                f"{len(frames)} packets at once for a table of {capacity} flows: send at most {most}, "
+                "or name a larger capacity"
             )
         now_ns = int(batch["now_ns"][row]) if "now_ns" in there else 0
         is_end = bool(batch["end"][row]) if "end" in there else False
