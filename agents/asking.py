@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ..bus.client import Client
@@ -70,7 +70,7 @@ class Asking:
 
     def stream(
         self, message: Any = None, *, timeout_s: float | None = None, priority: Priority | None = None
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Ask for a stream of items; leaving the iterator, or closing it, ends the generator behind it.
 
         Args:

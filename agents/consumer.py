@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -19,7 +19,7 @@ WINDOW = 4  # answers asked for and not taken: one is on its way while another i
 
 async def consume(
     client: Client, name: str, row: dict[str, Any], reply: Codec, limit_s: float, priority: int
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     """The items of a handler's stream.
 
     Args:

@@ -155,7 +155,7 @@ async def test_leaving_a_stream_ends_what_it_asked(bus: ai.Bus) -> None:
     stream = bus.agents.get("a", Hop).stream.stream(Ask(["b", "wait"]))
     assert await anext(stream) == ["a"]
     await turns()
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     await until(lambda: len(Hop.ended) == 2)
     assert sorted(Hop.ended) == [("a", "CancelledError"), ("b", "CancelledError")]
 
