@@ -85,18 +85,27 @@ class Resident:
         agent: the object whose methods run; if it has state, what makes one for each call.
         kind: what its class says.
         capabilities: by which others find it.
+        about: in words, what it is for.
         mailbox: what it has been asked.
         ownership: if it has state, the keys that are this process's.
     """
 
-    __slots__ = ("agent", "capabilities", "kind", "mailbox", "name", "ownership")
+    __slots__ = ("about", "agent", "capabilities", "kind", "mailbox", "name", "ownership")
 
     def __init__(
-        self, name: str, agent: Any, kind: Kind, capabilities: Iterable[str], concurrency: int, mailbox: int
+        self,
+        name: str,
+        agent: Any,
+        kind: Kind,
+        capabilities: Iterable[str],
+        concurrency: int,
+        mailbox: int,
+        about: str = "",
     ) -> None:
         self.name = name
         self.agent = agent
         self.kind = kind
         self.capabilities = capabilities if isinstance(capabilities, frozenset) else frozenset(capabilities)
+        self.about = about
         self.mailbox: Mailbox[Any] = Mailbox(concurrency, mailbox)
         self.ownership: Any = None

@@ -23,16 +23,18 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=(1 << 20) - 1)]
 Load = Annotated[int, msgspec.Meta(ge=0, le=MAX_LOAD)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+About = Annotated[str, msgspec.Meta(max_length=1024)]
 Parts = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 TtlMs = Annotated[int, msgspec.Meta(ge=100, le=3_600_000)]
 
 
 class Announced(NamedTuple):
-    """One agent of a process: its name, what it can do, and the names of its handlers."""
+    """One agent of a process: its name, what it can do, the names of its handlers, and in words what it is for."""
 
     name: str
     capabilities: frozenset[str] = frozenset()
     handlers: tuple[str, ...] = ()
+    about: str = ""
 
 
 class Kind(msgspec.Struct, array_like=True):
@@ -40,6 +42,7 @@ class Kind(msgspec.Struct, array_like=True):
 
     capabilities: list[Name]
     handlers: list[Name]
+    about: About = ""
 
 
 class Beat(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind", tag="beat"):
@@ -134,7 +137,7 @@ def decode_question(payload: bytes) -> Question:
 def cut(agents: Sequence[Announced], most_bytes: int) -> list[range]:
     """Runs of agents whose parts, encoded, are no larger than `most_bytes`; one agent too large is alone."""
     runs: list[range] = []
-    first, size, kinds = 0, _HEAD, set[tuple[frozenset[str], tuple[str, ...]]]()
+    first, size, kinds = 0, _HEAD, set[tuple[frozenset[str], tuple[str, ...], str]]()
     for index, agent in enumerate(agents):
         kind = agent[1:]
         cost = _COST + len(agent.name.encode()) + (0 if kind in kinds else _kind_bytes(agent))
@@ -158,4 +161,4 @@ def _check(part: Part) -> None:
 
 
 def _kind_bytes(agent: Announced) -> int:
-    return len(encode(Kind(sorted(agent.capabilities), list(agent.handlers))))
+    return len(encode(Kind(sorted(agent.capabilities), list(agent.handlers), agent.about)))

@@ -24,6 +24,8 @@ from .tool import kind_of_tool
 A = TypeVar("A", bound=type[Agent])
 F = TypeVar("F", bound=Callable[..., Any])
 
+LONGEST_ABOUT = 1024
+
 UNANSWERED = 3  # exit status, as a worker's: calls were left when the time for a stop had passed
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -37,10 +39,11 @@ class _Registered(NamedTuple):
     capabilities: frozenset[str]
     concurrency: int
     mailbox: int
+    about: str
 
     def resident(self) -> Resident:
         agent = self.make() if self.kind.state is None else self.make
-        return Resident(self.name, agent, self.kind, self.capabilities, self.concurrency, self.mailbox)
+        return Resident(self.name, agent, self.kind, self.capabilities, self.concurrency, self.mailbox, self.about)
 
 
 class App:
@@ -101,6 +104,7 @@ class App:
         name: str,
         *,
         capabilities: Iterable[str] = (),
+        about: str = "",
         concurrency: int = CONCURRENCY,
         mailbox: int = MAILBOX,
     ) -> Callable[[A], A]:
@@ -109,12 +113,13 @@ class App:
         Args:
             name: one subject token; every process of the bus that has an agent of this name gets a share of its calls.
             capabilities: by which others find it.
+            about: in words, what it is for, 1,024 characters at the most; see `dispatch`.
             concurrency: calls that run at once in this process.
             mailbox: calls that wait beside those; beyond it callers get `busy`.
         """
 
         def register(cls: A) -> A:
-            self.add(cls, name, capabilities=capabilities, concurrency=concurrency, mailbox=mailbox)
+            self.add(cls, name, capabilities=capabilities, about=about, concurrency=concurrency, mailbox=mailbox)
             setattr(cls, NAME, name)
             return cls
 
@@ -126,6 +131,7 @@ class App:
         name: str,
         *,
         capabilities: Iterable[str] = (),
+        about: str = "",
         concurrency: int = CONCURRENCY,
         mailbox: int = MAILBOX,
     ) -> None:
@@ -142,7 +148,7 @@ class App:
         if kind.state is not None and not isinstance(agent, type):
             raise TypeError(f"{cls.__qualname__} has state, one object a call: add the class")
         make = agent if isinstance(agent, type) else lambda: agent
-        self._register(name, make, kind, capabilities, concurrency, mailbox)
+        self._register(name, make, kind, capabilities, concurrency, mailbox, about)
 
     @overload
     def tool(self, function: F, /) -> F: ...
@@ -152,6 +158,7 @@ class App:
         *,
         name: str = "",
         capabilities: Iterable[str] = (),
+        about: str = "",
         concurrency: int = CONCURRENCY,
         mailbox: int = MAILBOX,
         deadline_s: float | None = None,
@@ -165,6 +172,7 @@ class App:
         *,
         name: str = "",
         capabilities: Iterable[str] = (),
+        about: str = "",
         concurrency: int = CONCURRENCY,
         mailbox: int = MAILBOX,
         deadline_s: float | None = None,
@@ -178,19 +186,31 @@ class App:
         Args:
             function: where the decorator is written without arguments.
             name: the agent's; by default the function's.
-            capabilities, concurrency, mailbox: as for `agent`.
+            capabilities, about, concurrency, mailbox: as for `agent`.
             deadline_s, priority, idempotent: as for `handler`.
         """
 
         def register(function: F) -> F:
             kind = kind_of_tool(function, deadline_s=deadline_s, priority=priority, idempotent=idempotent)
             called = name or function.__name__
-            self._register(called, lambda: None, kind, capabilities, concurrency, mailbox)
+            self._register(called, lambda: None, kind, capabilities, concurrency, mailbox, about)
             setattr(function, NAME, called)
             setattr(function, KIND, kind)
             return function
 
         return register if function is None else register(function)
+
+    async def dispatch(
+        self,
+        task: Any,
+        handler: str,
+        *,
+        about: str = "",
+        capabilities: Iterable[str] = (),
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Have a task done by whichever agent suits it best, while the app runs; see `Dispatcher.dispatch`."""
+        return await self.bus.dispatch(task, handler, about=about, capabilities=capabilities, timeout_s=timeout_s)
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM, then answer what was accepted; a second signal ends at once.
@@ -278,6 +298,7 @@ class App:
         capabilities: Iterable[str],
         concurrency: int,
         mailbox: int,
+        about: str,
     ) -> None:
         if self._bus is not None:
             raise RuntimeError(f"agent {name!r}: the app runs already: add agents before it starts")
@@ -288,6 +309,8 @@ class App:
             raise BadParameter(
                 f"agent {name!r}: concurrency is {concurrency}, mailbox {mailbox}: use at least 1, and 0"
             )
+        if len(about) > LONGEST_ABOUT:
+            raise BadParameter(f"agent {name!r}: about has {len(about)} characters: use {LONGEST_ABOUT} at most")
         if isinstance(capabilities, str):
             raise BadParameter(f"agent {name!r}: capabilities are a set of names, not one text")
-        self._registered[name] = _Registered(name, make, kind, frozenset(capabilities), concurrency, mailbox)
+        self._registered[name] = _Registered(name, make, kind, frozenset(capabilities), concurrency, mailbox, about)

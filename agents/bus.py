@@ -13,7 +13,9 @@ from ..bus.options import ConnectOptions
 from ..bus.subjects import Subjects
 from ..bus.transport import Transport
 from ..config import Settings, keep_off_stdout, load
+from .assignment import Assignment
 from .coordination import Coordination
+from .dispatch import Dispatcher
 from .jobs import Jobs
 from .lookout import Lookout
 from .matrix import Matrix
@@ -42,6 +44,7 @@ class Bus:
         elect: one leader at a time.
         shared: values by key, with compare-and-set.
         tasks: work that somebody does.
+        dispatch: a task to the agent that suits it best; see `agents.dispatch.Dispatcher`.
         client: asks for all of them; for what sends frames of its own.
     """
 
@@ -53,6 +56,7 @@ class Bus:
         jobs: Jobs,
         agents: Agents,
         coordination: Coordination,
+        lookout: Lookout,
     ) -> None:
         self.client = client
         self.agents = agents
@@ -70,6 +74,7 @@ class Bus:
         self.elect = coordination.elect
         self.shared = coordination.shared
         self.tasks = coordination.tasks
+        self.dispatch = Dispatcher(agents, lookout, self.models, self.matrix, Assignment(client, partitions)).dispatch
         self._transport = transport
 
     async def workers(self, wait_s: float = 0.3) -> list[dict[str, object]]:
@@ -114,7 +119,7 @@ async def session(transport: Transport, settings: Settings) -> AsyncIterator[Bus
     await client.start()
     try:
         agents = Agents(client, publisher, lookout, settings.bus.partitions)
-        yield Bus(client, transport, settings.bus.partitions, jobs, agents, coordination)
+        yield Bus(client, transport, settings.bus.partitions, jobs, agents, coordination, lookout)
     finally:
         await coordination.close()
         await lookout.close()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .announcements import PER_LOAD, Part
 
-Kind = tuple[frozenset[str], tuple[str, ...]]
+Kind = tuple[frozenset[str], tuple[str, ...], str]
 
 ANSWERS = 64  # to "who of them can do all this?" that are kept
 
@@ -25,6 +25,7 @@ class Entry(NamedTuple):
         load: rows that run and wait over what may run at once, as last told: from 0, above 1 when some wait.
         handlers: names of what it can be asked.
         stale: its process was not heard for its time to live; it is kept because this process itself heard nothing.
+        about: in words, what it is for.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Entry(NamedTuple):
     load: float
     handlers: tuple[str, ...] = ()
     stale: bool = False
+    about: str = ""
 
 
 class Listing:
@@ -40,7 +42,7 @@ class Listing:
 
     Attributes:
         names: of the agents.
-        kinds: capabilities and handlers of each, shared among all that have the same.
+        kinds: capabilities, handlers and words of each, shared among all that have the same.
         loads: in hundredths; the only thing here that changes.
         places: by name.
     """
@@ -52,7 +54,7 @@ class Listing:
         self.places = {name: place for place, name in enumerate(names)}
         self._by_capability: dict[str, array[int]] = {}
         self._able: dict[frozenset[str], array[int]] = {}
-        for place, (capabilities, _) in enumerate(kinds):
+        for place, (capabilities, *_) in enumerate(kinds):
             for capability in capabilities:
                 self._by_capability.setdefault(capability, array("I")).append(place)
 
@@ -63,7 +65,7 @@ class Listing:
         kinds: list[Kind] = []
         loads: list[int] = []
         for part in parts:
-            own = [shared((frozenset(kind.capabilities), tuple(kind.handlers))) for kind in part.kinds]
+            own = [shared((frozenset(kind.capabilities), tuple(kind.handlers), kind.about)) for kind in part.kinds]
             names += part.names
             kinds += map(own.__getitem__, part.of)
             loads += part.loads
@@ -86,5 +88,5 @@ class Listing:
 
     def entry(self, place: int, process: str, *, stale: bool = False) -> Entry:
         """The agent at a place, as others see it."""
-        capabilities, handlers = self.kinds[place]
-        return Entry(self.names[place], process, capabilities, self.loads[place] / PER_LOAD, handlers, stale)
+        capabilities, handlers, about = self.kinds[place]
+        return Entry(self.names[place], process, capabilities, self.loads[place] / PER_LOAD, handlers, stale, about)

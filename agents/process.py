@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from ..bus import tracing
 from ..bus.discovery import AGENTS, Discovery, instance_name
 from ..bus.memory import MemoryBus
 from ..bus.permissions import user_of
@@ -89,6 +90,7 @@ class AgentProcess:
         ]
         root = self._subjects.topic(">").removesuffix(">")
         context = contextvars.copy_context()
+        context.run(tracing.forget)
         self._ears = [
             Ear(resident, handler, root, bus, context) for resident in residents for handler in resident.kind.topics
         ]
@@ -138,7 +140,9 @@ class AgentProcess:
         return drained
 
     def _announced(self) -> list[Announced]:
-        return [Announced(each.name, each.capabilities, tuple(each.kind.handlers)) for each in self._residents]
+        return [
+            Announced(each.name, each.capabilities, tuple(each.kind.handlers), each.about) for each in self._residents
+        ]
 
     def _loads(self) -> dict[str, float]:
         return {each.name: load for each in self._residents if (load := each.mailbox.load)}
