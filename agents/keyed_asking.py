@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -110,7 +110,7 @@ class AskingKey(Asking):
 
     def stream(
         self, message: Any = None, *, timeout_s: float | None = None, priority: Priority | None = None
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Agents with state do not stream.
 
         Raises:

@@ -141,7 +141,7 @@ async def test_no_more_are_asked_at_once_than_the_agent_runs(bus: ai.Bus, endpoi
 @pytest.mark.parametrize(
     ("status", "body", "head", "code", "said"),
     [
-        (429, b'{"error": {"message": "slow down"}}', ["Retry-After: 7"], "llm_busy", "429: slow down; ask again in 7 s"),
+        (429, b'{"error": {"message": "slow"}}', ["Retry-After: 7"], "llm_busy", "429: slow; ask again in 7 s"),
         (503, b"<html>", [], "llm_busy", "503: <html>; ask again later"),
         (401, b'{"error": {"message": "no such key"}}', [], "llm_refused", "401: no such key"),
         (400, b'{"error": "bad"}', [], "llm_refused", "400: bad"),
