@@ -43,7 +43,7 @@ class Request(msgspec.Struct, omit_defaults=True, kw_only=True):
         p: parameters, an undecoded map.
         ttl_ms: time the caller will wait, from its sending, ms; 0 for no limit.
         prio: 0 normal, 1 high, -1 low.
-        trace: the caller's trace id, for whoever watches the bus.
+        trace: trace context of all its rows, W3C's `traceparent`; empty if they are part of no trace.
         stream: number of a stream this frame opens (`n` = 0, on the operation's subject) or is a part of (on the
             worker's control subject); 0 for an ordinary request.
         seq: a part's number in its stream, from 0.

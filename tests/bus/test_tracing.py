@@ -301,11 +301,22 @@ async def test_without_a_span_nothing_is_carried_nor_told(bench: Bench) -> None:
 
 
 async def test_app_started_in_a_span_does_not_give_it_to_its_handlers() -> None:
-    async with AsyncExitStack() as stack:
-        made = Bench()
+    started = asyncio.Event()
+    over = asyncio.Event()
+
+    async def start() -> None:
         with program("start"):
             await made.start(stack)
+            started.set()
+            await over.wait()
+
+    async with AsyncExitStack() as stack:
+        made = Bench()
+        starting = asyncio.create_task(start())
+        await started.wait()
         await made.asker.relay({"text": "x"})
+        over.set()
+        await starting
     assert [span.name for span in spans()] == ["start"]
 
 
