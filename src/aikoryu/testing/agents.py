@@ -63,7 +63,7 @@ class _Rehearsal(App):
             return
         marked = KIND in vars(agent)
         kind = kind_of(agent) if marked else kind_of_tool(agent, deadline_s=None, priority="normal", idempotent=False)
-        self._register(name, lambda: None, kind, (), CONCURRENCY, MAILBOX)
+        self._register(name, lambda: None, kind, (), CONCURRENCY, MAILBOX, about="")
 
     def take_all(self, app: App) -> None:
         """Add what another app has, but for what stands in for it."""
