@@ -15,7 +15,7 @@ from ..bus.columns import Array
 from ..bus.errors import BadColumn
 from ..netio.capture import Capture
 from ..netio.packet_index import PacketIndex
-from .frames import PacketSource, batches, captured
+from .frames import PacketSource, batches, captured, is_scapy
 
 TICK_S = 1.0
 """Between two looks at the clock of packets that come live."""
@@ -133,7 +133,7 @@ def of_packets(packets: Timed, size: Size, link: int) -> Iterator[Piece]:
 
 
 def timed(source: Any) -> Timed:
-    """Packets of scapy or of an Arrow table with their times; `Timed` as it is.
+    """Packets of scapy, of an Arrow table or of a block of an interface with their times; `Timed` as it is.
 
     Raises:
         BadColumn: it holds no packets, or no times.
@@ -142,6 +142,10 @@ def timed(source: Any) -> Timed:
         if len(np.asarray(source.time_ns)) != len(source):
             raise BadColumn(f"{len(source)} packets have {len(np.asarray(source.time_ns))} times: give one for each")
         return source
+    if isinstance(source, Capture):
+        index = source.index
+        frames: list[Any] = captured(source.blob, index)["frame"]  # type: ignore[assignment]
+        return Timed(frames, index.time_ns, index.wire, index.link)
     if type(source).__module__.partition(".")[0] == "pyarrow":
         names = source.schema.names if hasattr(source, "schema") else ()
         if "time" not in names:
@@ -154,7 +158,7 @@ def timed(source: Any) -> Timed:
         except AttributeError:
             raise BadColumn("bytes of packets have no times: give them as `Timed(frames, time_ns)`") from None
     columns = list(batches(source))
-    frames: list[Any] = [frame for part in columns for frame in part["frame"]]
+    frames = [frame for part in columns for frame in part["frame"]]
     rest = {
         name: np.concatenate([np.asarray(part[name]) for part in columns])
         for name in ("wire", "link")
@@ -213,7 +217,7 @@ class Live:
     async def _read(self, source: AsyncIterable[Any]) -> None:
         try:
             async for given in source:
-                await self._queue.put(timed(given if hasattr(given, "__len__") and not _is_packet(given) else [given]))
+                await self._queue.put(timed(given if _holds_packets(given) else [given]))
             await self._queue.put(None)
         except Exception as error:
             await self._queue.put(error)
@@ -247,11 +251,11 @@ class Live:
                 self._pieces.append(tick(self._clock_ns + int((now - self._seen) * SECOND_NS)))
 
 
-def _is_packet(given: Any) -> bool:
-    """Whether it is one packet, though it has a length."""
-    return isinstance(given, bytes | bytearray | memoryview) or any(
-        each.__module__ == "scapy.packet" for each in type(given).__mro__
-    )
+def _holds_packets(given: Any) -> bool:
+    """Whether it is no packet itself, though that may have a length, too."""
+    if isinstance(given, bytes | bytearray | memoryview) or is_scapy(given):
+        return False
+    return isinstance(given, Capture) or hasattr(given, "__len__")
 
 
 def _captured(capture: Capture, index: PacketIndex, link: int) -> Row:

@@ -47,7 +47,7 @@ def batches(source: PacketSource, link: int = ETHERNET) -> Iterator[Columns]:
         yield from _parts(_of_arrow(source), link)
     else:
         packets = _listed(source)
-        yield from _parts(_of_scapy(packets) if packets and _is_scapy(packets[0]) else {"frame": _bytes(packets)}, link)
+        yield from _parts(_of_scapy(packets) if packets and is_scapy(packets[0]) else {"frame": _bytes(packets)}, link)
 
 
 def captured(blob: Array, index: PacketIndex) -> Columns:
@@ -65,6 +65,11 @@ def captured(blob: Array, index: PacketIndex) -> Columns:
     if (index.wire != index.captured).any():
         columns["wire"] = index.wire
     return columns
+
+
+def is_scapy(given: Any) -> bool:
+    """Whether it is a packet of scapy."""
+    return any(each.__module__ == "scapy.packet" for each in type(given).__mro__)
 
 
 def _parts(columns: Columns, link: int) -> Iterator[Columns]:
@@ -95,10 +100,6 @@ def _no_packets(source: Any) -> BadColumn:
         f"{type(source).__name__} holds no packets: give bytes of packets, packets of scapy, an Arrow table, or the "
         "path of a capture"
     )
-
-
-def _is_scapy(packet: Any) -> bool:
-    return any(each.__module__ == "scapy.packet" for each in type(packet).__mro__)
 
 
 def _of_scapy(packets: Sequence[Any]) -> Columns:

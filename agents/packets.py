@@ -217,7 +217,7 @@ class Network:
 
         Args:
             packets: the path of a capture, an open one, `agents.flow_chunks.Timed`, packets of scapy, an Arrow table
-                with the columns `frame` and `time`, or an async iterator of any but captures.
+                with the columns `frame` and `time`; or an async iterator of these or of an interface's blocks.
             table: letters, digits, `_` and `-`; senders that name the same table share its flows. By default a new one.
             key: what names a flow; by default the ends of the innermost header.
             timeouts: when flows end; 120 s and 1,800 s by default.

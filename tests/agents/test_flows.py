@@ -39,7 +39,7 @@ from aikoryu.gpu.packets import flow_tables
 from aikoryu.gpu.packets.flow_senders import ANSWERS, LEAST_GIVEN
 from aikoryu.gpu.registry import load
 from aikoryu.gpu.worker import Worker
-from aikoryu.netio.capture import open_capture
+from aikoryu.netio.capture import Capture, open_capture
 from aikoryu.netio.errors import BadCapture
 from aikoryu.netio.flow_cuts import Timeouts
 from aikoryu.netio.flow_key import KeyChoice
@@ -184,6 +184,19 @@ async def test_flows_of_packets_in_memory(bus: Bus) -> None:
 
 async def test_flows_of_packets_that_come_live(bus: Bus) -> None:
     found = await joined(bus.packets.flows(some(), timeouts=TIMEOUTS, chunk=CHUNK))
+    assert_flows(found, reasons=False)
+
+
+async def test_flows_of_blocks_as_they_come(bus: Bus, tmp_path: Path) -> None:
+    """An interface's blocks are captures."""
+
+    async def blocks() -> AsyncIterator[Capture]:
+        for first in range(0, len(FRAMES), 300):
+            rows = slice(first, first + 300)
+            with open_capture(capture(tmp_path / f"{first}.pcapng", FRAMES[rows], TIMES[rows])) as block:
+                yield block
+
+    found = await joined(bus.packets.flows(blocks(), timeouts=TIMEOUTS, chunk=CHUNK))
     assert_flows(found, reasons=False)
 
 

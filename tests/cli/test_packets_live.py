@@ -112,3 +112,10 @@ def test_one_source_and_one_form(arguments: list[str], capsys: pytest.CaptureFix
 def test_filters_are_for_interfaces(tmp_path: Path, capsys: pytest.CaptureFixture[Any]) -> None:
     assert main(["packets", "inspect", str(tmp_path / "x.pcap"), "--filter", "tcp"]) == 1
     assert "--filter goes with --live" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["0", "nan", "inf", "soon"])
+def test_recording_takes_some_time(seconds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["packets", "record", "lo", str(tmp_path / "x.pcapng"), "--seconds", seconds])
+    assert f"'{seconds}' is no number of seconds above 0" in capsys.readouterr().err
