@@ -122,7 +122,7 @@ def test_every_kind_of_frame_has_an_example() -> None:
 
 def test_announcements_are_those_of_a_process() -> None:
     process = Announcer("p1", 1_767_225_600_000_000, 5.0, 4096)
-    process.describe([Announced("greeter", frozenset({"greet"}), ("count", "hello"))])
+    process.describe([Announced("greeter", frozenset({"greet"}), ("count", "hello"), "Says hello.")])
     told = [process.beat({"greeter": 0.25}), *process.listing(), process.goodbye()]
     assert [example.payload for example in HEX if example.kind == "announcement"] == told
 
