@@ -11,12 +11,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 import aikoryu as ai
 from aikoryu.agents import open_transport
 from aikoryu.bus.discovery import AGENTS, discover
-from aikoryu.bus.permissions import inbox
+from aikoryu.bus.frames import decode_reply
+from aikoryu.bus.permissions import inbox as inbox_of
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.cli import main
 from aikoryu.config import ModelSettings, NatsSettings, ServerSettings, Settings, WorkerSettings
@@ -363,6 +365,35 @@ async def test_javascripts_errors_reach_python_with_their_codes(bench: Bench) ->
             await tricky.relay()
 
 
+async def test_javascript_refuses_frames_that_are_none(bench: Bench) -> None:
+    good = {"t": "bin", "o": b"\0\0\0\0\1\0\0\0", "d": b"\1"}
+    refusals = [
+        (b"\0garbage", "bad_frame"),
+        (b'{"v": 1, "n": 1, "cols": {"message": ["1"]}}', "bad_frame"),
+        (msgpack.packb([1, 2]), "bad_frame"),
+        (msgpack.packb({"v": 1, "n": 0}), "bad_frame"),
+        (msgpack.packb({"v": 1, "n": 1, "cols": {"message": good}, "stream": 5, "client": 7}), "wrong_kind"),
+        (msgpack.packb({"v": 2, "n": 1, "cols": {"message": good}}), "bad_version"),
+        (msgpack.packb({"v": 1, "n": 1}), "bad_column"),
+        (msgpack.packb({"v": 1, "n": 1, "cols": 5}), "bad_column"),
+        (msgpack.packb({"v": 1, "n": 1 << 40, "cols": {"message": good}}), "bad_frame"),
+        (msgpack.packb({"v": 1, "n": 1 << 31, "cols": {"message": good}}), "bad_column"),
+        (msgpack.packb({"v": 1, "n": 1, "cols": {"message": {"t": "bin", "d": b"\1"}}}), "bad_column"),
+        (msgpack.packb({"v": 1, "n": 1, "cols": {"message": {**good, "d": b"\1\1"}}}), "bad_column"),
+        (msgpack.packb({"v": 1, "n": 1, "cols": {"message": {**good, "d": b"\xc1"}}}), "bad_message"),
+    ]
+    replies: asyncio.Queue[Any] = asyncio.Queue()
+    inbox = f"{bench.transport.inbox_prefix}.refused"
+    await bench.transport.subscribe(inbox, replies.put_nowait)
+    async with bench.script("echo_agent.js") as process:
+        await line(process)
+        for payload, code in refusals:
+            await bench.transport.publish("aikoryu.v1.default.agent.js-echo.say", payload, inbox)
+            reply = decode_reply((await replies.get()).data)
+            assert ([error.code for error in reply.err], reply.last) == ([code], True), payload
+        assert (await bench.bus.agents.get("js-echo").say({"text": "well"})).text == "well"
+
+
 async def test_a_withdrawn_call_aborts_its_handler(bench: Bench) -> None:
     async with bench.script("tricky.js") as process:
         assert await line(process) == "ready"
@@ -390,7 +421,7 @@ async def test_both_do_with_the_rights_of_their_users(folder: Path, tmp_path: Pa
     assert main(["auth", "init", str(tmp_path), "--callers", "alice", "--agents", "planner"]) == 0
     config = (tmp_path / "nats-server.conf").read_text()
     async with EmbeddedServer(ServerSettings(port=0), extra_config=config) as server:
-        nats = NatsSettings(url=server.url, nkey_seed_file=str(tmp_path / "alice.seed"), inbox_prefix=inbox("alice"))
+        nats = NatsSettings(url=server.url, nkey_seed_file=str(tmp_path / "alice.seed"), inbox_prefix=inbox_of("alice"))
         programs = Programs(server.url, folder)
         async with (
             programs.script("secured.js", str(tmp_path)) as process,

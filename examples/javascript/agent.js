@@ -45,7 +45,15 @@ export async function serve(
     });
     agent.subscribe(`${root}.agent.${name}.all.${handler}`, onFrame);
   }
-  const presence = new Presence(connection, root, agent.process, name, capabilities, Object.keys(handlers), replyPrefix);
+  const presence = new Presence(
+    connection,
+    root,
+    agent.process,
+    name,
+    capabilities,
+    Object.keys(handlers),
+    replyPrefix,
+  );
   await connection.flush();
   return {
     process: agent.process,
@@ -91,7 +99,8 @@ class Agent {
       const request = decodeFrame(message.data);
       const { v, n, id = 0, client = `nameless ${++this.#nameless}`, again = 0, stream, ttl_ms: ttl } = request;
       held = { id, again, client, reply: message.reply, rows: n, open: n, aborts: [], began: Date.now() };
-      if (v !== VERSION) throw new BusError("bad_version", `the frame is of version ${v}, this agent speaks ${VERSION}`);
+      if (v !== VERSION)
+        throw new BusError("bad_version", `the frame is of version ${v}, this agent speaks ${VERSION}`);
       const known = this.#held.get(keyOf(held));
       if (known) {
         known.again = Math.max(known.again, again); // sent again, and it is under way
@@ -102,11 +111,14 @@ class Agent {
       held.deadline = ttl ? held.began + Number(ttl) : Infinity;
       const messages = texts(request, "message");
       const chains = request.cols.chain ? texts(request, "chain") : [];
-      const calls = messages.map((each, row) => this.#row(held, row, `${this.#name}.${handler}`, run, each, chains[row]));
+      const calls = messages.map((each, row) =>
+        this.#row(held, row, `${this.#name}.${handler}`, run, each, chains[row]),
+      );
       this.#held.set(keyOf(held), held);
       held.done = Promise.all(calls).then(() => this.#held.delete(keyOf(held)));
     } catch (error) {
-      this.#answer(held, { err: [rowError(asBusError(error, handler), 0, held.rows ?? 0)], last: true });
+      const refused = error instanceof BusError ? error : new BusError("bad_frame", `not a request: ${error.message}`);
+      this.#answer(held, { err: [rowError(refused, 0, 0)], last: true });
     }
   }
 
@@ -129,7 +141,10 @@ class Agent {
   }
 
   #answer(held, reply) {
-    this.#connection.publish(held.reply, encodeFrame({ v: VERSION, id: held.id, again: held.again || undefined, ...reply }));
+    this.#connection.publish(
+      held.reply,
+      encodeFrame({ v: VERSION, id: held.id, again: held.again || undefined, ...reply }),
+    );
   }
 
   /** A caller withdraws, or asks which of its frames are held: else it would send those again that take long. */
@@ -166,11 +181,15 @@ function texts(request, name) {
 /** The chain of what a handler asks; it ends where the handler would wait for itself. */
 function through(data, hop) {
   const [id, hops] = data?.length ? decodeMessage(data) : [`js-${Date.now()}-${Math.random()}`, []];
-  if (hops.includes(hop)) throw new BusError("call_cycle", `${hop} would wait for itself: ${[...hops, hop].join(" → ")}`);
-  if (hops.length >= MOST_HOPS) throw new BusError("call_cycle", `more than ${MOST_HOPS} handlers wait for one another`);
+  if (hops.includes(hop))
+    throw new BusError("call_cycle", `${hop} would wait for itself: ${[...hops, hop].join(" → ")}`);
+  if (hops.length >= MOST_HOPS)
+    throw new BusError("call_cycle", `more than ${MOST_HOPS} handlers wait for one another`);
   return [id, [...hops, hop]];
 }
 
 function asBusError(error, hop) {
-  return error instanceof BusError ? error : new BusError("handler_failed", `${hop}: ${error?.name}: ${error?.message}`);
+  return error instanceof BusError
+    ? error
+    : new BusError("handler_failed", `${hop}: ${error?.name}: ${error?.message}`);
 }

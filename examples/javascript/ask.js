@@ -13,7 +13,16 @@ const connection = await connect({ servers: url });
 const caller = new Caller(connection);
 try {
   if (!agent) {
-    const rows = await caller.call("echo", 2, { x: pack("f4", [[1, 2, 3], [4, 5, 6]], [3]) });
+    const rows = await caller.call("echo", 2, {
+      x: pack(
+        "f4",
+        [
+          [1, 2, 3],
+          [4, 5, 6],
+        ],
+        [3],
+      ),
+    });
     console.log(rows.map((row) => Array.from(row.x)));
     for await (const worker of await new Svcm(connection).client().info()) {
       console.log(worker.name, worker.id, worker.endpoints.map((endpoint) => endpoint.name).join(" "));

@@ -44,12 +44,19 @@ export function pack(type, rows, shape = []) {
 /** The rows of a column, as `pack` takes them; a row with a shape is one flat typed array. */
 export function unpack(column, count) {
   if (column.t === "utf8" || column.t === "bin") {
+    // Before anything of that length is made: the number of rows is somebody else's word.
+    if (column.o?.length !== 4 * (count + 1)) throw new BusError("bad_column", `'o' has no ${count + 1} offsets`);
     const ends = new Uint32Array(aligned(column.o));
+    if (ends.some((end, row) => end < (row ? ends[row - 1] : 0)) || ends[count] !== column.d?.length) {
+      throw new BusError("bad_column", "offsets must rise from 0 to the length of the data");
+    }
     const blobs = Array.from({ length: count }, (_, row) => column.d.subarray(ends[row], ends[row + 1]));
     return column.t === "bin" ? blobs : blobs.map((blob) => Buffer.from(blob).toString());
   }
-  const values = new (arrayOf(column.t))(aligned(column.d));
-  const size = values.length / count;
+  const array = arrayOf(column.t);
+  const size = column.d?.length / array.BYTES_PER_ELEMENT / count;
+  if (!Number.isInteger(size)) throw new BusError("bad_column", `the data is not of ${count} equal rows`);
+  const values = new array(aligned(column.d));
   return Array.from({ length: count }, (_, row) => {
     if ((column.s ?? []).length > 1) return values.subarray(row * size, (row + 1) * size);
     return column.t === "bool" ? values[row] !== 0 : values[row];

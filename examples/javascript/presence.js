@@ -21,7 +21,15 @@ export class Presence {
     this.#subject = `${root}.presence.${process}`;
     this.#base = { process, incarnation: BigInt(Date.now()) };
     const version = { version: 1, told: 0, ttl_ms: TTL_MS };
-    this.#list = { kind: "list", ...this.#base, ...version, kinds: [[capabilities, handlers]], names: [name], of: [0], loads: [0] };
+    this.#list = {
+      kind: "list",
+      ...this.#base,
+      ...version,
+      kinds: [[capabilities, handlers]],
+      names: [name],
+      of: [0],
+      loads: [0],
+    };
     this.#questions = connection.subscribe(`${root}.presence`, {
       callback: (error, message) => error ?? this.#onQuestion(message, process, replyPrefix),
     });
