@@ -2,6 +2,7 @@
 
 <prefix>.v1.<namespace>.<system>.<operation>[.<partition>]    operations; the queue group is the system's name
 <prefix>.v1.<namespace>.agent.<name>.<handler>                agents' handlers; the queue group is agent.<name>
+<prefix>.v1.<namespace>.agent.<name>.<handler>.<partition>    likewise, of one with state: only its owner listens
 <prefix>.v1.<namespace>.agent.<name>.all.<handler>            the same, asked of every process that has the agent
 <prefix>.v1.<namespace>.topic.<as the user names it>          topics
 <prefix>.v1.<namespace>.presence                              to every process with agents: who is there?
