@@ -186,7 +186,8 @@ class Recorder:
         """
         system, *rest = operation.split(".")
         if system == AGENT:
-            return self._hears_agents and len(rest) == 2
+            asked_of_one = len(rest) == 2 or (len(rest) == 3 and rest[2].isdecimal())  # the partition of a key
+            return self._hears_agents and asked_of_one
         try:
             self._subjects.operation(operation)
         except ValueError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -63,6 +63,18 @@ class Echo(ai.Agent):
     async def count(self) -> AsyncIterator[int]:
         for number in range(3):
             yield number
+
+
+class Total(ai.Message):
+    value: int = 0
+
+
+@app.agent("counter")
+class Counter(ai.Stateful[Total]):
+    @ai.handler
+    async def add(self, number: int) -> int:
+        self.state.value += number
+        return self.state.value
 
 
 @app.tool
@@ -211,6 +223,23 @@ def test_time_of_uvloop_cannot_be_stopped() -> None:
         uvloop.run(stop())
 
 
+async def test_state_lasts_as_long_as_its_network() -> None:
+    network = testing.Network()
+    with testing.clock() as clock:
+        async with testing.app(Counter, network=network) as bus:
+            assert await settled(clock, bus.agents.get(Counter, key="a").add(2)) == 2
+        async with testing.app(Counter, network=network) as bus:
+            assert await settled(clock, bus.agents.get(Counter, key="a").add(3)) == 5
+        async with testing.app(Counter) as bus:
+            assert await settled(clock, bus.agents.get(Counter, key="a").add(3)) == 3
+
+
+async def settled(clock: testing.Clock, call: Coroutine[Any, Any, Any]) -> Any:
+    asked = asyncio.create_task(call)
+    await clock.advance(5.0)
+    return await asked
+
+
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +367,24 @@ async def test_refusal_is_asked_again_and_not_compared(tmp_path: Path) -> None:
     async with testing.app(app) as bus:
         replayed = await testing.replay(bus, tmp_path / "r", "echo")
     assert replayed == testing.Replayed(calls=2, compared=1)
+
+
+async def test_calls_of_keys_are_made_again_when_they_have_an_owner(tmp_path: Path) -> None:
+    network = testing.Network()
+    async with testing.app(app, network=network) as bus:
+        await bus.agents.get(Counter, key="warm").add(1)
+        async with recording(tmp_path / "r", network, "agent.>"):
+            for key in ("a", "b", "a"):
+                await bus.agents.get(Counter, key=key).add(2)
+    async with testing.app(app) as bus:
+        assert await testing.replay(bus, tmp_path / "r", Counter) == testing.Replayed(calls=3, compared=3)
+    async with testing.app(app) as bus:
+        await bus.agents.get(Counter, key="a").add(1)
+        replayed = await testing.replay(bus, tmp_path / "r", Counter)
+        assert [(each.number, each.then, each.now) for each in replayed.differences] == [
+            (0, "'2'", "'3'"),
+            (2, "'4'", "'5'"),
+        ]
 
 
 async def test_recording_without_the_agent_says_what_it_has(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ from ..agents import Bus
 from ..agents.agent import NAME
 from ..bus.columns import Values
 from ..bus.differences import Difference, Tolerance, compare
-from ..bus.errors import BusError
+from ..bus.errors import BusError, Moved, NoWorker
 from ..bus.exchange import Exchange, Outcome, Part
 from ..bus.frames import RowError
 from ..bus.pending import RowsFailed
 from ..bus.recording import Recording
+
+OWNER_S = 5.0  # that a key of the test's app may be without an owner
+AGAIN_S = 0.02
 
 
 @dataclass(slots=True)
@@ -68,21 +73,32 @@ async def replay(bus: Bus, path: str | Path, agent: str | type) -> Replayed:
 
 
 async def _ask(bus: Bus, exchange: Exchange) -> Outcome:
-    """Ask again what was asked, for as long as its caller waited."""
+    """Ask again what was asked, for as long as its caller waited; of a key, when an owner is there."""
     asked = exchange.asked
     columns = {name: values for name, values in exchange.columns.items() if name != "trace"}
-    errors: dict[int, BusError] = {}
-    try:
-        answer = await bus.client.call_many(
-            exchange.operation, columns, timeout_s=asked.ttl_ms / 1000 or None, priority=asked.prio
-        )
-    except RowsFailed as failed:
-        answer, errors = failed.columns, failed.errors
-    outcome = Outcome(asked.n)
+    patience_s = OWNER_S if "key" in columns else 0.0
+    while True:
+        errors: dict[int, BusError] = {}
+        try:
+            answer = await bus.client.call_many(
+                exchange.operation, columns, timeout_s=asked.ttl_ms / 1000 or None, priority=asked.prio
+            )
+        except RowsFailed as failed:
+            answer, errors = failed.columns, failed.errors
+        unowned = len(errors) == asked.n and all(isinstance(each, (NoWorker, Moved)) for each in errors.values())
+        if not unowned or patience_s <= 0:
+            return _outcome(asked.n, answer, errors)
+        await asyncio.sleep(AGAIN_S)
+        patience_s -= AGAIN_S
+
+
+def _outcome(rows: int, answer: Mapping[str, Any], errors: Mapping[int, BusError]) -> Outcome:
+    """What came, as recordings have it."""
+    outcome = Outcome(rows)
     outcome.add(Part([], {}, {}, [RowError(row, error.code, str(error)) for row, error in errors.items()]))
-    rows = [(row, 1) for row in range(asked.n) if row not in errors]
-    values: dict[str, Values] = {name: [column[row] for row, _ in rows] for name, column in answer.items()}
-    outcome.add(Part(rows, dict.fromkeys(values, "bin"), values, []))
+    at = [(row, 1) for row in range(rows) if row not in errors]
+    values: dict[str, Values] = {name: [column[row] for row, _ in at] for name, column in answer.items()}
+    outcome.add(Part(at, dict.fromkeys(values, "bin"), values, []))
     return outcome
 
 
