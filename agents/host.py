@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -24,8 +23,6 @@ from .run import Run
 PROBE_S = 0.5  # a call that has run so long: ask the server whether its caller is still there
 PROBE_AGAIN_S = 5.0  # before the same caller is asked again
 NEVER = float("inf")
-
-_UNTRACED = nullcontext()
 
 
 class Host:
@@ -162,7 +159,7 @@ class Host:
         run.began = True
         try:
             if run.left is None:
-                with tracing.handling(run.hop, run.trace, run.held.arrived) if run.trace else _UNTRACED:
+                with run.traced():
                     await run.work(self._bus)
             else:
                 run.refuse(run.ended_early())

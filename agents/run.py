@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import structlog
@@ -16,6 +17,8 @@ from .call import Call
 from .chain import decode_chain, new_chain, serving
 from .handler import Handler
 from .message import Encoded
+
+_UNTRACED = nullcontext()
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +60,12 @@ class Run:
     def text(self) -> bool:
         """Whether the message came as JSON text, so that the answer must be."""
         return isinstance(self._message, str)
+
+    def traced(self) -> AbstractContextManager[None]:
+        """Within it what the handler does is part of the call's trace, if there is one."""
+        if not self.trace:
+            return _UNTRACED
+        return tracing.handling(f"{self.resident.name}.{self.handler.name}", self.trace, self.held.arrived)
 
     async def work(self, bus: Any) -> None:
         """Run the handler and give its answer; cancelled when nobody waits any more."""

@@ -121,7 +121,9 @@ def calling(operation: str) -> Calling:
     """A call begins; its span is a child of the one that records here."""
     otel: Any = modules.get(API)
     if otel is not None and otel.get_current_span().is_recording():
-        span = _tracer().start_span(f"call {operation}", kind=otel.SpanKind.CLIENT)
+        above, _, last = operation.rpartition(".")
+        name = above if last.isdecimal() else operation  # without the partition: names of spans are to be few
+        span = _tracer().start_span(f"call {name}", kind=otel.SpanKind.CLIENT)
         return Calling(_header(span), span)
     trace = _passed_on.get()
     return Calling(trace) if trace else _UNTRACED

@@ -90,6 +90,18 @@ class Asker(ai.Agent):
         await asyncio.Event().wait()
 
 
+class Total(ai.Message):
+    value: int = 0
+
+
+class Counter(ai.Stateful[Total]):
+    @ai.handler
+    async def add(self, number: int, call: ai.Call) -> int:
+        await call.bus.call("echo", {"x": 1.0})
+        self.state.value += number
+        return self.state.value
+
+
 class Bench:
     """An app with agents and a front on one bus, and who hears what they are asked.
 
@@ -114,6 +126,7 @@ class Bench:
         await self.memory.connect().subscribe(f"{SUBJECTS.root}.>", self._on_frame)
         app = ai.App.in_memory(self.memory)
         app.add(Asker, "asker")
+        app.add(Counter, "counter")
         self.bus = await stack.enter_async_context(app)
         self.asker = self.bus.agents.get("asker")
 
@@ -221,6 +234,16 @@ async def test_calls_that_a_handler_makes_at_once_are_its_own(bench: Bench) -> N
     assert len(tree(both)) == 2  # its queue, and a call of two rows
     assert len(spans("asker.ask")) == 2
     assert len(spans("batch echo")) == 2
+
+
+async def test_handler_of_a_key_is_in_the_tree(bench: Bench) -> None:
+    counter = bench.bus.agents.get("counter", key="a")
+    await counter.add(1)  # when it has an owner
+    bench.traces.clear()
+    with program():
+        assert await counter.add(1) == 2
+    below = {"queue": {}, "call echo": {"batch echo": BATCH}}
+    assert tree() == {"program": {"call agent.counter.add": {"counter.add": below}}}
 
 
 async def test_stream_is_one_span_until_it_is_left(bench: Bench) -> None:
