@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +18,7 @@ import pytest
 import aikoryu as ai
 from aikoryu.agents import keyed_asking, state_store
 from aikoryu.agents.bus import Bus, session
-from aikoryu.agents.state_store import Found, JetStreamStates, token_of
+from aikoryu.agents.state_store import Found, JetStreamStates, Lease, token_of
 from aikoryu.bus import connection as connection_module
 from aikoryu.bus.bucket import Overtaken
 from aikoryu.bus.connection import NatsConnection
@@ -110,8 +112,7 @@ async def test_a_write_follows_what_was_read_or_is_refused(connections: list[Nat
 
 
 async def test_a_partition_has_one_owner_and_the_next_hears_that_it_is_free(connections: list[NatsConnection]) -> None:
-    clock = Clock()
-    one = JetStreamStates(connections[0], Subjects(), "one", clock)
+    one = JetStreamStates(connections[0], Subjects(), "one")
     two = JetStreamStates(connections[1], Subjects(), "two")
     await one.open()
     await two.open()
@@ -178,7 +179,53 @@ async def test_states_outlive_a_server_that_is_started_again(
         assert await call == 6
 
 
-async def test_a_process_that_is_killed_takes_no_update_with_it(server: Server) -> None:
+class Gated(JetStreamStates):
+    """Lets one write wait, as a process does that is paused before it."""
+
+    def __init__(self, transport: NatsConnection, clock: Clock) -> None:
+        super().__init__(transport, Subjects(), "paused", clock)
+        self.paused, self.go = asyncio.Event(), asyncio.Event()
+        self.refused = 0
+
+    async def acquire(self, agent: str, partition: int) -> Lease | None:
+        return None if self.paused.is_set() else await super().acquire(agent, partition)
+
+    async def write(self, agent: str, partition: int, key: str, data: bytes, expected: int) -> int:
+        self.paused.set()
+        await self.go.wait()
+        try:
+            return await super().write(agent, partition, key, data, expected)
+        except Overtaken:
+            self.refused += 1
+            raise
+
+
+async def test_a_late_write_of_an_owner_whose_lease_is_over_is_refused_and_its_call_counts_once(
+    connections: list[NatsConnection], caller: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    gated = Gated(connections[0], clock)
+    # A process that is paused can give nothing up.
+    monkeypatch.setattr("aikoryu.agents.tenancy.Tenancy.give_up", lambda self: None)
+    async with (
+        process(connections[0], gated, "paused") as one,
+        process(connections[1], JetStreamStates(connections[1], Subjects(), "two"), "two") as two,
+    ):
+        one.want({0})
+        late = asyncio.ensure_future(counter(caller).add(1))
+        await gated.paused.wait()
+        two.want({0})
+        clock.shift_s = 60.0
+        await until(lambda: two.owned)
+        assert await counter(caller).add(1) == 1
+        gated.go.set()
+        assert await late == 2
+        assert gated.refused == 1
+        assert await counter(caller).read() == 2
+
+
+@pytest.mark.parametrize("word", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_process_that_is_killed_or_paused_takes_no_update_with_it(server: Server, word: signal.Signals) -> None:
     settings = ai.Settings(nats=NatsSettings(url=server.url), bus=BusSettings(partitions=8, presence_ttl_s=0.5))
     child = await asyncio.create_subprocess_exec(sys.executable, str(MEMBER), server.url, stdout=PIPE)
     assert child.stdout is not None
@@ -194,22 +241,34 @@ async def test_a_process_that_is_killed_takes_no_update_with_it(server: Server) 
             assert await counter(bus, key).add(1) == done[key] + 1
             done[key] += 1
 
-    async with app as bus:
-        own = app._process._owners[0]  # type: ignore[union-attr]
-        await until(lambda: own.owned)
-        callers = [asyncio.create_task(add(bus, key)) for key in keys]
-        await until(lambda: min(done.values()) > 5)
-        assert len(own.owned) < 8
-        child.kill()
-        await child.wait()
-        marks = dict(done)
+    async def more(count: int) -> None:
+        """Return when each key has so many more; leases expire on the server."""
+        marks = {key: done[key] + count for key in keys}
         async with asyncio.timeout(10):
-            while any(done[key] < marks[key] + 5 for key in keys):  # noqa: ASYNC110 - leases expire on the server
+            while any(done[key] < marks[key] for key in keys):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        stopped = True
-        await asyncio.gather(*callers)
-        assert len(own.owned) == 8
-        assert {key: await counter(bus, key).read() for key in keys} == done
+
+    try:
+        async with app as bus:
+            own = app._process._owners[0]  # type: ignore[union-attr]
+            await until(lambda: own.owned)
+            callers = [asyncio.create_task(add(bus, key)) for key in keys]
+            await more(5)
+            assert len(own.owned) < 8
+            child.send_signal(word)
+            await more(5)
+            assert len(own.owned) == 8
+            if word is signal.SIGSTOP:
+                child.send_signal(signal.SIGCONT)
+                await until(lambda: len(own.owned) < 8)
+                await more(5)
+            stopped = True
+            await asyncio.gather(*callers)
+            assert {key: await counter(bus, key).read() for key in keys} == done
+    finally:
+        with suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
 
 
 @pytest.mark.parametrize(("key", "token"), [("a-1_B", "a-1_B"), ("_a", "_5f61"), ("a.b", "_612e62"), ("ä", "_c3a4")])
