@@ -201,12 +201,13 @@ class FlowTables:
         if held is None or self.store.epoch(name) != held.epoch:
             self._held.pop(name, None)
             held = self._opened(name, spec)
-        if held.spec != spec:
-            raise BadParameter(f"table {name!r} was made with {_told(held.spec)}: ask so, or use another name")
         self._held[name] = held
         self._held.move_to_end(name)
         held.used_at = monotonic()
         self._make_room(held.used_at)
+        # Kept all the same: opening it once more would cost as much, and take it from another engine again.
+        if held.spec != spec:
+            raise BadParameter(f"table {name!r} was made with {_told(held.spec)}: ask so, or use another name")
         return held
 
     def keep(self, held: HeldTable) -> None:

@@ -439,6 +439,14 @@ def test_table_of_another_kind_is_refused(engine: Engine, tmp_path: Path) -> Non
             other.parameters = msgspec.convert({**PARAMETERS, **change}, Operation.Parameters)
             with pytest.raises(BadParameter, match="'t' was made with key inner, idle_s 5"):
                 other.run(ROWS[1])
+    other, table = Engine(tmp_path), engine.tables.store
+    epochs = []
+    for _ in range(2):
+        other.parameters = msgspec.convert({**PARAMETERS, "capacity": 5}, Operation.Parameters)
+        with pytest.raises(BadParameter):
+            other.run(ROWS[1])
+        epochs.append(table.epoch("t"))
+    assert epochs[0] == epochs[1], "it is opened once"
 
 
 @pytest.mark.parametrize(
