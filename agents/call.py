@@ -42,9 +42,9 @@ class Call:
         """Whether the caller waits no longer: for work that cannot be cancelled, such as a thread's."""
         return self._run is not None and self._run.left is not None
 
-    def agent(self, agent: str | type, kind: type | None = None) -> Peer:
+    def agent(self, agent: str | type, kind: type | None = None, *, key: str | None = None) -> Peer:
         """An agent, by its class or name; see `Agents.get`."""
-        return self.bus.agents.get(agent, kind)
+        return self.bus.agents.get(agent, kind, key=key)
 
     async def agents(self, *, capabilities: Collection[str] = (), k: int | None = None) -> list[Peer]:
         """Agents that can do all of this, those with the least to do first, `k` at the most; see `Agents.find`."""

@@ -55,7 +55,7 @@ class Bank(ai.Stateful[Account]):
     @ai.handler
     async def move(self, to: str, call: ai.Call) -> int:
         amount = self.state.entries.pop()
-        result: int = await call.bus.agents.get("bank", Bank, key=to).put(amount)
+        result: int = await call.agent("bank", Bank, key=to).put(amount)
         return result
 
 

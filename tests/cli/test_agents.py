@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from aikoryu.agents import Agent, App, Message, handler
+from aikoryu.agents import Agent, App, Message, Stateful, handler
 from aikoryu.agents.bus import Bus
 from aikoryu.bus.memory import MemoryMessage
 from aikoryu.bus.server import EmbeddedServer
@@ -128,6 +128,24 @@ async def test_call_that_fails_is_one_sentence_and_status_1(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert why in err
+
+
+class Account(Stateful[int]):
+    @handler
+    async def add(self, by: int) -> int:
+        self.state += by
+        return self.state
+
+
+async def test_call_of_an_agent_with_state_names_its_key(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    app = App(served.url)
+    app.add(Account, "account")
+    async with app:
+        for key, total in (("ada", 3), ("bo", 3), ("ada", 6)):
+            assert await served.run("call", "account.add", "--json", "3", "--key", key) == 0
+            assert capsys.readouterr().out == f"{total}\n"
+        assert await served.run("call", "account.add", "--json", "3") == 1
+        assert "account.add is of a key: name it" in capsys.readouterr().err
 
 
 async def test_tail_prints_what_comes_until_ctrl_c(served: Served, start: Start) -> None:

@@ -39,6 +39,7 @@ class Reader:
         self._monkeypatch = monkeypatch
         self._capsys = capsys
         self._stack = stack
+        self.agents: list[subprocess.Popen[str]] = []
 
     def type(self, command: str) -> str:
         """What a command prints, on either stream."""
@@ -60,6 +61,7 @@ class Reader:
         """Start an agent, which ends with the test."""
         agent = self._stack.enter_context(subprocess.Popen([*PYTHON, program], stderr=subprocess.PIPE, text=True))
         self._stack.callback(agent.terminate)
+        self.agents.append(agent)
         assert agent.stderr is not None
         assert "agents ready" in agent.stderr.readline()
 
@@ -80,6 +82,8 @@ def test_tutorial_from_its_first_line_to_its_last(
                     said = reader.type(command)
                     assert without_load(said).startswith(without_load(shown).rstrip("\n")), command
                     typed += 1
+        for agent in reader.agents:
+            agent.terminate()  # all at once, which is quicker than one after the other
     assert typed == TEXT.count("\n$ ") > 0
     assert {path.name for path in (tmp_path / "scout/auth").iterdir()} >= {"nats-server.conf", "scout.seed", "ada.seed"}
 

@@ -24,6 +24,7 @@ a line, as they come.
   aikoryu agents call greeter.greet name=Ada
   aikoryu agents call counter.add by=3
   aikoryu agents call greeter.greet --json '{"name": "Ada"}'
+  aikoryu agents call account.add by=3 --key ada
 
 A field that takes text which looks like a number: zip='"04105"'."""
 
@@ -34,6 +35,7 @@ def add(actions: Commands) -> None:
     parser.add_argument("handler", metavar="NAME.HANDLER", help="the agent's name, and the handler's")
     parser.add_argument("fields", metavar="FIELD=JSON", nargs="*", type=_pair, help="a field of the message")
     parser.add_argument("--json", metavar="JSON", dest="message", help="the whole message")
+    parser.add_argument("--key", help="of an agent with state, which of them")
     add_settings(parser, nats=True)
     parser.set_defaults(run=run)
 
@@ -45,21 +47,24 @@ def run(options: argparse.Namespace) -> int:
         raise Failed(f"{options.handler!r} names no handler: write AGENT.HANDLER; `aikoryu agents ls` lists them")
     settings = settings_of(options, log__level="warning")
     configure_logging(settings.log)
-    uvloop.run(_call(agent, handler, _message(options), settings))
+    uvloop.run(_call(agent, options.key, handler, _message(options), settings))
     return 0
 
 
-async def _call(agent: str, handler: str, message: Any, settings: Settings) -> None:
+async def _call(agent: str, key: str | None, handler: str, message: Any, settings: Settings) -> None:
     async with connect(settings=settings) as bus:
         try:
-            asking = bus.agents.get(agent)[handler]
+            asking = bus.agents.get(agent, key=key)[handler]
         except ValueError as error:
             raise Failed(str(error)) from None
         try:
             _print(await asking(message))
-        except WrongKind:
-            async for item in asking.stream(message):
-                _print(item)
+        except WrongKind as error:
+            try:
+                async for item in asking.stream(message):
+                    _print(item)
+            except WrongKind:  # neither: it is asked by key, or has none
+                raise error from None
 
 
 def _message(options: argparse.Namespace) -> Any:
