@@ -11,6 +11,7 @@ from ..bus.columns import pack_strings, unpack
 from ..bus.errors import BusError, Expired
 from ..bus.frames import Reply, Request, encode
 from ..bus.pending import Pending, exception_of
+from ..bus.resends import BUSY_RETRIES
 
 
 class Broadcast(Pending):
@@ -24,6 +25,8 @@ class Broadcast(Pending):
 
     def __init__(self, id_: int, subject: str, payload: bytes, deadline: float, most: int | None) -> None:
         super().__init__(id_, subject, payload, 1, deadline, idempotent=False)
+        # That one process is busy is its answer: sent again, the frame would run once more in all others.
+        self.busy = BUSY_RETRIES
         self.answers: dict[str, Any] = {}
         self._most = most
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -183,6 +183,23 @@ async def test_all_answer_with_their_reply_or_their_error(bus: ai.Bus, spy: Spy)
     assert spy.subjects == ["agent.echo.all.say"]
 
 
+async def test_process_that_is_busy_has_no_other_asked_again(memory: MemoryBus) -> None:
+    async with AsyncExitStack() as stack:
+        asked = []
+        for name, concurrency in (("p1", 1), ("p2", 8)):
+            app = App.in_memory(memory, settings=Settings(worker=WorkerSettings(name=name)))
+            app.add(Echo(name), "echo", concurrency=concurrency, mailbox=0)
+            asked.append(await stack.enter_async_context(app))
+        spy = Spy()
+        await spy.watch(memory)
+        stack.callback(asyncio.create_task(echo(asked[0]).waits.all(timeout_s=60.0)).cancel)
+        await turns()
+        said = await echo(asked[0]).say.all(Ask("x"), most=2)
+        assert sorted((getattr(each, "code", each) for each in said.values()), key=str) == [Said("p2", "x"), "busy"]
+        await turns()
+        assert spy.subjects == ["agent.echo.all.waits", "agent.echo.all.say"]
+
+
 async def test_all_returns_what_came_in_time(bus: ai.Bus) -> None:
     assert await echo(bus).waits.all(timeout_s=0.01) == {}
     assert len(await echo(bus).say.all(Ask("x"), timeout_s=0.05)) == 3
