@@ -24,7 +24,7 @@ async def gather(
         timeout_s: longest wait, s; by default none but those of the awaitables.
 
     Returns:
-        The first `quorum` results, in the order in which they came.
+        The first `quorum` results that came, in the order in which their awaitables were given.
 
     Raises:
         NoQuorum: too many failed, or the time is over; it has what came. Nothing goes on.
@@ -57,7 +57,7 @@ async def gather(
             count.results,
             count.errors,
         )
-    return count.results
+    return [future.result() for future in futures if future in count.succeeded]
 
 
 class _Count(Generic[T]):
@@ -65,6 +65,7 @@ class _Count(Generic[T]):
 
     def __init__(self, needed: int, asked: int) -> None:
         self.results: list[T] = []
+        self.succeeded: set[asyncio.Future[T]] = set()
         self.errors: list[BaseException] = []
         self.decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._needed = needed
@@ -79,5 +80,6 @@ class _Count(Generic[T]):
             self.errors.append(error)
         else:
             self.results.append(future.result())
+            self.succeeded.add(future)
         if len(self.results) == self._needed or len(self.errors) > self._spare:
             self.decided.set_result(None)
