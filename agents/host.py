@@ -86,9 +86,9 @@ class Host:
         resident = self.residents[agent]
         handler = resident.kind.handlers[name]
         stream = held.stream
+        if stream is not None and held.request.n != 1:
+            raise BadFrame(f"n is {held.request.n}: a part of an agent's stream is one row")
         if stream is not None and stream.ticket is not None:
-            if held.request.n != 1:
-                raise BadFrame(f"n is {held.request.n}: a part of an agent's stream is one row")
             stream.ticket.pull(held)
             return
         if handler.streams != (stream is not None):

@@ -112,6 +112,6 @@ class Run:
             return Expired("the deadline passed while the handler ran")
         if self.left is Cancelled:
             return Cancelled("the caller withdrew")
-        if self.handler.idempotent:
+        if self.left is not None and self.handler.idempotent:
             return Busy("the agent's process stopped while the handler ran: ask again")
         return HandlerFailed(f"{self.hop}: cancelled; the agent's process stopped, or the handler cancelled itself")

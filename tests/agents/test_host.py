@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 import aikoryu as ai
 from aikoryu.agents import host as host_module
 from aikoryu.agents.app import App
-from aikoryu.bus.errors import BusError, Busy
+from aikoryu.bus.errors import BusError, Busy, HandlerFailed
 from aikoryu.bus.memory import MemoryBus, MemoryConnection
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.bus.transport import Message
@@ -83,6 +83,10 @@ class Faulty(ai.Agent):
         if kind == "cancelled":
             raise asyncio.CancelledError
         return object()
+
+    @ai.handler(idempotent=True)
+    async def cancels(self) -> None:
+        raise asyncio.CancelledError
 
     @ai.handler(idempotent=True)
     async def idempotent(self, times: int) -> int:
@@ -298,6 +302,11 @@ async def test_exception_of_a_handler_becomes_its_callers(bus: ai.Bus, kind: str
 
 async def test_busy_of_a_handler_that_may_run_twice_has_it_asked_again(bus: ai.Bus) -> None:
     assert await bus.agents.get("faulty", Faulty).idempotent(3) == 3
+
+
+async def test_handler_that_cancels_itself_has_failed_though_it_may_run_twice(bus: ai.Bus) -> None:
+    with pytest.raises(HandlerFailed, match="cancelled itself"):
+        await bus.agents.get("faulty", Faulty).cancels()
 
 
 async def test_call_of_an_unknown_agent_finds_nobody(bus: ai.Bus) -> None:

@@ -17,6 +17,7 @@ from aikoryu.agents import consumer, host, producer
 from aikoryu.agents.app import App
 from aikoryu.bus.errors import BusError
 from aikoryu.bus.memory import MemoryBus
+from aikoryu.bus.pending import RowsFailed
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.bus.transport import Message
 from aikoryu.config import NatsSettings, ServerSettings, Settings, WorkerSettings
@@ -303,6 +304,14 @@ async def test_stream_of_a_plain_client(memory: MemoryBus, bus: ai.Bus) -> None:
     assert json.loads(items[3]["d"]) == []
     assert replies[3]["cols"]["end"]["d"] == b"\1"
     assert replies[4]["err"][0]["code"] == "bad_frame"
+
+
+async def test_stream_is_opened_by_one_row(bus: ai.Bus, counter: Counter) -> None:
+    message = msgpack.packb({"up_to": 2})
+    with pytest.raises(RowsFailed) as caught:
+        await anext(bus.stream("agent.counter.count", [{"message": [message, message]}], timeout_s=5.0))
+    assert {row: error.code for row, error in caught.value.errors.items()} == {0: "bad_frame", 1: "bad_frame"}
+    assert counter.made == 0
 
 
 async def test_trap_09_stream_over_a_server_ends_when_it_is_left(counter: Counter) -> None:
