@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from ..bus.errors import BadMessage, CallCycle
+from .message import Encoded
 
 MOST_HOPS = 64
 
@@ -57,12 +58,14 @@ serving: ContextVar[Chain | None] = ContextVar("aikoryu_chain", default=None)
 """The chain of the handler that runs in this context; None outside of handlers."""
 
 
-def decode_chain(data: bytes) -> Chain:
+def decode_chain(data: Encoded) -> Chain:
     """The chain of a call.
 
     Raises:
         BadMessage: these bytes are none.
     """
+    if isinstance(data, str):
+        raise BadMessage("chain: it is text, and must be MessagePack: a column of bin")
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -26,6 +26,11 @@ def test_garbage_is_no_chain(data: bytes) -> None:
         decode_chain(data)
 
 
+def test_text_is_no_chain() -> None:
+    with pytest.raises(BadMessage, match="a column of bin"):
+        decode_chain('["c1", []]')
+
+
 def test_handler_that_waits_already_is_a_cycle_with_its_path() -> None:
     chain = new_chain().through("z.begin").through("a.ask").through("b.ask#7")
     assert chain.through("b.ask#8")
