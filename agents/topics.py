@@ -153,7 +153,7 @@ class Ear:
             self._count_bad(error)
             return
         for value in values:
-            if len(self._waiting) >= self._resident.mailbox.most_waiting:
+            if len(self._waiting) >= max(1, self._resident.mailbox.most_waiting):
                 self._waiting.popleft()
                 self.dropped += 1
                 if self.dropped & (self.dropped - 1) == 0:  # the 1st, 2nd, 4th, 8th
@@ -183,11 +183,11 @@ class Ear:
             topic, data = self._waiting.popleft()
             try:
                 messages.append(self._handler.message.decode(data))
-            except BusError as error:
+            except Exception as error:  # what a type of the handler's own raises for it, too
                 self._count_bad(error)
         return topic, messages
 
-    def _count_bad(self, error: BusError) -> None:
+    def _count_bad(self, error: Exception) -> None:
         self.bad += 1
         if self.bad & (self.bad - 1) == 0:
             _log.warning("message of a topic not understood", agent=self._name, count=self.bad, error=str(error))

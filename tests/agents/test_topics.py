@@ -158,6 +158,15 @@ async def test_slow_listener_loses_the_oldest_and_each_is_counted(bus: ai.Bus, l
     assert [price for _, price in listener.heard] == [0, *range(6, 16)]
 
 
+async def test_agent_without_a_mailbox_hears_one_message_at_a_time(memory: MemoryBus) -> None:
+    app, listener = App.in_memory(memory), Listener()
+    app.add(listener, "listener", mailbox=0)
+    async with app as bus:
+        for number in (1, 2):
+            bus.agents.publish("market.a.price", Tick(number))
+            await until(lambda number=number: ("market.a.price", number) in listener.heard)
+
+
 async def test_handler_that_fails_hears_the_next(bus: ai.Bus, listener: Listener) -> None:
     with capture_logs() as logs:
         for price in (-1, 2):
