@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bus.client import Client
-from ..bus.errors import BadColumn
+from ..bus.errors import BadColumn, NoWorker
+from ..bus.pending import RowsFailed
 
 Vectors: TypeAlias = NDArray[np.float32]
 
@@ -38,6 +39,7 @@ class Models:
         Raises:
             BadColumn: `text` is neither a str nor a sequence of str; nothing was sent.
             NoWorker: no worker holds this model.
+            RowsFailed: some of the sentences got another error.
         """
         operation = f"models.embed.{model}"
         if isinstance(text, str):
@@ -47,7 +49,12 @@ class Models:
         texts = _texts(text)
         if not texts:
             return np.empty((0, 0), np.float32)
-        rows = await self._client.call_many(operation, {"text": texts}, timeout_s=timeout_s, idempotent=True)
+        try:
+            rows = await self._client.call_many(operation, {"text": texts}, timeout_s=timeout_s, idempotent=True)
+        except RowsFailed as failed:
+            if all(isinstance(error, NoWorker) for error in failed.errors.values()):
+                raise next(iter(failed.errors.values())) from None
+            raise
         vectors: Vectors = rows["embedding"]
         return vectors
 

@@ -340,7 +340,9 @@ class Client:
             if no_responders(message) and not self._resends.unserved(pending):
                 del self._pending[pending.id]
                 pending.fail(
-                    NoWorker(f"no worker serves {pending.subject}: start one, or correct the operation's name")
+                    NoWorker(
+                        f"nobody serves {pending.subject}: start a worker or an agent that does, or correct the name"
+                    )
                 )
             return
         try:

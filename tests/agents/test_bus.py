@@ -234,8 +234,8 @@ async def test_model_is_named_in_the_subject(bus: Bus, worker: Worker) -> None:
     assert worker.requests[0][0] == "models.embed.other.v2"
     with pytest.raises(NoWorker, match=r"models\.embed\.absent"):
         await bus.models.embed("a", model="absent")
-    with pytest.raises(RowsFailed, match=r"models\.embed\.absent"):
-        await bus.models.embed(["a"], model="absent")
+    with pytest.raises(NoWorker, match=r"models\.embed\.absent"):
+        await bus.models.embed(["a", "b"], model="absent")
     with pytest.raises(ValueError, match="letters"):
         await bus.models.embed("a", model="a model")
 

@@ -719,7 +719,7 @@ async def test_frame_busy_in_part_is_not_sent_again(client: Client, worker: Work
 
 
 async def test_operation_nobody_serves_fails_at_once(client: Client) -> None:
-    with pytest.raises(NoWorker, match=r"aikoryu\.v1\.default\.nothing\.here: start one, or correct"):
+    with pytest.raises(NoWorker, match=r"aikoryu\.v1\.default\.nothing\.here: start a worker"):
         await within(client.call("nothing.here", x(1)), seconds=1)
     with pytest.raises(RowsFailed) as caught:
         await within(client.call_many("nothing.here", {"x": np.zeros(3)}), seconds=1)

@@ -108,7 +108,7 @@ def test_a_row_is_answered_while_the_next_is_not_there_yet(up: str, start: Start
     [
         (["echo", "--rows", "/no/such/file"], "/no/such/file cannot be read: No such file or directory"),
         (["echo", "x=1", "--rows", "rows"], "give one of them"),
-        (["no.such", "x=1"], "no worker serves aikoryu.v1.default.no.such"),
+        (["no.such", "x=1"], "nobody serves aikoryu.v1.default.no.such"),
         (["no such", "x=1"], "operation 'no such': use letters"),
         (["echo", "y=1"], "column 'x' is missing"),
         (["demo.scale", "x=1", "-p", "factor=no"], "factor"),
