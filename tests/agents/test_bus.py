@@ -20,7 +20,7 @@ from aikoryu.bus.columns import pack, unpack
 from aikoryu.bus.errors import BadColumn, Closed, ConnectionFailed, Disconnected, NoWorker
 from aikoryu.bus.frames import Reply, Request, decode_request, encode
 from aikoryu.bus.memory import MemoryBus, MemoryConnection
-from aikoryu.bus.pending import Answer, RowsFailed
+from aikoryu.bus.pending import Answer
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.bus.transport import Message, Transport
 from aikoryu.config import BusSettings, ConfigError, NatsSettings, ServerSettings, Settings
