@@ -32,11 +32,18 @@ class CallNumber(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A call that was applied, and its reply as it was sent: MessagePack, or JSON text if the call was."""
+    """A call that was applied, and its reply as it was sent: MessagePack, or JSON text if the call was.
+
+    Attributes:
+        client, number: which.
+        reply: what it was answered.
+        settled: as the call said; the client's calls with lesser numbers are not applied any more.
+    """
 
     client: int
     number: int
     reply: bytes
+    settled: int = 0
 
 
 class Saved(msgspec.Struct, array_like=True, frozen=True):
@@ -65,6 +72,9 @@ class Saved(msgspec.Struct, array_like=True, frozen=True):
         for kept in reversed(self.calls):
             if kept.client == call.client and kept.number == call.number:
                 return kept.reply
+        if any(kept.client == call.client and call.number < kept.settled for kept in self.calls):
+            # A copy that was overtaken by a later call, in a mailbox or on the way: it was applied then, or never.
+            raise Forgotten(f"its caller has said that it waits no more for call {call.number} of {self.key!r}")
         if call.number <= self.forgotten.get(call.client, 0):
             raise Forgotten(
                 f"too many calls of {self.key!r} came since this one was sent first: whether it was applied is not "
@@ -78,7 +88,7 @@ class Saved(msgspec.Struct, array_like=True, frozen=True):
         forgotten = self.forgotten
         if call is not None:
             calls = [kept for kept in calls if kept.client != call.client or kept.number >= call.settled]
-            calls.append(Kept(call.client, call.number, reply))
+            calls.append(Kept(call.client, call.number, reply, call.settled))
             size = sum(len(kept.reply) for kept in calls)
             while len(calls) > MOST_CALLS or (size > MOST_BYTES and len(calls) > 1):
                 oldest = calls.pop(0)

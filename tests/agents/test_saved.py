@@ -33,6 +33,14 @@ def test_what_its_client_has_settled_is_dropped() -> None:
     assert saved.forgotten == {}
 
 
+def test_copy_that_a_later_call_has_overtaken_is_not_applied_again() -> None:
+    saved = decode_saved(applied(call(1), call(2), call(3, settled=3)).encode())
+    for number in (1, 2):
+        with pytest.raises(Forgotten, match=f"no more for call {number}"):
+            saved.reply_to(call(number))
+    assert saved.reply_to(call(2, client=8)) is None
+
+
 def test_what_has_no_room_is_known_to_be_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_CALLS", 2)
     saved = applied(call(5), call(6), call(7))
