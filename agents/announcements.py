@@ -23,6 +23,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=(1 << 20) - 1)]
 Load = Annotated[int, msgspec.Meta(ge=0, le=MAX_LOAD)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Token = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_\-]+\Z")]  # of a subject
 About = Annotated[str, msgspec.Meta(max_length=1024)]
 Parts = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 TtlMs = Annotated[int, msgspec.Meta(ge=100, le=3_600_000)]
@@ -58,7 +59,7 @@ class Beat(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind", t
         loads: theirs, in hundredths.
     """
 
-    process: Name
+    process: Token
     incarnation: Count
     version: Count
     told: Count
@@ -80,7 +81,7 @@ class Part(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind", t
         loads: the load of each as of `told`, in hundredths.
     """
 
-    process: Name
+    process: Token
     incarnation: Count
     version: Count
     told: Count
@@ -88,7 +89,7 @@ class Part(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind", t
     part: Count = 0
     parts: Parts = 1
     kinds: list[Kind] = []
-    names: list[Name] = []
+    names: list[Token] = []
     of: list[Index] = []
     loads: list[Load] = []
 
@@ -96,7 +97,7 @@ class Part(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind", t
 class Goodbye(msgspec.Struct, kw_only=True, tag_field="kind", tag="bye"):
     """A process takes no more calls."""
 
-    process: Name
+    process: Token
     incarnation: Count
 
 

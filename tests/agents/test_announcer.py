@@ -148,6 +148,8 @@ TOLD = {"process": "p", "incarnation": 1, "version": 1, "told": 0, "ttl_ms": 500
         {"kind": "beat", **TOLD, "at": [0], "loads": [65536]},
         {"kind": "beat", **TOLD, "ttl_ms": 0},
         {"kind": "beat", **TOLD, "process": ""},
+        {"kind": "beat", **TOLD, "process": "a.b"},
+        {"kind": "list", **TOLD, "names": ["a b"], "kinds": [[[], []]], "of": [0], "loads": [0]},  # nobody can ask it
         {"kind": "list", **TOLD, "names": ["a"], "of": [0], "loads": [0]},
         {"kind": "list", **TOLD, "names": ["a"], "kinds": [[[], []]], "of": [], "loads": [0]},
         {"kind": "list", **TOLD, "part": 1, "parts": 1},
