@@ -12,7 +12,7 @@ from .broadcast import Broadcast
 from .chain import serving
 from .consumer import consume
 from .handler import PRIORITIES, Handler, Priority
-from .message import Codec, codec, encode
+from .message import Codec, codec, encode, no_reply
 
 ALL_S = 1.0  # that a call of all processes waits for their replies
 
@@ -66,7 +66,7 @@ class Asking:
             priority=self._priority(priority),
             idempotent=idempotent,
         )
-        return self._reply.decode(answer["reply"])
+        return self._read(answer.get("reply"))
 
     def stream(
         self, message: Any = None, *, timeout_s: float | None = None, priority: Priority | None = None
@@ -99,10 +99,20 @@ class Asking:
             NoWorker: no process has the agent.
         """
         answers = await Broadcast.ask(self._client, self._name, row_of(message), inherited_s(timeout_s), most)
-        return {
-            process: answer if isinstance(answer, BusError) else self._reply.decode(answer)
-            for process, answer in answers.items()
-        }
+        return {process: self._read_one(answer) for process, answer in answers.items()}
+
+    def _read(self, reply: Any) -> Any:
+        """The value of a reply. Raises BadMessage, or BadColumn if it is none."""
+        if not isinstance(reply, bytes | str):
+            raise no_reply()
+        return self._reply.decode(reply)
+
+    def _read_one(self, answer: Any) -> Any:
+        """The value of one process's answer, or its error: one that cannot be read is nothing to the others."""
+        try:
+            return answer if isinstance(answer, BusError) else self._read(answer)
+        except BusError as error:
+            return error
 
     @property
     def _reply(self) -> Codec:

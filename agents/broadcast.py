@@ -12,6 +12,7 @@ from ..bus.errors import BusError, Expired
 from ..bus.frames import Reply, Request, encode
 from ..bus.pending import Pending, exception_of
 from ..bus.resends import BUSY_RETRIES
+from .message import no_reply
 
 
 class Broadcast(Pending):
@@ -59,10 +60,7 @@ class Broadcast(Pending):
     def deliver(self, reply: Reply) -> None:
         """One process has answered."""
         process = reply.by.engine if reply.by is not None else f"unnamed-{len(self.answers)}"
-        if reply.err:
-            self.answers[process] = exception_of(reply.err[0])
-        else:
-            self.answers[process] = unpack(reply.cols["reply"], 1)[0]
+        self.answers[process] = exception_of(reply.err[0]) if reply.err else _reply_in(reply)
         reply.last = False  # the others answer, too
         if self._most is not None and len(self.answers) >= self._most:
             self.open = 0
@@ -78,3 +76,13 @@ class Broadcast(Pending):
             self._done.set_result(None)
         else:
             self._done.set_exception(error)
+
+
+def _reply_in(reply: Reply) -> Any:
+    """The reply's bytes or text; an error where there is none, which is nothing to the others' answers."""
+    column = reply.cols.get("reply")
+    try:
+        values = None if column is None else unpack(column, 1)
+    except BusError as error:
+        return error
+    return values[0] if isinstance(values, list) else no_reply()

@@ -12,7 +12,7 @@ import numpy as np
 from ..bus.client import MAX_TIMEOUT_S, Client
 from ..bus.errors import BadFrame, Expired
 from ..bus.pending import RowsFailed
-from .message import Codec, codec
+from .message import Codec, Encoded, codec
 
 WINDOW = 4  # answers asked for and not taken: one is on its way while another is read
 
@@ -43,13 +43,14 @@ async def consume(
             while True:
                 async with asyncio.timeout(limit_s):
                     answer = await anext(answers)
-                if int(answer["seq"][0]) != taken:
-                    raise BadFrame(f"item {taken} of the stream is missing: the next is {int(answer['seq'][0])}")
-                items = array.decode(answer["items"][0])
+                encoded, seq, end = _part(answer)
+                if seq != taken:
+                    raise BadFrame(f"item {taken} of the stream is missing: the next is {seq}")
+                items = array.decode(encoded)
                 taken += len(items)
                 for item in items:
                     yield item
-                if answer["end"][0]:
+                if end:
                     return
                 pulls.took()
     except RowsFailed as error:
@@ -73,3 +74,14 @@ class _Pulls:
         while True:
             await self._room.acquire()
             yield {"more": np.ones(1, bool)}
+
+
+def _part(answer: dict[str, Any]) -> tuple[Encoded, int, bool]:
+    """The items of a part, encoded, the number of the first, and whether they are the last."""
+    try:
+        items, seq, end = answer["items"][0], int(answer["seq"][0]), bool(answer["end"][0])
+    except (LookupError, TypeError, ValueError):
+        items = seq = end = None
+    if not isinstance(items, bytes | str):
+        raise BadFrame("a part of the stream lacks 'items', 'seq' or 'end': whoever serves the handler must change it")
+    return items, seq, end

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from ..bus.errors import BadMessage
+from ..bus.errors import BadColumn, BadMessage
 
 Encoded: TypeAlias = bytes | str
 """A value on the wire: MessagePack is bytes, JSON is text."""
@@ -64,9 +64,9 @@ class Codec:
         """
         try:
             value = self._decoder.decode(data) if isinstance(data, bytes) else self._json_decoder.decode(data)
+            return value if self._finish is None else self._finish(value)
         except _UNREADABLE as error:
             raise BadMessage(str(error)) from None
-        return value if self._finish is None else self._finish(value)
 
     @property
     def schema(self) -> str:
@@ -91,6 +91,11 @@ def encode(value: Any, *, text: bool = False) -> Encoded:
         return _json_encoder.encode(value).decode() if text else _encoder.encode(value)
     except _UNSENDABLE as error:
         raise BadMessage(f"{type(value).__name__} cannot be sent: {error}") from None
+
+
+def no_reply() -> BadColumn:
+    """The error of an answer that no handler of this SDK gives."""
+    return BadColumn("the answer has no column 'reply' of strings: whoever serves the handler must change it")
 
 
 def join(values: Sequence[Any], *, text: bool = False) -> Any:

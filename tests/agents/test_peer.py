@@ -8,14 +8,15 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 
 import aikoryu as ai
 from aikoryu.agents.app import App
 from aikoryu.bus import client
-from aikoryu.bus.columns import unpack
+from aikoryu.bus.columns import Column, pack_array, pack_strings, unpack
 from aikoryu.bus.errors import BadMessage, BusError
-from aikoryu.bus.frames import Request, decode_request
+from aikoryu.bus.frames import By, Reply, Request, decode_request, encode
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.config import Settings, WorkerSettings
 
@@ -181,6 +182,35 @@ async def test_all_answer_with_their_reply_or_their_error(bus: ai.Bus, spy: Spy)
     }
     assert (said["p2"].code, str(said["p2"])) == ("not_me", "ask another")
     assert spy.subjects == ["agent.echo.all.say"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "code"),
+    [
+        ({"reply": pack_strings([msgpack.packb({"by": 1})])}, "bad_message"),
+        ({"reply": pack_array(np.zeros(1))}, "bad_column"),
+        ({"reply": Column("bin", memoryview(b""), o=memoryview(b"abc"))}, "bad_column"),
+        ({"other": pack_strings([b""])}, "bad_column"),
+    ],
+)
+async def test_answer_that_is_none_is_told_and_spoils_no_other(
+    memory: MemoryBus, bus: ai.Bus, columns: dict[str, Column], code: str
+) -> None:
+    stranger = memory.connect()
+
+    def on_message(message: Any) -> None:
+        request = decode_request(message.data)
+        reply = Reply(id=request.id, at=[(0, 1)], cols=columns, by=By("stranger", 1, 0, 0), last=True)
+        stranger.send(message.reply, encode(reply))
+
+    for subject in ("echo.all.say", "strange.say"):
+        await stranger.subscribe(f"aikoryu.v1.default.agent.{subject}", on_message)
+    said = await echo(bus).say.all(Ask("x"), most=4)
+    assert said.pop("stranger").code == code
+    assert [said[name] for name in sorted(said)] == [Said(name, "x") for name in ("p1", "p2", "p3")]
+    with pytest.raises(BusError) as caught:
+        await bus.agents.get("strange", Echo).say(Ask("x"))
+    assert caught.value.code == code
 
 
 async def test_process_that_is_busy_has_no_other_asked_again(memory: MemoryBus) -> None:

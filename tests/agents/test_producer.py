@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 import aikoryu as ai
 from aikoryu.agents import consumer, host, producer
 from aikoryu.agents.app import App
-from aikoryu.bus.errors import BusError
+from aikoryu.bus.errors import BadFrame, BusError
+from aikoryu.bus.frames import Reply, decode_request, encode
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.pending import RowsFailed
 from aikoryu.bus.server import EmbeddedServer
@@ -304,6 +305,20 @@ async def test_stream_of_a_plain_client(memory: MemoryBus, bus: ai.Bus) -> None:
     assert json.loads(items[3]["d"]) == []
     assert replies[3]["cols"]["end"]["d"] == b"\1"
     assert replies[4]["err"][0]["code"] == "bad_frame"
+
+
+async def test_part_of_a_stranger_is_told(memory: MemoryBus, bus: ai.Bus) -> None:
+    stranger = memory.connect()
+
+    def on_message(message: Message) -> None:
+        request = decode_request(message.data)
+        reply = Reply(id=request.id, at=[(0, 1)] * request.n, ctl="stranger", credit=9, seq=request.seq, last=True)
+        stranger.send(message.reply, encode(reply))
+
+    await stranger.subscribe("aikoryu.v1.default.agent.strange.count", on_message)
+    await stranger.subscribe("stranger", on_message)
+    with pytest.raises(BadFrame, match="lacks 'items'"):
+        await anext(bus.agents.get("strange").count.stream(1, timeout_s=5.0))
 
 
 async def test_stream_is_opened_by_one_row(bus: ai.Bus, counter: Counter) -> None:
