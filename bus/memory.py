@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from .errors import BadParameter, Closed, Disconnected, TooLarge
-from .transport import OUTBOX_BYTES, Callback, check_interest, header_block
+from .transport import OUTBOX_BYTES, Callback, check_interest, check_length, header_block
 
 _log = structlog.get_logger(__name__)
 
@@ -122,6 +122,7 @@ class MemoryConnection:
         self._check_open()
         if not subject:
             raise BadParameter("a message needs a subject")
+        check_length(subject, reply)
         if len(payload) + (len(header_block(headers)) if headers is not None else 0) > self.max_payload:
             raise TooLarge(f"headers and payload exceed {self.max_payload} bytes, the bus's max_payload: send less")
         message = MemoryMessage(subject, reply, bytes(payload), dict(headers) if headers else None)

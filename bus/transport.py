@@ -13,6 +13,7 @@ from .errors import BadParameter
 
 # What senders may be ahead of the socket before they should wait, and, while disconnected, before they are refused.
 OUTBOX_BYTES = 2 * 1024 * 1024
+LONGEST_SUBJECTS = 4000  # bytes, of a message; the server ends the connection over a line of 4,096
 
 _INTEREST = re.compile(r"(?:(?:\*|[^\s.*>]+)\.)*(?:\*|>|[^\s.*>]+)")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -69,7 +70,7 @@ class Transport(Protocol):
 
         Raises:
             TooLarge: headers and payload together exceed `max_payload`; nothing was sent.
-            BadParameter: there is no subject, or a header's name is not allowed.
+            BadParameter: there is no subject, or too long a one, or a header's name is not allowed.
             Disconnected: the connection is lost and the buffer for later is full; nothing was sent.
             Closed: the connection was closed by this process.
         """
@@ -103,6 +104,18 @@ def no_responders(message: Message) -> bool:
     """True for the server's answer that nobody listens to the subject of a request (status 503, empty body)."""
     headers = message.headers
     return headers is not None and not message.data and headers.get("Status") == "503"
+
+
+def check_length(subject: str, reply: str) -> None:
+    """Raise BadParameter if the server would close the connection for the length of a message's subjects."""
+    # A character is four bytes at most: few subjects need to be encoded to be measured.
+    if 4 * (len(subject) + len(reply)) > LONGEST_SUBJECTS:
+        size = len(subject.encode()) + len(reply.encode())
+        if size > LONGEST_SUBJECTS:
+            raise BadParameter(
+                f"subject {subject[:40]!r}… and its reply's are {size} bytes, the bus takes {LONGEST_SUBJECTS}: use "
+                "shorter names"
+            )
 
 
 def check_interest(subject: str, queue: str) -> None:

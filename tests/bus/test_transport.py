@@ -272,6 +272,20 @@ async def test_invalid_queue_header_and_empty_subject_are_refused(bus: Bus) -> N
     await transport.flush()
 
 
+async def test_subject_that_the_server_would_end_the_connection_for_is_refused(
+    bus: Bus, eventually: Eventually
+) -> None:
+    transport = await bus.connect()
+    inbox = Inbox()
+    await transport.subscribe("a.>", inbox)
+    for subject, reply in (("a." + 3999 * "b", ""), ("a.b", 3998 * "c"), ("a." + 1334 * "€", "")):
+        with pytest.raises(BadParameter, match="use shorter names"):
+            await transport.publish(subject, b"", reply)
+    for subject, reply in (("a." + 3998 * "b", ""), ("a.b", 3997 * "c")):
+        await transport.publish(subject, b"x" * 1000, reply)
+    await eventually(lambda: len(inbox) == 2)
+
+
 @pytest.mark.parametrize("error", [ValueError("mistake"), asyncio.CancelledError()])
 async def test_callback_that_raises_keeps_its_subscription(
     bus: Bus, eventually: Eventually, error: BaseException
