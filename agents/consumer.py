@@ -80,8 +80,8 @@ def _part(answer: dict[str, Any]) -> tuple[Encoded, int, bool]:
     """The items of a part, encoded, the number of the first, and whether they are the last."""
     try:
         items, seq, end = answer["items"][0], int(answer["seq"][0]), bool(answer["end"][0])
+        if isinstance(items, bytes | str):
+            return items, seq, end
     except (LookupError, TypeError, ValueError):
-        items = seq = end = None
-    if not isinstance(items, bytes | str):
-        raise BadFrame("a part of the stream lacks 'items', 'seq' or 'end': whoever serves the handler must change it")
-    return items, seq, end
+        pass
+    raise BadFrame("a part of the stream lacks 'items', 'seq' or 'end': whoever serves the handler must change it")
