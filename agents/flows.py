@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 
 from ..bus.client import Client
-from ..bus.errors import BadFrame, BusError, Busy, Disconnected, EngineLost, Expired, NoWorker, OutOfStep
+from ..bus.errors import BadFrame, BusError, Busy, Disconnected, EngineLost, Expired, NotWritten, NoWorker, OutOfStep
 from ..bus.pending import RowsFailed
 from ..bus.subjects import partition
 from ..netio.capture import Capture, open_capture
@@ -142,6 +142,7 @@ class FlowRun:
         self._left = 0
         self._fetches = 0  # chunks without packets that are still to be sent
         self._ends = 0  # number of the chunk that said the end
+        self._unsaved_since: float | None = None  # the worker tries to write its table down, and cannot
         self._waits: set[int] = set()  # numbers of chunks that were made to wait; they come again in the same places
         self._moved = asyncio.Event()
 
@@ -150,6 +151,7 @@ class FlowRun:
 
         Raises:
             BusError: nothing went on for too long, or the worker refuses what is sent.
+            NotWritten: so much is kept that the worker must write its table down, and it could not for too long.
         """
         loop = asyncio.get_running_loop()
         moved_at, rest_s = loop.time(), SOONEST_S
@@ -182,6 +184,7 @@ class FlowRun:
                 self._answered += 1
                 self._left = int(answer["left"][0])
                 self._let_go(int(answer["saved"][0]))
+                self._check_written(answer["trouble"][0])
                 is_new, self._given = self._answered > self._given, max(self._given, self._answered)
                 self._moved.set()
                 yield unpacked(answer["flows"][0]) if is_new and answer["count"][0] else None
@@ -254,6 +257,27 @@ class FlowRun:
         """Forget chunks that the worker has written down."""
         while self._kept and self._kept[0].number <= min(written, self._answered):
             self._kept_bytes -= self._kept.popleft().piece.held_bytes
+
+    def _check_written(self, trouble: str) -> None:
+        """Give up waiting for a worker that cannot write its table down.
+
+        Args:
+            trouble: why it could not when it tried last; empty if it could.
+
+        Raises:
+            NotWritten: nothing more can be kept, and that has been so for `timeout_s`.
+        """
+        if not trouble or self._kept_bytes <= KEPT_BYTES:
+            self._unsaved_since = None
+            return
+        now = asyncio.get_running_loop().time()
+        if self._unsaved_since is None:
+            self._unsaved_since = now
+        if now - self._unsaved_since > self._timeout_s:
+            raise NotWritten(
+                f"the worker cannot write down table {self._parameters['table']!r} of flows: {trouble}: make room in "
+                f"its residents.directory; {self._kept_bytes >> 20} MiB of packets are kept here, and no more can be"
+            )
 
     def _again_from(self, error: BusError, has_moved: bool) -> int:
         """The number to go on with after an error.

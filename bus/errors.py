@@ -70,6 +70,12 @@ class OutOfStep(BusError):
         self.expected = int(first) if first.isdecimal() else 1
 
 
+class NotWritten(BusError):
+    """The worker cannot write down what it is to keep; the message says why. Its operator must make room."""
+
+    code = "not_written"
+
+
 class BadReply(BusError):
     """The reply subject is outside the prefixes this worker may answer to, so the frame is counted and dropped."""
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import structlog
 
 from ...bus.columns import Array
-from ...bus.errors import BadParameter
+from ...bus.errors import BadParameter, NotWritten
 from ...netio.flow_cuts import Timeouts
 from ...netio.flow_key import KeyChoice
 from ...netio.flow_state import FlowState
@@ -103,6 +103,7 @@ class HeldTable:
         written_at: when this engine wrote it down last.
         writing_s: how long that took.
         is_written: nothing has changed since.
+        trouble: why it could not be written down when that was tried last; empty if it was.
     """
 
     def __init__(self, name: str, epoch: int, saved: SavedTable, table: Table, now: float) -> None:
@@ -115,6 +116,7 @@ class HeldTable:
         self.written_at = float("-inf")
         self.writing_s = 0.0
         self.is_written = True
+        self.trouble = ""
         self._senders = OrderedDict((number, FlowSender.of(state)) for number, state in saved.senders.items())
         self._written = {number: state.number for number, state in saved.senders.items()}
 
@@ -152,6 +154,7 @@ class HeldTable:
     def was_written(self, saved: SavedTable) -> None:
         """A state of it is in its file."""
         self.is_written = True
+        self.trouble = ""
         self._written = {number: state.number for number, state in saved.senders.items()}
 
 
@@ -196,6 +199,7 @@ class FlowTables:
         Raises:
             BadParameter: there is one that was made in another way.
             Busy: there are too many.
+            NotWritten: a new one has no room on the disk.
         """
         held = self._held.get(name)
         if held is None or self.store.epoch(name) != held.epoch:
@@ -228,7 +232,12 @@ class FlowTables:
             self._write(self._held.popitem()[1])
 
     def _opened(self, name: str, spec: TableSpec) -> HeldTable:
-        epoch, saved, state = self.store.open(name, spec)
+        try:
+            epoch, saved, state = self.store.open(name, spec)
+        except OSError as error:
+            raise NotWritten(
+                f"table {name!r} of flows cannot be opened: {error.strerror}: make room in residents.directory"
+            ) from error
         table = self._path.table(saved.spec)
         table.restore(state)
         return HeldTable(name, epoch, saved, table, monotonic())
@@ -252,6 +261,7 @@ class FlowTables:
             if self.store.save(held.name, held.epoch, saved, held.table.state(), held.is_done):
                 held.was_written(saved)
         except OSError as error:  # the senders keep what is not written down
+            held.trouble = error.strerror or str(error)
             _log.warning("table of flows not written down", table=held.name, error=str(error))
         held.written_at = monotonic()
         held.writing_s = held.written_at - began

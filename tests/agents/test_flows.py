@@ -19,7 +19,7 @@ import aikoryu
 from aikoryu.agents import Bus, flow_chunks, open_transport, session
 from aikoryu.agents import flows as sending
 from aikoryu.agents.flow_chunks import Size, Timed
-from aikoryu.bus.errors import BadColumn, BadParameter, EngineLost, NoWorker, OutOfStep
+from aikoryu.bus.errors import BadColumn, BadParameter, EngineLost, NotWritten, NoWorker, OutOfStep
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.config import (
@@ -37,6 +37,7 @@ from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.ops.packets.flows import Flows as Operation
 from aikoryu.gpu.packets import flow_tables
 from aikoryu.gpu.packets.flow_senders import ANSWERS, LEAST_GIVEN
+from aikoryu.gpu.packets.flow_store import FlowStore
 from aikoryu.gpu.registry import load
 from aikoryu.gpu.worker import Worker
 from aikoryu.netio.capture import Capture, open_capture
@@ -360,6 +361,41 @@ async def test_chunks_are_kept_until_they_are_written_down(
     assert 20_000 < most < 20_000 + CHUNK * 200
 
 
+async def test_worker_that_cannot_write_is_told_of_when_no_more_can_be_kept(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> bool:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sending, "KEPT_BYTES", 20_000)
+    monkeypatch.setattr(sending, "WAIT_S", 0.01)
+    monkeypatch.setattr(flow_tables, "SAVE_S", 0.0)
+    monkeypatch.setattr(FlowStore, "save", full)
+    async with asyncio.timeout(10):
+        with pytest.raises(NotWritten, match=r"'tap' of flows: No space left on device: make room"):
+            await joined(bus.packets.flows(some(), table="tap", timeouts=TIMEOUTS, chunk=CHUNK, timeout_s=0.2))
+
+
+async def test_worker_that_can_write_again_in_time_is_waited_for(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, tries = FlowStore.save, 0
+
+    def full_for_a_while(*arguments: Any) -> bool:
+        nonlocal tries
+        tries += 1
+        if tries % 10:
+            raise OSError(28, "No space left on device")
+        return save(*arguments)
+
+    monkeypatch.setattr(sending, "KEPT_BYTES", 20_000)
+    monkeypatch.setattr(sending, "WAIT_S", 0.001)
+    monkeypatch.setattr(flow_tables, "SAVE_S", 0.0)
+    monkeypatch.setattr(flow_tables, "SAVE_SHARE", float("inf"))
+    monkeypatch.setattr(FlowStore, "save", full_for_a_while)
+    found = await joined(bus.packets.flows(Timed(FRAMES, TIMES), timeouts=TIMEOUTS, chunk=CHUNK, timeout_s=5))
+    assert_same(found, EXPECTED)
+    assert tries > 20
+
+
 async def test_it_is_given_up_when_nothing_goes_on(served: Served, bus: Bus) -> None:
     served.engine.hold = True
     with pytest.raises(aikoryu.Expired):
@@ -441,7 +477,7 @@ class Scripted:
 
 
 def answer(saved: int = 0, left: int = 0) -> dict[str, Any]:
-    return {"flows": [b""], "count": [0], "left": [left], "saved": [saved]}
+    return {"flows": [b""], "count": [0], "left": [left], "saved": [saved], "trouble": [""]}
 
 
 async def answer_all(rows: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:

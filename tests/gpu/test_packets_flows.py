@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra `worker`")
 
 from aikoryu.bus.columns import Field
-from aikoryu.bus.errors import BadParameter, BadValue, Busy, OutOfStep
+from aikoryu.bus.errors import BadParameter, BadValue, Busy, NotWritten, OutOfStep
 from aikoryu.gpu.batch import Batch
 from aikoryu.gpu.blobs import Blobs
 from aikoryu.gpu.device import Device
@@ -377,8 +377,18 @@ def test_full_disk_costs_no_answer(engine: Engine, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patched:
         patched.setattr(FlowStore, "save", full)
         (answer,) = engine.run(ROWS[1])
-        assert answer["saved"] == 1
-    assert [answer["saved"] for answer in engine.run(*ROWS[2:4])] == [4, 4]
+        assert (answer["saved"], answer["trouble"]) == (1, "No space left on device")
+    for answer in engine.run(*ROWS[2:4]):
+        assert (answer["saved"], answer["trouble"]) == (4, "")
+
+
+def test_full_disk_is_told_when_a_table_is_made(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FlowStore, "_draft", full)
+    with pytest.raises(NotWritten, match=r"'t' .* No space left on device: make room"):
+        engine.run(ROWS[0])
 
 
 def test_tables_of_an_engine_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ class Flows(Operation):
             **{"source": "u8", "number": "u8", "frames": "bin", "lengths": "bin", "times": "bin"},
             **{"wire": "bin", "links": "bin", "now_ns": "i8", "end": "bool"},
         },
-        {"flows": "bin", "count": "u4", "left": "u8", "open": "u8", "ignored": "u8", "saved": "u8"},
+        {"flows": "bin", "count": "u4", "left": "u8", "open": "u8", "ignored": "u8", "saved": "u8", "trouble": "utf8"},
         optional=("wire", "links", "now_ns", "end"),
     )
     parameters = Parameters
@@ -136,6 +136,7 @@ class Flows(Operation):
             },
             "ignored": np.array([answer.ignored for answer in answers], np.uint64),
             "saved": np.array([held.written(int(source)) for source in batch["source"]], np.uint64),
+            "trouble": [held.trouble] * batch.rows,
         }
 
     def _answer(self, held: HeldTable, batch: Batch, row: int, answers: list[Answer]) -> bool:
