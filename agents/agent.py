@@ -14,6 +14,8 @@ NAME = "__aikoryu_name__"  # attribute of a class or a tool: what it is called o
 KIND = "__aikoryu_kind__"  # attribute of the same: its kind
 STATE = "__aikoryu_state__"  # attribute of a class whose agents have state: how that is read
 
+ALL = "all"  # the token of a subject that calls all processes
+
 CONCURRENCY = 8
 MAILBOX = 256
 
@@ -74,6 +76,8 @@ def _of_keys(cls: type, handlers: dict[str, Handler], topics: list[TopicHandler]
             f"{wrong[0].__qualname__}: agents with state answer once, and hear no topics: put this into an agent "
             "without, which calls them"
         )
+    if ALL in handlers:  # `<agent>.all.7` is the handler 7 of all processes
+        raise TypeError(f"{handlers[ALL].function.__qualname__}: agents with state have no handler 'all': rename it")
     return {name: replace(each, idempotent=True) for name, each in handlers.items()}
 
 

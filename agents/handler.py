@@ -163,6 +163,8 @@ def handlers_of(cls: type) -> tuple[dict[str, Handler], list[TopicHandler]]:
         asked: _Asked | None = getattr(method, _ASKED, None)
         hears: _Hears | None = getattr(method, _HEARS, None)
         if asked is not None:
+            if not name.isascii():
+                raise TypeError(f"{method.__qualname__}: a handler's name is part of a subject: use ASCII letters")
             handlers[name] = make_handler(name, method, asked.deadline_s, asked.priority, asked.idempotent)
         if hears is not None:
             takes, message, _ = _signature(method)

@@ -144,9 +144,15 @@ class Silent(ai.Agent):
     def news(self, message: Ask) -> None: ...
 
 
+class Unspeakable(ai.Agent):
+    @ai.handler
+    async def größe(self) -> int: ...
+
+
 @pytest.mark.parametrize(
     ("cls", "says"),
     [
+        (Unspeakable, "ASCII"),
         (Blocking, "async def"),
         (Silent, "async def"),
         (Two, "one message"),

@@ -213,9 +213,13 @@ def test_what_an_agent_with_state_may_not_be_is_said_where_it_is_declared() -> N
         @ai.on("news")
         async def hear(self, news: str) -> None: ...
 
+    class OfAll(Stateful[Count]):
+        @ai.handler
+        async def all(self) -> int: ...
+
     app = ai.App.in_memory()
-    for cls in (Streams, Hears):
-        with pytest.raises(TypeError, match="answer once"):
+    for cls, says in ((Streams, "answer once"), (Hears, "answer once"), (OfAll, "no handler 'all'")):
+        with pytest.raises(TypeError, match=says):
             app.add(cls, "one")
     with pytest.raises(TypeError, match="add the class"):
         app.add(Counter(), "one")
