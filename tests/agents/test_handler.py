@@ -146,7 +146,7 @@ class Silent(ai.Agent):
 
 class Unspeakable(ai.Agent):
     @ai.handler
-    async def größe(self) -> int: ...
+    async def größe(self) -> None: ...
 
 
 @pytest.mark.parametrize(

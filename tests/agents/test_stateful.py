@@ -215,7 +215,7 @@ def test_what_an_agent_with_state_may_not_be_is_said_where_it_is_declared() -> N
 
     class OfAll(Stateful[Count]):
         @ai.handler
-        async def all(self) -> int: ...
+        async def all(self) -> None: ...
 
     app = ai.App.in_memory()
     for cls, says in ((Streams, "answer once"), (Hears, "answer once"), (OfAll, "no handler 'all'")):
