@@ -21,7 +21,7 @@ from ..bus.subjects import partition
 from ..netio.capture import Capture, open_capture
 from ..netio.flow_cuts import Timeouts
 from ..netio.flow_key import KeyChoice
-from ..netio.flow_wire import FLOW_BYTES, unpacked
+from ..netio.flow_wire import FLOW_BYTES, MOST_ANSWER_BYTES, unpacked
 from ..netio.flows import Flows
 from .flow_chunks import END, Live, Piece, Row, Size, TimedSource, of_capture, of_packets, tick, timed
 
@@ -61,9 +61,12 @@ async def flows_by_worker(
 ) -> AsyncGenerator[Flows, None]:
     """The flows of packets as they end; see `agents.packets.Network.flows`."""
     name = table or f"once-{secrets.token_hex(8)}"
-    room = client.largest_bytes - SLACK_BYTES
+    room = max(FLOW_BYTES, min(client.largest_bytes - SLACK_BYTES, MOST_ANSWER_BYTES))
     size = Size(max(1, min(chunk, room // FLOW_BYTES)), max(1, min(CHUNK_BYTES, room)))
-    parameters = {"table": name, "key": asdict(key), **asdict(timeouts), "capacity": capacity, "link": link}
+    parameters = {
+        **{"table": name, "key": asdict(key), **asdict(timeouts)},
+        **{"capacity": capacity, "link": link, "answer_bytes": room},
+    }
     with ExitStack() as stack:
         chunks: Unread | Live
         if isinstance(source, AsyncIterable):

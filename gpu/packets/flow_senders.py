@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from ...bus.errors import OutOfStep
-from ...netio.flow_wire import packed, unpacked
+from ...bus.errors import Forgotten, OutOfStep
+from ...netio.flow_wire import FLOW_BYTES, packed, unpacked
 from ...netio.flows import Flows
 
 ANSWERS = 8
@@ -86,25 +86,41 @@ class FlowSender:
 
         Raises:
             OutOfStep: others are to come before it, or it was so long ago that its answer is gone.
+            Forgotten: its answer had to make room for those of other senders.
         """
         if number == self.number + 1:
             return None
         back = self.number - number
+        if len(self._answers) <= back < min(ANSWERS, self.number):
+            raise Forgotten(
+                f"chunk {number} was applied, and its answer with the flows that ended made room for those of other "
+                "senders since: give these tables of their own"
+            )
         if not 0 <= back < len(self._answers):
             raise OutOfStep(f"{self.number + 1} is the chunk expected, {number} came: send again from there")
         return self._answers[-1 - back]
 
-    def applied(self, ended: Flows, most: int, **counts: Any) -> Answer:
+    @property
+    def answer_bytes(self) -> int:
+        """Of the answers that are kept."""
+        return sum(len(answer.flows) for answer in self._answers)
+
+    def drop_answer(self) -> None:
+        """Keep the oldest answer no more."""
+        del self._answers[0]
+
+    def applied(self, ended: Flows, packets: int, room_bytes: int, **counts: Any) -> Answer:
         """The answer to the chunk that follows.
 
         Args:
             ended: flows that it ended.
-            most: flows that the answer may give, if these are more than `LEAST_GIVEN`.
+            packets: of the chunk: as many flows its answer may give, or `LEAST_GIVEN` if these are more.
+            room_bytes: for flows in the answer; one flow always has room.
             counts: `open` and `ignored` of the answer.
         """
         if len(ended):
             self._left.append(ended)
-        given = self._taken(max(most, LEAST_GIVEN))
+        given = self._taken(min(max(packets, LEAST_GIVEN), max(1, room_bytes // FLOW_BYTES)))
         answer = Answer(packed(given), len(given), self.left, **counts)
         self.number += 1
         self._answers = [*self._answers, answer][-ANSWERS:]

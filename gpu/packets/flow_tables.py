@@ -18,10 +18,11 @@ from ...netio.flow_cuts import Timeouts
 from ...netio.flow_key import KeyChoice
 from ...netio.flow_state import FlowState
 from ...netio.flow_table import FlowTable
+from ...netio.flow_wire import MOST_ANSWER_BYTES
 from ...netio.flows import Flows
 from ..device import Device
 from .device_flows import DeviceFlowTable
-from .flow_senders import Answer, FlowSender
+from .flow_senders import ANSWERS, Answer, FlowSender
 from .flow_store import FlowStore, SavedTable, TableSpec
 from .frames import Frames
 from .kernels import PacketKernels
@@ -30,6 +31,10 @@ MOST_TABLES = 64
 MOST_FLOWS = 1 << 24
 """The capacities of all tables of an engine together, beyond the first: 9 GB when all of them are full."""
 MOST_SENDERS = 256
+MOST_KEPT_BYTES = ANSWERS * MOST_ANSWER_BYTES
+"""Of answers that a table keeps: always all of one sender's."""
+MOST_ANSWERS_BYTES = 4 * MOST_KEPT_BYTES
+"""The same of all tables of an engine together, beyond the first."""
 UNUSED_S = 300.0
 """A table that nobody has sent anything to for so long is let go of when another is used."""
 SAVE_S = 1.0
@@ -121,22 +126,50 @@ class HeldTable:
         self._written = {number: state.number for number, state in saved.senders.items()}
 
     def sender(self, number: int) -> FlowSender:
-        """Who has this number; the one heard of longest ago is forgotten for a new one, if there are too many."""
-        found = self._senders.setdefault(number, FlowSender())
+        """Who has this number; one that nothing was applied of yet is new, and kept with its first answer."""
+        found = self._senders.get(number)
+        if found is None:
+            return FlowSender()
         self._senders.move_to_end(number)
-        if len(self._senders) > MOST_SENDERS:
-            self._senders.popitem(last=False)
         return found
 
     def written(self, number: int) -> int:
         """Up to which of a sender's chunks the table is written down."""
         return self._written.get(number, 0)
 
-    def answer(self, sender: FlowSender, ended: Flows, packets: int, is_end: bool) -> Answer:
-        """The answer to a chunk that was given to the table."""
+    def answer(self, number: int, ended: Flows, packets: int, is_end: bool, room_bytes: int) -> Answer:
+        """The answer to a chunk that was given to the table.
+
+        Args:
+            number: of the sender.
+            ended: flows that the chunk ended.
+            packets: in it.
+            is_end: nothing follows.
+            room_bytes: for flows in the answer.
+        """
         self.is_written = False
+        sender = self._senders.setdefault(number, FlowSender())
+        self._senders.move_to_end(number)
         sender.has_ended = is_end or (sender.has_ended and not packets)
-        return sender.applied(ended, packets, open=len(self.table), ignored=self.table.ignored)
+        answer = sender.applied(ended, packets, room_bytes, open=len(self.table), ignored=self.table.ignored)
+        self._forget()
+        return answer
+
+    @property
+    def answer_bytes(self) -> int:
+        """Of the answers that its senders may ask for again."""
+        return sum(sender.answer_bytes for sender in self._senders.values())
+
+    def _forget(self) -> None:
+        """Let go of senders, and of answers, while there are too many: of those heard of longest ago."""
+        while len(self._senders) > MOST_SENDERS:
+            self._senders.popitem(last=False)
+        surplus = self.answer_bytes - MOST_KEPT_BYTES
+        for sender in self._senders.values():
+            while surplus > 0 and sender.answer_bytes:
+                before = sender.answer_bytes
+                sender.drop_answer()
+                surplus -= before - sender.answer_bytes
 
     @property
     def is_done(self) -> bool:
@@ -247,6 +280,7 @@ class FlowTables:
         while len(self._held) > 1 and (
             len(self._held) > MOST_TABLES
             or sum(each.spec.capacity for each in self._held.values()) > MOST_FLOWS
+            or sum(each.answer_bytes for each in self._held.values()) > MOST_ANSWERS_BYTES
             or next(iter(self._held.values())).used_at < now - UNUSED_S
         ):
             self._write(self._held.popitem(last=False)[1])

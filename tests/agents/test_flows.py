@@ -73,8 +73,8 @@ class Served:
         tables: the engine's.
     """
 
-    def __init__(self) -> None:
-        self.memory = MemoryBus(8 << 20)
+    def __init__(self, max_payload: int = 8 << 20) -> None:
+        self.memory = MemoryBus(max_payload)
         operations = load(catalogue_of(SETTINGS))
         operation = operations["packets.flows"]
         assert isinstance(operation, Operation)
@@ -314,6 +314,18 @@ async def test_many_flows_at_the_end_come_in_parts(bus: Bus) -> None:
     found = [part async for part in bus.packets.flows(Timed(frames, T0 + np.arange(count)))]
     assert sum(map(len, found)) == count
     assert max(map(len, found)) == LEAST_GIVEN == sending.GIVEN
+
+
+async def test_server_of_small_messages_gives_all_flows() -> None:
+    """1,024 flows are more than it takes at once."""
+    served = Served(200 << 10)
+    await served.worker.start()
+    frames = [frame(number >> 8, 300, number & 255, 6, 2, 0, 0) for number in range(1500)]
+    async with session(served.memory.connect(), SETTINGS) as bus:
+        found = [part async for part in bus.packets.flows(Timed(frames, T0 + np.arange(1500)))]
+    await served.worker.stop()
+    assert sum(map(len, found)) == 1500
+    assert max(map(len, found)) < LEAST_GIVEN
 
 
 # --- what is lost on the way ------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from aikoryu.gpu.packets.flow_tables import DeviceFlows, FlowTables
 from aikoryu.gpu.packets.kernels import PacketKernels
 from aikoryu.netio.flow_cuts import Timeouts
 from aikoryu.netio.flow_state import FlowState
-from aikoryu.netio.flow_wire import unpacked
+from aikoryu.netio.flow_wire import FLOW_BYTES, unpacked
 from aikoryu.netio.flows import Flows
 
 from ..netio.flow_frames import expected, frame, traffic
@@ -440,6 +440,57 @@ def test_senders_of_a_table_are_bounded(engine: Engine, monkeypatch: pytest.Monk
         engine.run(chunk([], [], 1, source))
     codes = [engine.run(chunk([], [], 2, source))[0].get("code") for source in (1, 3, 2)]
     assert codes == [None, None, "out_of_step"]
+
+
+def test_refused_stranger_takes_no_senders_place(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_tables, "MOST_SENDERS", 2)
+    engine.run(chunk([], [], 1, 1), chunk([], [], 1, 2))
+    strangers = engine.run(chunk([], [], 9, 3), {**chunk(FRAMES[:1], TIMES[:1], 1, 4), "times": b"x"})
+    assert [refused["code"] for refused in strangers] == ["out_of_step", "bad_value"]
+    assert ["code" in answer for answer in engine.run(chunk([], [], 2, 1), chunk([], [], 2, 2))] == [False, False]
+
+
+def syns(count: int) -> list[bytes]:
+    """Packets, a flow each."""
+    return [frame(number >> 8, 300, number & 255, 6, 2, 0, 0) for number in range(count)]
+
+
+def test_answer_gives_no_more_flows_than_it_may_have_bytes(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, answer_bytes=20 * FLOW_BYTES + 5)
+    answers = engine.run(chunk(syns(50), [1] * 50, 1, now_ns=0), end(2), chunk([], [], 3), chunk([], [], 4))
+    assert [(answer["count"], answer["left"]) for answer in answers] == [(0, 0), (20, 30), (20, 10), (10, 0)]
+    assert len(flows(answers)) == 50
+    assert max(len(answer["flows"]) for answer in answers) < 20 * FLOW_BYTES + 4096
+    smallest = Engine(tmp_path, answer_bytes=1)
+    smallest.run(chunk(syns(2), [1] * 2, 5, now_ns=0))
+    assert [answer["count"] for answer in smallest.run(end(6), chunk([], [], 7))] == [1, 1]
+
+
+def test_bytes_of_answers_that_a_table_keeps_are_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of who was heard of longest ago make room; it is told, and never takes its flows for none."""
+    monkeypatch.setattr(flow_tables, "MOST_KEPT_BYTES", 250 * FLOW_BYTES)
+    for number in (1, 3):
+        engine.run(chunk(syns(100), [1] * 100, number, now_ns=0), end(number + 1))
+    held = engine.tables.held("t", SPEC)
+    engine.run(chunk(syns(100), [1] * 100, 1, 8, now_ns=0), end(2, 8))
+    (one, two, three, four) = engine.run(*(end(number) for number in (1, 2, 3, 4)))
+    assert (one["code"], two["code"]) == ("forgotten", "forgotten")
+    assert "made room for those of other senders" in two["message"]
+    assert (three["count"], four["count"]) == (0, 100)
+    assert engine.run(end(2, 8))[0]["count"] == 100
+    assert held.answer_bytes <= 250 * FLOW_BYTES
+    assert OutOfStep(engine.run(end(0))[0]["message"]).expected == 5
+
+
+def test_tables_whose_answers_take_much_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_tables, "MOST_ANSWERS_BYTES", 150 * FLOW_BYTES)
+    engine = Engine(tmp_path)
+    for name in ("a", "b", "c"):
+        engine.parameters = msgspec.structs.replace(engine.parameters, table=name)
+        engine.run(chunk(syns(100), [1] * 100, 1, now_ns=10**11), chunk(syns(1), [10**11], 2, now_ns=0))
+    assert list(engine.tables._held) == ["b", "c"]
+    engine.run(chunk([], [], 3))
+    assert list(engine.tables._held) == ["c"]
 
 
 def test_table_of_another_kind_is_refused(engine: Engine, tmp_path: Path) -> None:

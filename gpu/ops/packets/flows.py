@@ -15,6 +15,7 @@ from ....bus.columns import Array, Schema
 from ....bus.errors import BadParameter, BadValue, BusError, Busy, OutOfStep
 from ....netio.flow_cuts import BadTable, Timeouts
 from ....netio.flow_table import CAPACITY
+from ....netio.flow_wire import MOST_ANSWER_BYTES
 from ....netio.flows import Flows as EndedFlows
 from ...batch import Batch
 from ...blobs import Blobs
@@ -62,6 +63,7 @@ class Flows(Operation):
             idle_s, active_s: when flows end; None for never.
             capacity: most flows at a time.
             link: link type of packets that come without `links`.
+            answer_bytes: of flows in an answer, which must find room in the server's `max_payload`.
         """
 
         table: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
@@ -70,6 +72,7 @@ class Flows(Operation):
         active_s: float | None = 1800.0
         capacity: Annotated[int, msgspec.Meta(ge=1, le=MOST_FLOWS)] = CAPACITY
         link: Link = ETHERNET
+        answer_bytes: Annotated[int, msgspec.Meta(ge=1, le=MOST_ANSWER_BYTES)] = 960 << 10
 
         @property
         def spec(self) -> TableSpec:
@@ -152,7 +155,8 @@ class Flows(Operation):
     def _applied(self, held: HeldTable, batch: Batch, row: int) -> Answer:
         there = dict(batch.schema)
         number = int(batch["number"][row])
-        sender = held.sender(int(batch["source"][row]))
+        source = int(batch["source"][row])
+        sender = held.sender(source)
         kept = sender.kept(number)
         if kept is not None:
             return kept
@@ -174,7 +178,8 @@ class Flows(Operation):
             ended.append(held.table.expire(now_ns))
         if is_end:
             ended.append(held.table.flush())
-        return held.answer(sender, EndedFlows.joined(ended), len(frames), is_end)
+        room_bytes = batch.parameters.answer_bytes
+        return held.answer(source, EndedFlows.joined(ended), len(frames), is_end, room_bytes)
 
 
 def _chunk(batch: Batch, row: int, link: int) -> tuple[Frames, Array]:
