@@ -29,7 +29,7 @@ from benchmarks.record import FAULTS, RESULTS
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "figures.md"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
-NAMES = ("bus", "embed", "memory", "break_even")
+NAMES = ("bus", "embed", "memory", "break_even", "agents", "coordination")
 PLOT = "figures.png"
 ABSENT = "Not measured yet; `python -m benchmarks.figures` measures, and writes this section."
 
@@ -75,7 +75,7 @@ def _parts(results: Results) -> list[str]:
         parts += ["## Figures", markdown.figures_table(figures), _LEGEND]
     if found := results.get("break_even", {}).get("break_even"):
         parts += ["## Break-even", _BREAK_EVEN, _break_even_table(found)]
-    for name in ("bus", "embed"):
+    for name in _TITLES:
         if name in results:
             parts += [f"## {_TITLES[name]}", *_contestants(results[name])]
     if "memory" in results:
@@ -85,7 +85,7 @@ def _parts(results: Results) -> list[str]:
     return parts
 
 
-_TITLES = {"bus": "Echo of 384 floats", "embed": "Sentence embeddings"}
+_TITLES = {"bus": "Echo of 384 floats", "embed": "Sentence embeddings", "agents": "Handlers of agents"}
 _LEGEND = (
     "Goal: what has to be reached; aim: what is wanted beyond. Where several peers fit, the one that leaves the worst "
     "ratio counts, and is named."
