@@ -1,0 +1,105 @@
+"""Who listens to whom: the edges of a graph, by who hears and by who is heard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .adjacency import Adjacency
+from .stamps import SIGN, Stamps
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Edges:
+    """Weighted edges between slots; an edge of weight 0 is a tombstone, which only keeps its stamp.
+
+    An agent hears itself with weight 1, and the weights of all it hears are divided by their sum: `Â` of the graph is
+    `scale × (I + W)`. `Â` itself is not kept, so that a change of one edge changes no other.
+
+    Attributes:
+        heard: a row a slot, of those that it hears: CSR.
+        hearers: a row a slot, of those that hear it: CSC.
+        scale: (slots,) float32, one over the sum of what each hears.
+    """
+
+    def __init__(self, place: torch.device) -> None:
+        import torch
+
+        stamped = {"weight": torch.float32, "version": torch.int64, "writer": torch.int64}
+        self.heard = Adjacency(stamped, place)
+        self.hearers = Adjacency({"weight": torch.float32}, place)
+        self.scale = torch.empty(0, dtype=torch.float32, device=place)
+
+    def __len__(self) -> int:
+        """How many, with tombstones."""
+        return int(self.heard.count.sum())
+
+    def widen(self, slots: int) -> None:
+        """Have so many slots, at least."""
+        import torch
+
+        self.heard.widen(slots)
+        self.hearers.widen(slots)
+        self.scale = torch.cat([self.scale, self.scale.new_ones(max(slots - len(self.scale), 0))])
+
+    def link(self, source: Tensor, target: Tensor, weight: Tensor, stamps: Stamps) -> Tensor:
+        """Let targets hear sources, where nothing later has been said of the same edge.
+
+        Args:
+            source, target: (m,) int64, slots.
+            weight: (m,) float32, finite and at least 0, which ends it.
+            stamps: m of them.
+
+        Returns:
+            (m,) bool, those that hold now: later ones of the same call count, too.
+        """
+        import torch
+
+        position = self.heard.find(target, source)
+        columns = self.heard.columns
+        known = position >= 0
+        at = position[known]
+        before = Stamps(torch.full_like(position, SIGN), torch.full_like(position, SIGN))
+        before.version[known], before.writer[known] = columns["version"][at], columns["writer"][at]
+        applied = stamps.after(before) & stamps.last((target << 32) | source)
+        source, target, weight, stamps = source[applied], target[applied], weight[applied], stamps[applied]
+        values = {"weight": weight, "version": stamps.version, "writer": stamps.writer}
+        self.heard.write(position[applied], target, source, values)
+        self.hearers.write(self.hearers.find(source, target), source, target, {"weight": weight})
+        self._rescale(torch.unique(target))
+        return applied
+
+    def isolate(self, slots: Tensor) -> Tensor:
+        """End all edges from and to slots, (m,) int64 and each once; their stamps stay.
+
+        Returns:
+            (c,) int64, the slots whose scale changed.
+        """
+        import torch
+
+        ends = []
+        for these, those in ((self.heard, self.hearers), (self.hearers, self.heard)):
+            owner, position = these.entries(slots)
+            other = these.other[position].long()
+            these.columns["weight"][position] = 0.0
+            those.columns["weight"][those.find(other, slots[owner])] = 0.0
+            ends.append(other)
+        changed: Tensor = torch.unique(torch.cat([slots, ends[1]]))
+        self._rescale(changed)
+        return changed
+
+    def forget(self) -> None:
+        """Drop tombstones: an old word on an edge that was ended counts again, should it come once more."""
+        self.heard.compact(self.heard.columns["weight"] > 0)
+        self.hearers.compact(self.hearers.columns["weight"] > 0)
+
+    def _rescale(self, slots: Tensor) -> None:
+        import torch
+
+        weight = self.heard.columns["weight"][self.heard.entries(slots).position].double()
+        # Sums in the order of the edges, on every device; those of `index_add_` are in any.
+        # `unsafe` leaves out checks, which wait for the device and stumble over no slots at all.
+        heard = torch.segment_reduce(weight, "sum", lengths=self.heard.count[slots], initial=0.0, unsafe=True)
+        self.scale[slots] = (1 / (1 + heard)).float()

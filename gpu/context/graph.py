@@ -1,0 +1,227 @@
+"""A named graph on a device: what its agents know, who hears whom, and what has not been passed on yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .agents import AgentTable
+from .edges import Edges
+from .slots import Slots
+from .stamps import Stamps
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+LEAST_SLOTS = 256
+ROWS = 1 << 14  # of a residual that are computed at once: 25 MB of float32 at d = 384
+
+
+class ContextGraph:
+    """The state of a graph, and what changes it, many rows at a time.
+
+    What is sought is `Z* = a (I − (1−a) Â)⁻¹ X0`. Whatever is called, and in whatever order, what holds after it is
+    `R = a X0 − (I − (1−a) Â) Z` but for rounding, so that `Z* − Z` is at most the longest row of R over a;
+    `propagate.settle` makes that small.
+
+    Agents are int64 numbers. Versions and writers are u8, given as int64 of the same bits, and versions begin at 1. The
+    later word holds, by version and then by writer, whichever comes first; so a repeated one changes nothing. All
+    tensors are on the device, and all numbers finite.
+
+    Args:
+        dimension: d, of every vector.
+        alpha: a, above 0 and at most 1: what of an agent's blended context is its own at the least.
+        place: the device.
+
+    Attributes:
+        slots: which row is whose.
+        edges: between slots.
+        table: the rows.
+
+    Source: Andersen, Chung and Lang 2006, Local graph partitioning using PageRank vectors (the residual); Klicpera et
+    al. 2019, Predict then propagate (vectors in place of probabilities).
+    """
+
+    def __init__(self, dimension: int, alpha: float, place: torch.device) -> None:
+        self.dimension = dimension
+        self.alpha = alpha
+        self.slots = Slots(place)
+        self.edges = Edges(place)
+        self.table = AgentTable.empty(LEAST_SLOTS, dimension, place)
+        self.edges.widen(LEAST_SLOTS)
+
+    def put(self, agents: Tensor, vectors: Tensor, versions: Tensor, writers: Tensor) -> Tensor:
+        """Say what agents know.
+
+        Args:
+            agents: (m,) int64; one may come more than once.
+            vectors: (m, d) float32 or bf16; kept as bf16.
+            versions, writers: (m,) int64.
+
+        Returns:
+            (m,) bool, those that hold now: not those for which there is a later word, also in the same call.
+        """
+        return self._say(agents, vectors, Stamps.of(versions, writers), is_there=True)[0]
+
+    def remove(self, agents: Tensor, versions: Tensor, writers: Tensor) -> Tensor:
+        """Take agents' contexts and edges away; their stamps stay until `forget`.
+
+        A later put brings the context back, and later links the edges.
+
+        Args:
+            agents: (m,) int64; one may come more than once.
+            versions, writers: (m,) int64, as of a put.
+
+        Returns:
+            (m,) bool, those that hold now.
+        """
+        nothing = self.table.own.new_zeros((len(agents), self.dimension))
+        applied, slots = self._say(agents, nothing, Stamps.of(versions, writers), is_there=False)
+        self.refresh(self.edges.isolate(slots))
+        return applied
+
+    def link(self, sources: Tensor, targets: Tensor, weights: Tensor, versions: Tensor, writers: Tensor) -> Tensor:
+        """Let targets hear sources; agents that have put nothing yet may be linked, too.
+
+        Args:
+            sources, targets: (m,) int64, agents; an edge may come more than once.
+            weights: (m,) float32, at least 0, which ends the edge.
+            versions, writers: (m,) int64, of the edge.
+
+        Returns:
+            (m,) bool, those that hold now.
+        """
+        import torch
+
+        source, target = self._take(sources), self._take(targets)
+        applied = self.edges.link(source, target, weights, Stamps.of(versions, writers))
+        self.refresh(torch.unique(target[applied]))
+        return applied
+
+    def equip(self, agents: Tensor, capabilities: Tensor, load: Tensor) -> None:
+        """Say what agents can do and how busy they are, as `route` asks for it; the last call counts.
+
+        Args:
+            agents: (m,) int64, each once.
+            capabilities: (m,) int64, a bit for each.
+            load: (m,) float32.
+        """
+        slots = self._take(agents)
+        self.table.capabilities[slots], self.table.load[slots] = capabilities, load
+
+    def watch(self, agents: Tensor, thresholds: Tensor, intervals_ms: Tensor) -> None:
+        """Let `notify.due` tell agents when their blended context has moved; who was told nothing knows zeros.
+
+        Args:
+            agents: (m,) int64, each once.
+            thresholds: (m,) float32, τ; infinite to be told no more.
+            intervals_ms: (m,) int64, the least time between two tellings.
+        """
+        slots, table = self._take(agents), self.table
+        table.threshold[slots], table.interval_ms[slots] = thresholds, intervals_ms
+        table.stirred[slots] = True
+
+    def forget(self) -> None:
+        """Compact: drop the tombstones of edges, and give back the slots of agents of whom nothing is left.
+
+        Those are not there, have no edges and are not watched; what `equip` said of them is dropped, too. Words as old
+        as what was dropped count again, should they come once more.
+        """
+        self.edges.forget()
+        table, used = self.table, self.slots.used
+        gone = ~table.is_there[:used] & table.threshold[:used].isinf()
+        gone &= (self.edges.heard.count[:used] == 0) & (self.edges.hearers.count[:used] == 0)
+        slots = gone.nonzero().flatten()
+        # Who hears nobody has X0 for Z*, here 0: an empty row is right, and nobody hears of it.
+        table.clear(slots)
+        self.slots.give_back(slots)
+
+    def refresh(self, slots: Tensor | None = None) -> None:
+        """Compute residuals anew from Z, which also takes away what rounding has made of them.
+
+        Args:
+            slots: (m,) int64, each once; all by default.
+        """
+        import torch
+
+        if slots is not None:
+            for part in torch.split(slots, ROWS):
+                self._refresh_some(part)
+            return
+        # Bags of `embedding_bag` follow one another.
+        if not self.edges.heard.is_compact:
+            self.edges.heard.compact()
+        used, heard = self.slots.used, self.edges.heard
+        ends = torch.cat([heard.start[:used], heard.count[:used].sum()[None]])
+        firsts = range(0, used, ROWS)
+        edges = [*ends[:used:ROWS].tolist(), len(self.edges)]
+        for first, begin, end in zip(firsts, edges, edges[1:], strict=False):
+            last = min(first + ROWS, used)
+            self._refresh_run(slice(first, last), slice(begin, end), ends[first : last + 1] - begin)
+
+    def measure(self, slots: Tensor) -> None:
+        """Compute the lengths of residuals that have changed."""
+        import torch
+
+        self.table.norm[slots] = torch.linalg.vector_norm(self.table.residual[slots], dim=1)
+
+    def _say(self, agents: Tensor, vectors: Tensor, stamps: Stamps, *, is_there: bool) -> tuple[Tensor, Tensor]:
+        """What `put` says, and the slots of those that were applied."""
+        import torch
+
+        slots, table = self._take(agents), self.table
+        applied = stamps.after(table.stamps(slots)) & stamps.last(slots)
+        slots, stamps = slots[applied], stamps[applied]
+        # Rounded before the difference is formed: R must be of what is kept.
+        vectors = vectors[applied].to(torch.bfloat16)
+        table.residual[slots] += self.alpha * (vectors.float() - table.own[slots].float())
+        table.own[slots] = vectors
+        table.version[slots], table.writer[slots] = stamps.version, stamps.writer
+        table.is_there[slots] = is_there
+        self.measure(slots)
+        return applied, slots
+
+    def _take(self, agents: Tensor) -> Tensor:
+        slots = self.slots.take(agents)
+        if self.slots.used > len(self.table):
+            self.table.grow(max(self.slots.used, len(self.table) + len(self.table) // 2))
+            self.edges.widen(len(self.table))
+        return slots
+
+    def _refresh_some(self, slots: Tensor) -> None:
+        import torch
+
+        heard, table = self.edges.heard, self.table
+        position = heard.entries(slots).position
+        ends = torch.cat([slots.new_zeros(1), heard.count[slots].cumsum(0)])
+        sums = weighted_sums(table.blended, heard.other[position], heard.columns["weight"][position], ends)
+        mixed = (sums + table.blended[slots]) * ((1 - self.alpha) * self.edges.scale[slots])[:, None]
+        table.residual[slots] = mixed.add_(table.own[slots], alpha=self.alpha).sub_(table.blended[slots])
+        self.measure(slots)
+
+    def _refresh_run(self, rows: slice, edges: slice, ends: Tensor) -> None:
+        """The same of slots one after the other, whose edges are, too."""
+        import torch
+
+        heard, table = self.edges.heard, self.table
+        mixed = weighted_sums(table.blended, heard.other[edges], heard.columns["weight"][edges], ends)
+        mixed.add_(table.blended[rows]).mul_(((1 - self.alpha) * self.edges.scale[rows])[:, None])
+        table.residual[rows] = mixed.add_(table.own[rows], alpha=self.alpha).sub_(table.blended[rows])
+        table.norm[rows] = torch.linalg.vector_norm(table.residual[rows], dim=1)
+
+
+def weighted_sums(rows: Tensor, which: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Sums of rows with weights, added up in order, so that they are the same each time.
+
+    Args:
+        rows: (n, d) float32.
+        which: (e,) int32, the rows that are added up.
+        weight: (e,) float32.
+        ends: (m + 1,) int64, where each sum begins in them, and where the last one ends.
+
+    Returns:
+        (m, d) float32.
+    """
+    from torch.nn.functional import embedding_bag
+
+    return embedding_bag(which, rows, ends.int(), mode="sum", per_sample_weights=weight, include_last_offset=True)

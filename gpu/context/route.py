@@ -1,0 +1,62 @@
+"""Who should get a message: the agents whose contexts are most like it, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from ..shortlist import Agents, Tasks, shortlist
+from .graph import ContextGraph
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Routes(NamedTuple):
+    """The k best agents of each query, the best first.
+
+    Attributes:
+        agents: (b, k) int64; where there are fewer, what stands there means nothing.
+        scores: (b, k) float32, -inf there.
+    """
+
+    agents: Tensor
+    scores: Tensor
+
+
+def route(
+    graph: ContextGraph,
+    queries: Tensor,
+    needs: Tensor,
+    k: int,
+    load_weight: float,
+    what: Literal["own", "blended"],
+    checkpoint: Callable[[], object],
+) -> Routes:
+    """The agents of the greatest scores: the dot product of the vectors, less the load.
+
+    Only agents count that have put something and have every capability that is needed.
+
+    Args:
+        graph: whose agents.
+        queries: (b, d) f2, bf16 or f4, none longer than `shortlist.LONGEST`.
+        needs: (b,) int64, a bit for each capability; 0 for none.
+        k: how many.
+        load_weight: what a load of 1 counts, in units of similarity.
+        what: which of the agents' contexts are compared.
+        checkpoint: called between tiles; what it raises ends the search.
+    """
+    import torch
+
+    table, used = graph.table, graph.slots.used
+    if not used:
+        agents = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
+        return Routes(agents, torch.full_like(agents, -torch.inf, dtype=torch.float32))
+    vectors = (table.own if what == "own" else table.blended)[:used]
+    places = torch.arange(64, device=needs.device)
+    bits = ((needs[:, None] >> places) & 1).any(0).nonzero().flatten()
+    candidates = Agents(
+        vectors, table.is_there[:used].long(), table.capabilities[:used], load_weight * table.load[:used]
+    )
+    found = shortlist(Tasks(queries, needs, bits), candidates, k, checkpoint)
+    return Routes(graph.slots.agents[found.agents], found.utilities)

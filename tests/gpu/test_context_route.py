@@ -1,0 +1,71 @@
+"""Routes against all scores in float64."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `worker`")
+
+from aikoryu.gpu import shortlist  # noqa: E402 - only where torch is
+from aikoryu.gpu.context.graph import ContextGraph  # noqa: E402
+from aikoryu.gpu.context.propagate import settle  # noqa: E402
+from aikoryu.gpu.context.route import route  # noqa: E402
+from aikoryu.gpu.device import Device  # noqa: E402
+
+D = 16
+
+
+def nothing() -> None:
+    """A checkpoint at which everybody is still there."""
+
+
+@pytest.mark.parametrize("what", ["own", "blended"])
+@pytest.mark.parametrize("load_weight", [0.0, 2.0])
+def test_the_best_of_those_who_can(
+    device: Device, monkeypatch: pytest.MonkeyPatch, what: Literal["own", "blended"], load_weight: float
+) -> None:
+    monkeypatch.setitem(shortlist.TILE_BYTES, device.place.type, 128 * 4 * 4)  # several tiles
+    monkeypatch.setattr(shortlist, "LEAST_TASKS", 4)
+    draw, n, place = np.random.default_rng(1), 900, device.place
+    graph = ContextGraph(D, 0.3, place)
+    agents = torch.tensor(draw.permutation(10_000)[:n], device=place)
+    ones = torch.ones(n, dtype=torch.int64, device=place)
+    graph.put(agents, torch.tensor(draw.standard_normal((n, D)), device=place).float(), ones, ones)
+    graph.link(agents, agents.roll(1), ones.float(), ones, ones)
+    # Those that said nothing themselves, and those that were removed, are no candidates.
+    graph.link(agents[:50], agents[:50] + 10_000, ones[:50].float(), ones[:50], ones[:50])
+    graph.remove(agents[:100], 2 * ones[:100], ones[:100])
+    capabilities, load = draw.integers(0, 8, n), draw.uniform(0, 1, n)
+    capabilities[::2] |= -(1 << 63)
+    graph.equip(agents, torch.tensor(capabilities, device=place), torch.tensor(load, device=place).float())
+    settle(graph, 1e-3)
+
+    queries = torch.tensor(draw.standard_normal((9, D)), device=place).float()
+    needs = np.array([0, 1, 2, 3, 7, 0, 8, -(1 << 63), 4])
+    found = route(graph, queries, torch.tensor(needs, device=place), 5, load_weight, what, nothing)
+
+    table, slots = graph.table, graph.slots.find(agents)
+    vectors = (table.own if what == "own" else table.blended)[slots].double().cpu().numpy()
+    scores = queries.double().cpu().numpy() @ vectors.T - load_weight * load
+    scores[(capabilities & needs[:, None]) != needs[:, None]] = -np.inf
+    scores[:, :100] = -np.inf
+    best = np.sort(scores, axis=1)[:, ::-1][:, :5]
+    np.testing.assert_allclose(found.scores.cpu(), best, atol=1e-4)
+    assert np.isinf(best[6]).all(), "nobody can do that"
+    numbers = agents.tolist()
+    for row, named in enumerate(found.agents.tolist()):
+        if row != 6:
+            there = [scores[row, numbers.index(agent)] for agent in named]
+            np.testing.assert_allclose(there, best[row], atol=1e-4)
+            assert len(set(named)) == 5
+
+
+def test_a_graph_without_agents_knows_nobody(device: Device) -> None:
+    graph = ContextGraph(D, 0.3, device.place)
+    needs = torch.zeros(2, dtype=torch.int64, device=device.place)
+    found = route(graph, torch.ones((2, D), device=device.place), needs, 3, 0.0, "own", nothing)
+    assert found.agents.shape == (2, 3)
+    assert bool((found.scores == -torch.inf).all())
