@@ -41,6 +41,7 @@ class Claims:
         self._pipeline = pipeline
         self._loop = asyncio.get_running_loop()
         self._pulls: list[Pull] = []
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Claims:
         self._transport.on_reconnect.append(self._on_reconnect)
@@ -48,7 +49,7 @@ class Claims:
 
     async def __aexit__(self, *_: object) -> None:
         self._transport.on_reconnect.remove(self._on_reconnect)
-        await asyncio.gather(*(pull.close() for pull in self._pulls))
+        await asyncio.gather(*(pull.close() for pull in self._pulls), *self._closing)
 
     async def take(self, consumer: str, ready: Once[None], timeout_s: float | None) -> Message:
         """Wait for a task.
@@ -68,8 +69,12 @@ class Claims:
             message = None
             try:
                 await ready()
-                pull = self._free(consumer) or await self._another()
-                message = await pull.wait(consumer, PULL_S if left_s is None else min(left_s, PULL_S))
+                pull = self._free() or await self._another()
+                try:
+                    message = await pull.wait(consumer, PULL_S if left_s is None else min(left_s, PULL_S))
+                except asyncio.CancelledError:
+                    self._withdraw(pull)
+                    raise
             except (NoAnswer, Unavailable, Disconnected):
                 ready.forget()
                 await asyncio.sleep(RETRY_S)
@@ -78,16 +83,26 @@ class Claims:
             if end is not None and (left_s := end - self._loop.time()) <= 0:
                 raise NoTask(f"no task came to {consumer} within {timeout_s:g} s: ask again")
 
-    def _free(self, consumer: str) -> Pull | None:
-        """A pull that nobody waits for: best one under way already, whose waiter went away."""
-        free = [pull for pull in self._pulls if not pull.waited and (not pull.under_way or pull.consumer == consumer)]
-        return max(free, key=lambda pull: pull.under_way, default=None)
+    def _free(self) -> Pull | None:
+        """A pull that nobody waits for, and the server neither."""
+        return next((pull for pull in self._pulls if not pull.waited and not pull.under_way), None)
 
     async def _another(self) -> Pull:
         pull = Pull(self._transport, self._pipeline)
         await pull.open()
         self._pulls.append(pull)
         return pull
+
+    def _withdraw(self, pull: Pull) -> None:
+        """Nobody waits for what a pull brings: the server forgets one whose inbox nobody hears.
+
+        A task that came to it would have come in vain, and one that comes so often is given up.
+        """
+        if pull.under_way:
+            self._pulls.remove(pull)
+            closing = asyncio.create_task(pull.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _on_reconnect(self) -> None:
         for pull in self._pulls:
@@ -98,12 +113,10 @@ class Pull:
     """A request for one task, again and again; each has a subscription, for a task does not say which it answers.
 
     Attributes:
-        consumer: which was asked last.
         waited: somebody waits for what comes.
     """
 
     def __init__(self, transport: Transport, pipeline: Pipeline) -> None:
-        self.consumer = ""
         self.waited = False
         self._transport = transport
         self._pipeline = pipeline
@@ -133,7 +146,7 @@ class Pull:
         """What comes; None if the request ended without a task.
 
         Args:
-            consumer: who is asked, unless a request is under way.
+            consumer: who is asked.
             expires_s: when the server ends the request, s; 0: at once.
 
         Raises:
@@ -141,8 +154,7 @@ class Pull:
         """
         self.waited = True
         self._came = came = self._loop.create_future()
-        if not self.under_way:
-            self._ask(consumer, expires_s)
+        self._ask(consumer, expires_s)
         try:
             with suppress(TimeoutError):  # then the server has forgotten it, unless an answer came just now
                 async with asyncio.timeout_at(self._until + GRACE_S):
@@ -168,7 +180,6 @@ class Pull:
             self._came.set_result(None)
 
     def _ask(self, consumer: str, expires_s: float) -> None:
-        self.consumer = consumer
         self._number += 1
         self._until = self._loop.time() + expires_s
         body = {"batch": 1, "expires": int(expires_s * 1e9)} if expires_s > 0 else {"batch": 1, "no_wait": True}

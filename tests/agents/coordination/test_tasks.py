@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from aikoryu.agents.coordination import Coordination, NoTask, TaskLost, claims
 from aikoryu.agents.coordination import task as task_module
+from aikoryu.agents.coordination.tasks import MAX_ATTEMPTS
 from aikoryu.bus.errors import BadParameter, BadValue, Busy, Closed
 from aikoryu.bus.jetstream import NoAnswer, Refused, Unavailable
 from aikoryu.bus.memory import MemoryBus
@@ -330,26 +331,36 @@ async def test_a_consumer_that_somebody_deleted_is_made_again(agent: Any) -> Non
         assert task.message == 1
 
 
-async def test_a_claim_that_was_cancelled_leaves_its_request_to_the_next(agent: Any, eventually: Any) -> None:
-    queue = agent.tasks("q")
-    for _ in range(10):
-        waiting = asyncio.create_task(all_of(queue, 60))
-        await eventually(lambda: waited(agent) == 1)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        (pull,) = agent._floor._made[0].claims._pulls
-        assert (pull.under_way, pull._number) == (True, 1)
-    task = asyncio.create_task(queue._next(5))
-    await eventually(lambda: waited(agent) == 1)
-    await queue.put(1)
-    assert (await task).attempt == 1
-    await (await task).done()
+async def test_no_task_comes_to_claims_that_were_cancelled(agent: Any, join: Join, eventually: Any) -> None:
+    queue, other = agent.tasks("q"), (await join("two")).tasks("q")
+    waiting = [asyncio.create_task(all_of(queue, 60)) for _ in range(MAX_ATTEMPTS + 1)]
+    await eventually(lambda: waited(agent) == len(waiting))
+    await agent._floor._made[0].pipeline.drain()
+    await agent.connection.flush()
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    claims_ = agent._floor._made[0].claims
+    await eventually(lambda: not claims_._closing)
+    assert claims_._pulls == []
+    await other.put(1)
+    async with other.claim(timeout_s=5) as task:
+        assert task.attempt == 1
+    assert queue.counts.claimed == 0
 
 
-async def test_a_task_that_comes_when_nobody_waits_is_given_back_at_once(
-    agent: Any, join: Join, eventually: Any
+async def test_a_task_on_its_way_to_who_waits_no_more_is_given_back_at_once(
+    agent: Any, join: Join, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, other = agent.tasks("q"), (await join("two")).tasks("q")
+    go = asyncio.Event()
+    close = claims.Pull.close
+
+    async def close_later(pull: claims.Pull) -> None:
+        await go.wait()
+        await close(pull)
+
+    monkeypatch.setattr(claims.Pull, "close", close_later)
     waiting = asyncio.create_task(all_of(queue, 60))
     await eventually(lambda: waited(agent) == 1)
     await agent._floor._made[0].pipeline.drain()
@@ -359,6 +370,7 @@ async def test_a_task_that_comes_when_nobody_waits_is_given_back_at_once(
     await other.put(1)
     async with other.claim(timeout_s=5) as task:
         assert task.attempt == 2
+    go.set()
 
 
 @pytest.mark.parametrize("kept", [0, 2])
