@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..bus.subjects import partition
 from ..netio.capture import Capture, open_capture
 from ..netio.flow_cuts import Timeouts
 from ..netio.flow_key import KeyChoice
-from ..netio.flow_wire import FLOW_BYTES, MOST_ANSWER_BYTES, unpacked
+from ..netio.flow_wire import FLOW_BYTES, MOST_ANSWER_BYTES, ONCE, unpacked
 from ..netio.flows import Flows
 from .flow_chunks import END, Live, Piece, Row, Size, TimedSource, of_capture, of_packets, tick, timed
 
@@ -38,6 +38,8 @@ SLACK_BYTES = 64 << 10
 WAIT_S = 0.1
 PART_S = 5.0
 """Within which a chunk is answered, unless it, its answer or its worker is lost."""
+LEAVE_S = 1.0
+"""How long leaving early waits for the worker to forget its table."""
 SOONEST_S, LATEST_S = 0.05, 0.5
 """Between two tries."""
 
@@ -60,7 +62,7 @@ async def flows_by_worker(
     timeout_s: float,
 ) -> AsyncGenerator[Flows, None]:
     """The flows of packets as they end; see `agents.packets.Network.flows`."""
-    name = table or f"once-{secrets.token_hex(8)}"
+    name = table or f"{ONCE}{secrets.token_hex(8)}"
     room = max(FLOW_BYTES, min(client.largest_bytes - SLACK_BYTES, MOST_ANSWER_BYTES))
     size = Size(max(1, min(chunk, room // FLOW_BYTES)), max(1, min(CHUNK_BYTES, room)))
     parameters = {
@@ -79,9 +81,14 @@ async def flows_by_worker(
             packets = timed(source)
             chunks = Unread(lambda: of_packets(packets, size, link))
         run = FlowRun(client, f"packets.flows.{partition(name, partitions)}", parameters, chunks, timeout_s)
-        async with aclosing(run.flows()) as found:
-            async for flows in found:
-                yield flows
+        try:
+            async with aclosing(run.flows()) as found:
+                async for flows in found:
+                    yield flows
+        except BaseException:  # also where the caller asks for no more
+            if table is None:
+                await run.forget()
+            raise
 
 
 @dataclass(frozen=True)
@@ -175,6 +182,15 @@ class FlowRun:
                 return
             await asyncio.sleep(rest_s)
             rest_s = min(2 * rest_s, LATEST_S)
+
+    async def forget(self) -> None:
+        """Have the worker do away with the table; where that fails, it is forgotten when it was unused for long."""
+        if not self._last:
+            return
+        row = {**self._row(Chunk(0, tick())), "forget": np.array([True])}
+        with suppress(BusError, TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await self._client.call_many(self._operation, row, self._parameters, timeout_s=LEAVE_S)
 
     async def _sent(self, first: int) -> AsyncGenerator[Flows | None, None]:
         """Send chunks from a number on, and give what each answer brings that is new."""

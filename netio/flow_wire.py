@@ -14,6 +14,8 @@ FIELDS = {name: field_of(getattr(_NONE, name)) for name in NAMES}
 """Wire type of each column of `Flows`."""
 FLOW_BYTES = sum(field.row_bytes for field in FIELDS.values())
 """Of one flow, without the names of columns."""
+ONCE = "once-"
+"""Begins the name of a table that one run alone has."""
 MOST_ANSWER_BYTES = 16 << 20
 """Of flows in one answer of a worker's."""
 

@@ -25,6 +25,7 @@ from ...bus.columns import bytes_of
 from ...bus.errors import Busy
 from ...netio.flow_record import RECORD
 from ...netio.flow_state import FlowState
+from ...netio.flow_wire import ONCE
 from .flow_senders import SenderState
 
 MOST_FILES = 1024
@@ -131,10 +132,17 @@ class FlowStore:
         draft.unlink()
         return False
 
+    def remove(self, name: str, epoch: int) -> None:
+        """Forget a table, unless another has opened it since."""
+        with self._locked():
+            if self.epoch(name) == epoch:
+                self._path(name).unlink()
+
     def _made(self, name: str, spec: TableSpec) -> tuple[int, SavedTable, FlowState]:
         """A new table, written down so that it has an epoch."""
         self._tidy()
-        if sum(1 for _ in self._folder.glob(f"*{_SUFFIX}")) >= MOST_FILES:
+        surplus = sum(1 for _ in self._folder.glob(f"*{_SUFFIX}")) + 1 - MOST_FILES
+        if surplus > 0 and not self._made_room(surplus):
             raise Busy(f"{MOST_FILES} tables of flows are here: use fewer names", retry_after_s=1.0)
         epoch, saved, state = monotonic_ns(), SavedTable(spec, {}), FlowState.empty()
         draft = self._draft(name, epoch, saved, state)
@@ -165,6 +173,19 @@ class FlowStore:
             until = path.stat().st_mtime if path.suffix == _SUFFIX else int(path.name.split("~")[1])
             if until < now:
                 path.unlink()
+
+    def _made_room(self, surplus: int) -> bool:
+        """Forget runs that are done, or that nobody has used for a while; false if there are too few.
+
+        Who is left of one sends again what it has, as after the loss of a worker.
+        """
+        before = monotonic() + FORGOTTEN_S - DONE_S
+        unused = sorted(
+            (until, path) for path in self._folder.glob(f"{ONCE}*{_SUFFIX}") if (until := path.stat().st_mtime) < before
+        )
+        for _, path in unused[:surplus]:
+            path.unlink()
+        return len(unused) >= surplus
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}{_SUFFIX}"

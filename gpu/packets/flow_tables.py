@@ -259,6 +259,11 @@ class FlowTables:
         """A table is not what it should be: it is opened anew, as it was written down last."""
         self._held.pop(held.name, None)
 
+    def forget(self, held: HeldTable) -> None:
+        """Nobody will ask for a table again: nothing is left of it."""
+        self.lose(held)
+        self.store.remove(held.name, held.epoch)
+
     def relieve(self) -> None:
         """Write all tables down and let go of them; they are opened again when they are asked for."""
         while self._held:

@@ -423,6 +423,26 @@ async def test_leaving_early_leaves_nothing_under_way(served: Served, bus: Bus) 
     assert not any("Live" in name or "Stream" in name for name in names)
 
 
+@pytest.mark.parametrize("table", [None, "tap"])
+async def test_leaving_early_does_away_with_the_table_of_the_run(served: Served, bus: Bus, table: str | None) -> None:
+    for _ in range(3):
+        flows = bus.packets.flows(some(), table=table, timeouts=TIMEOUTS, chunk=CHUNK)
+        await anext(flows)
+        await flows.aclose()
+    files = list(served.tables.store._folder.iterdir())
+    assert [path.name for path in files] == ([] if table is None else ["tap.flows"])
+
+
+async def test_leaving_early_waits_for_no_worker(served: Served, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "LEAVE_S", 0.05)
+    flows = bus.packets.flows(some(), timeouts=TIMEOUTS, chunk=CHUNK)
+    await anext(flows)
+    served.engine.hold = True
+    async with asyncio.timeout(1):
+        await flows.aclose()
+    served.engine.release()
+
+
 async def test_engine_that_is_killed_loses_no_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real server, a real engine process, killed three times between chunks."""
     (tmp_path / "torch.py").write_text("raise ImportError('flows on the host do without, and start faster')\n")

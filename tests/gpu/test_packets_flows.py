@@ -521,6 +521,18 @@ def test_parameters_that_are_none_are_refused(engine: Engine, change: dict[str, 
         engine.operation.outputs(schema, engine.operation.decode_parameters({**PARAMETERS, **change}))
 
 
+def test_table_that_is_to_be_forgotten_leaves_nothing(engine: Engine) -> None:
+    engine.run(*ROWS[:3])
+    (answer,) = engine.run({**chunk([], [], 0), "forget": True})
+    assert "code" not in answer
+    assert not engine.tables._held
+    assert not list(engine.tables.store._folder.iterdir())
+    (gone,) = engine.run({**ROWS[3], "forget": False})
+    assert OutOfStep(gone["message"]).expected == 1
+    engine.run({**end(0), "forget": True}, alive=[False])
+    assert len(list(engine.tables.store._folder.iterdir())) == 1, "it was withdrawn"
+
+
 class TestStore:
     @pytest.fixture
     def store(self, tmp_path: Path) -> FlowStore:
@@ -561,6 +573,25 @@ class TestStore:
         now += flow_store.DONE_S + 1
         store.open("c", SPEC)
         assert sorted(path.name for path in store._folder.iterdir()) == ["b.flows", "c.flows"]
+
+    def test_runs_that_nobody_uses_make_room(self, store: FlowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(flow_store, "MOST_FILES", 4)
+        now = monotonic()
+        monkeypatch.setattr(flow_store, "monotonic", lambda: now)
+        for name in ("named", "once-old", "once-older"):
+            store.open(name, SPEC)
+            now += 1
+        store.open("once-old", SPEC)
+        now += flow_store.DONE_S + 1
+        store.open("once-new", SPEC)
+        for name, gone in (("once-a", "once-older"), ("once-b", "once-old")):
+            assert store.epoch(gone)
+            store.open(name, SPEC)
+            assert not store.epoch(gone)
+        with pytest.raises(Busy):
+            store.open("once-c", SPEC)
+        assert store.epoch("named")
+        assert store.epoch("once-new")
 
     def test_draft_that_cannot_be_written_is_removed(self, store: FlowStore, monkeypatch: pytest.MonkeyPatch) -> None:
         epoch, saved, state = store.open("t", SPEC)

@@ -32,6 +32,7 @@ MOST_CHUNKS = 8
 """Of a batch: the flows of all of them must have room in the answer."""
 MOST_PIECES = 256
 """A table takes no more packets at once than it has room for flows: a chunk may be so many times that."""
+NOTHING = Answer(b"", 0, 0, 0, 0)
 
 
 class Flows(Operation):
@@ -40,7 +41,7 @@ class Flows(Operation):
     A row is a chunk: `frames`, the bytes of its packets one after the other; `lengths`, u4 each; `times`, i8 each, ns
     since 1970; `wire`, u4 each, and `links`, u2 each, or nothing where they say nothing. `source` is a number of the
     sender's own, and `number` counts its chunks from 1. After the packets, `now_ns` ends what is idle by then, unless
-    it is 0, and `end` ends all flows.
+    it is 0, and `end` ends all flows. `forget`, of whatever number, does away with the table.
 
     A chunk is applied once: sent again it gets the answer it had. One that does not follow the chunk before it is
     refused with the number expected, as after an engine was lost, whose tables go on as they were written down last.
@@ -84,10 +85,10 @@ class Flows(Operation):
     signature = Signature(
         {
             **{"source": "u8", "number": "u8", "frames": "bin", "lengths": "bin", "times": "bin"},
-            **{"wire": "bin", "links": "bin", "now_ns": "i8", "end": "bool"},
+            **{"wire": "bin", "links": "bin", "now_ns": "i8", "end": "bool", "forget": "bool"},
         },
         {"flows": "bin", "count": "u4", "left": "u8", "open": "u8", "ignored": "u8", "saved": "u8", "trouble": "utf8"},
-        optional=("wire", "links", "now_ns", "end"),
+        optional=("wire", "links", "now_ns", "end", "forget"),
     )
     parameters = Parameters
     pure = False
@@ -118,7 +119,7 @@ class Flows(Operation):
         """Give each chunk to the table."""
         parameters: Flows.Parameters = batch.parameters
         held = self._tables.held(parameters.table, parameters.spec)
-        answers: list[Answer] = [Answer(b"", 0, 0, 0, 0)] * batch.rows
+        answers: list[Answer] = [NOTHING] * batch.rows
         waiting = [row for row in range(batch.rows) if batch.alive[row]]
         try:
             # Those that came too early, through another front, may follow by now.
@@ -130,7 +131,10 @@ class Flows(Operation):
         except BaseException:
             self._tables.lose(held)
             raise
-        self._tables.keep(held)
+        if any(batch.alive[row] and _says(batch, "forget", row) for row in range(batch.rows)):
+            self._tables.forget(held)
+        else:
+            self._tables.keep(held)
         return {
             "flows": [answer.flows for answer in answers],
             **{
@@ -153,7 +157,8 @@ class Flows(Operation):
         return True
 
     def _applied(self, held: HeldTable, batch: Batch, row: int) -> Answer:
-        there = dict(batch.schema)
+        if _says(batch, "forget", row):
+            return NOTHING
         number = int(batch["number"][row])
         source = int(batch["source"][row])
         sender = held.sender(source)
@@ -168,8 +173,8 @@ class Flows(Operation):
                 f"{len(frames)} packets at once for a table of {capacity} flows: send at most {most}, "
                 "or name a larger capacity"
             )
-        now_ns = int(batch["now_ns"][row]) if "now_ns" in there else 0
-        is_end = bool(batch["end"][row]) if "end" in there else False
+        now_ns = int(batch["now_ns"][row]) if "now_ns" in dict(batch.schema) else 0
+        is_end = _says(batch, "end", row)
         # A sender alone never has so many left; one of several may end flows faster than it fetches them.
         if is_end and sender.left > 2 * capacity:
             raise Busy(f"{sender.left} flows that have ended are left: fetch them with chunks without packets first")
@@ -180,6 +185,11 @@ class Flows(Operation):
             ended.append(held.table.flush())
         room_bytes = batch.parameters.answer_bytes
         return held.answer(source, EndedFlows.joined(ended), len(frames), is_end, room_bytes)
+
+
+def _says(batch: Batch, name: str, row: int) -> bool:
+    """Whether an optional column is there and true."""
+    return name in dict(batch.schema) and bool(batch[name][row])
 
 
 def _chunk(batch: Batch, row: int, link: int) -> tuple[Frames, Array]:
