@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints, overload
 
+from ..bus.client import MAX_TIMEOUT_S
 from .call import Call
 from .message import Codec, codec
 
@@ -54,6 +55,13 @@ class Handler:
     deadline_s: float | None = None
     priority: int = 0
     idempotent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.deadline_s is not None and not 0 < self.deadline_s <= MAX_TIMEOUT_S:
+            raise ValueError(
+                f"{self.function.__qualname__}: deadline_s is {self.deadline_s}: use more than 0 and at most "
+                f"{MAX_TIMEOUT_S:g} s"
+            )
 
     def arguments(self, message: Any, call: Any) -> list[Any]:
         """What the function is called with after the agent."""

@@ -13,6 +13,8 @@ from aikoryu.bus.discovery import AGENTS, discover
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.config import Settings
 
+from .conftest import turns, until
+
 
 class Searcher(Agent):
     def __init__(self) -> None:
@@ -90,10 +92,11 @@ async def test_load_is_told_with_the_next_beat(memory: MemoryBus, bus: Bus) -> N
     async with made:
         assert [entry.load for entry in await bus.agents.entries()] == [0.0]
         calls = [asyncio.ensure_future(bus.agents.get("web").search("a")) for _ in range(3)]
-        await asyncio.sleep(0.01)  # the calls reach it: two run, one waits
         assert made._process is not None
+        mailbox = made._process.host.residents["web"].mailbox
+        await until(lambda: mailbox.load == 1.5)  # two run, one waits
         made._process._presence._beat()
-        await asyncio.sleep(0.01)
+        await turns()
         assert [entry.load for entry in await bus.agents.entries()] == [1.5]
         searcher.go_on.set()
         assert await asyncio.gather(*calls) == ["A", "A", "A"]

@@ -166,6 +166,15 @@ def test_what_cannot_be_called_is_said_when_the_class_is_read(cls: type, says: s
         kind_of(cls)
 
 
+@pytest.mark.parametrize("deadline_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_deadline_of_a_handler_can_be_kept(deadline_s: float) -> None:
+    async def wait(self: ai.Agent) -> None: ...
+
+    hasty = type("Hasty", (ai.Agent,), {"wait": ai.handler(deadline_s=deadline_s)(wait)})
+    with pytest.raises(ValueError, match="deadline_s"):
+        kind_of(hasty)
+
+
 def test_priority_has_a_name() -> None:
     with pytest.raises(ValueError, match="interactive, normal, background"):
         ai.handler(priority="urgent")  # type: ignore[call-overload]
