@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .graph import ContextGraph, weighted_sums
+from .graph import ContextGraph, blocks, weighted_sums
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PUSH_COST = 2.0
+# An edge that is pushed is sorted, and its row of R read and written. On two cores, n = 1e5, d = 384: 0.16 µs for each
+# beyond those that reach every row, and 0.07 in a sweep over all rows.
+PUSH_COST = 2.2
 MOST_PUSHES = 256  # of a call; sweeps of all rows then, each of which takes off a part of at least alpha
 
 
@@ -79,9 +81,14 @@ def _push(graph: ContextGraph, frontier: Tensor) -> None:
     target, order = target.sort(stable=True)
     reached, count = torch.unique_consecutive(target, return_counts=True)
     ends = torch.cat([count.new_zeros(1), count.cumsum(0)])
-    sums = weighted_sums(passed, torch.cat([itself, owner])[order].int(), weight[order], ends)
-    table.residual[reached] += sums.mul_(((1 - graph.alpha) * graph.edges.scale[reached])[:, None])
-    graph.measure(reached)
+    owner, weight = torch.cat([itself, owner])[order].int(), weight[order]
+    scale = ((1 - graph.alpha) * graph.edges.scale[reached])[:, None]
+    for rows, edges, ends_there in blocks(ends):
+        part = reached[rows]
+        left = table.residual[part]
+        left.addcmul_(weighted_sums(passed, owner[edges], weight[edges], ends_there), scale[rows])
+        table.residual[part] = left
+        table.norm[part] = torch.linalg.vector_norm(left, dim=1)
 
 
 def _full(graph: ContextGraph) -> None:

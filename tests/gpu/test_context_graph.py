@@ -65,8 +65,9 @@ class Rig:
         self.graph = ContextGraph(D, alpha, device.place)
         self.model = Model()
 
-    def tensor(self, values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.place)
+    def tensor(self, values: Any, dtype: Any = torch.int64) -> Tensor:
+        made: Tensor = torch.tensor(values, dtype=dtype, device=self.place)
+        return made
 
     def put(self, rows: list[tuple[int, Array, int, int]]) -> list[bool]:
         agents, vectors, versions, writers = zip(*rows, strict=True)
@@ -83,11 +84,9 @@ class Rig:
     def link(self, rows: list[tuple[int, int, float, int, int]]) -> list[bool]:
         for row in rows:
             self.model.link(*row)
-        source, target, weight, version, writer = zip(*rows, strict=True)
-        weights = self.tensor(weight, torch.float32)
-        return self.graph.link(
-            *map(self.tensor, (source, target)), weights, *map(self.tensor, (version, writer))
-        ).tolist()
+        source, target, weight, version, writer = map(list, zip(*rows, strict=True))
+        ends, weights = (self.tensor(source), self.tensor(target)), self.tensor(weight, torch.float32)
+        return self.graph.link(*ends, weights, self.tensor(version), self.tensor(writer)).tolist()
 
     def state(self) -> list[Tensor]:
         """All of what the graph answers from."""
@@ -134,7 +133,7 @@ def vector(seed: int) -> Array:
 
 agents = st.integers(0, 11)
 stamps = (st.integers(1, 6), st.integers(1, 3))
-words = st.one_of(
+words: st.SearchStrategy[Any] = st.one_of(
     st.tuples(st.just("put"), st.lists(st.tuples(agents, st.integers(0, 99), *stamps), min_size=1, max_size=8)),
     st.tuples(
         st.just("link"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="needs the extra `worker`")
 
 from aikoryu.bus.columns import Array  # noqa: E402 - only where torch is
-from aikoryu.gpu.context.graph import ContextGraph  # noqa: E402
+from aikoryu.gpu.context.graph import ROWS, ContextGraph  # noqa: E402
 from aikoryu.gpu.context.propagate import Settled, settle  # noqa: E402
 from aikoryu.gpu.device import Device  # noqa: E402
 
@@ -66,7 +66,10 @@ def blended(graph: ContextGraph) -> Array:
 
 @pytest.mark.parametrize("push_cost", [ALWAYS_PUSH, BY_COST, ALWAYS_FULL])
 @pytest.mark.parametrize(("alpha", "epsilon"), [(0.1, 1e-2), (0.3, 1e-3), (0.5, 1e-5), (1.0, 1e-3)])
-def test_as_near_as_promised(device: Device, alpha: float, epsilon: float, push_cost: float) -> None:
+def test_as_near_as_promised(
+    device: Device, monkeypatch: pytest.MonkeyPatch, alpha: float, epsilon: float, push_cost: float
+) -> None:
+    monkeypatch.setitem(ROWS, device.place.type, 16)  # several blocks
     case = Case.random(1)
     graph = case.graph(device, alpha)
     done = settle(graph, epsilon, push_cost)
