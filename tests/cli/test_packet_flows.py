@@ -83,9 +83,15 @@ def test_time_outs_are_chosen(
     assert [each["orig_pkts"] + each["resp_pkts"] for each in web] == packets
 
 
-def test_time_outs_that_are_none_are_refused(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["packets", "flows", str(trace), "--idle", "-1"]) == 1
-    assert "idle_s is -1.0: give seconds" in capsys.readouterr().err
+@pytest.mark.parametrize(("option", "said"), [("--idle", "--idle -1 --active 1800"), ("--active", "--active -1")])
+def test_time_outs_that_are_none_are_refused(
+    trace: Path, option: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["packets", "flows", str(trace), option, "-1"]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert "or 0 for no time-out" in told
+    assert "None" not in told
 
 
 def test_conn_log_and_objects_say_the_same(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,6 +180,8 @@ def test_what_makes_no_sense_of_a_recording_is_refused(
         ([], "say what takes it: --operation packets.dissect"),
         (["--operation", "topic.x"], "a system cannot be called"),
         (["--operation", "echo"], "name another"),
+        (["--operation", "packets.flows"], "takes chunks, not packets: aikoryu packets flows"),
+        (["--operation", "packets.flows.3"], "takes chunks, not packets: aikoryu packets flows"),
         (["--verify"], "is no recording: --verify"),
     ],
 )

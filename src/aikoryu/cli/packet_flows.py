@@ -17,7 +17,7 @@ from ..config import configure_logging
 from ..netio.address_text import address_texts
 from ..netio.capture import Capture
 from ..netio.conn_log import ConnLog
-from ..netio.flow_cuts import BadTable, Timeouts
+from ..netio.flow_cuts import MOST_S, BadTable, Timeouts
 from ..netio.flow_key import KeyChoice
 from ..netio.flow_table import FlowTable
 from ..netio.flows import Flows
@@ -87,10 +87,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         Failed: a time-out is none.
     """
-    try:
-        timeouts = Timeouts(options.idle or None, options.active or None)
-    except BadTable as error:
-        raise Failed(str(error)) from None
+    timeouts = _timeouts(options)
     progress = Progress() if options.arrow else None
     with opened(options.file) as capture:
         try:
@@ -102,6 +99,15 @@ def run(options: argparse.Namespace) -> int:
             if progress is not None:
                 progress.close()
         return complain_if_cut(options.file, capture)
+
+
+def _timeouts(options: argparse.Namespace) -> Timeouts:
+    try:
+        return Timeouts(options.idle or None, options.active or None)
+    except BadTable:
+        raise Failed(
+            f"--idle {options.idle:g} --active {options.active:g}: give seconds, 1e-9 to {MOST_S}, or 0 for no time-out"
+        ) from None
 
 
 def _kept_here(

@@ -113,6 +113,8 @@ def _check(options: argparse.Namespace, recorded: bool, subjects: Subjects) -> N
         raise Failed(f"{options.file} is no recording: --verify and --stateful need one, of `aikoryu record`")
     if not recorded and not options.operation:
         raise Failed(f"{options.file} is no recording; of a capture say what takes it: --operation packets.dissect")
+    if f"{options.operation}.".startswith("packets.flows."):
+        raise Failed(f"packets.flows takes chunks, not packets: aikoryu packets flows {options.file} --nats URL")
     if not options.verify and (options.rtol, options.atol) != (None, None):
         raise Failed("--rtol and --atol say how --verify compares: give it too")
     if options.operation:
