@@ -136,8 +136,8 @@ async def discover(transport: Transport, wait_s: float, service_name: str = NAME
     inbox = f"{transport.inbox_prefix}.discover"
 
     def on_answer(message: Message) -> None:
-        if message.data:
-            body = msgspec.json.decode(message.data)
+        body = _answer(message.data)
+        if body is not None and body.get("name") == service_name:
             found[body["type"], body["id"]] = body
 
     subscription = await transport.subscribe(inbox, on_answer)
@@ -148,10 +148,30 @@ async def discover(transport: Transport, wait_s: float, service_name: str = NAME
     workers = [body for (kind, _), body in found.items() if kind == _TYPE.format("stats")]
     for worker in workers:
         info = found.get((_TYPE.format("info"), worker["id"]), {})
-        metadata = {endpoint["name"]: endpoint["metadata"] for endpoint in info.get("endpoints", [])}
+        metadata = {endpoint["name"]: endpoint.get("metadata") or {} for endpoint in info.get("endpoints", [])}
         for endpoint in worker["endpoints"]:
             endpoint["metadata"] = metadata.get(endpoint["name"], {})
     return sorted(workers, key=lambda worker: str(worker["id"]))
+
+
+def _answer(payload: bytes) -> dict[str, Any] | None:
+    """What a service told of itself; None if it is nothing that the standard knows: anybody may answer."""
+    try:
+        body: dict[str, Any] = msgspec.json.decode(payload, type=dict[str, Any])
+        msgspec.convert(body, _Answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return body
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _Answer(msgspec.Struct):
+    type: str
+    id: str
+    endpoints: list[_Named]
 
 
 def _address(endpoint: Endpoint) -> dict[str, str]:

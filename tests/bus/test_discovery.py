@@ -11,6 +11,7 @@ from typing import Any
 
 import nats
 import pytest
+from structlog.testing import capture_logs
 
 from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.discovery import Discovery, discover
@@ -188,6 +189,21 @@ async def test_discover_finds_every_worker_with_its_metadata() -> None:
         ("echo", {}),
     ]
     assert found[0]["endpoints"][0]["num_requests"] == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"no json", b"[]", b"{}", b'{"type": "", "id": "x", "name": "aikoryu"}'],
+)
+async def test_discover_leaves_out_what_is_no_answer(answer: bytes) -> None:
+    bus = MemoryBus()
+    stranger = bus.connect()
+    for verb in ("STATS", "INFO"):
+        await stranger.subscribe(f"$SRV.{verb}.aikoryu", lambda message: stranger.send(message.reply, answer))
+    await Worker(bus.connect()).start()
+    with capture_logs() as logs:
+        found = await discover(bus.connect(), wait_s=0.05)
+    assert ([each["id"] for each in found], logs) == (["w1"], [])
 
 
 async def test_discover_of_nobody_is_empty_and_leaves_no_subscription() -> None:
