@@ -11,7 +11,10 @@ import secrets
 import shutil
 import stat
 import tempfile
+import weakref
 from pathlib import Path
+
+from .folder_lock import folder_lock
 
 
 class WorkerDirectory:
@@ -45,16 +48,12 @@ class WorkerDirectory:
         found = self._root.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise PermissionError(f"{self._root} must be a folder that this user alone may enter")
-        root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(root, fcntl.LOCK_EX)  # nobody's folder is made, and not yet locked, while others are removed
+        with folder_lock(self._root):  # nobody's folder is made, and not yet locked, while others are removed
             for path in self._root.iterdir():
                 _remove_if_left(path)
             self.path.mkdir(mode=0o700)
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-        finally:
-            os.close(root)
 
     def close(self) -> None:
         """Remove the folder and all that is in it. Idempotent."""
@@ -62,6 +61,24 @@ class WorkerDirectory:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1
+
+
+def directory_of(owner: object, given: str) -> Path:
+    """Where what an engine keeps on disk lies.
+
+    Args:
+        owner: who keeps it.
+        given: the worker's own; empty for one that goes with the owner, at the latest with the process.
+
+    Raises:
+        RuntimeError: none can be made, as `WorkerDirectory.open`.
+    """
+    if given:
+        return Path(given)
+    made = WorkerDirectory("")
+    made.open()
+    weakref.finalize(owner, made.close)
+    return made.path
 
 
 def _remove_if_left(path: Path) -> None:

@@ -7,15 +7,11 @@ file, mapped, so it costs no memory of its own.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
 
@@ -24,6 +20,7 @@ import msgspec
 from ..bus.columns import Array, Field
 from ..bus.errors import BadParameter, Busy, TooLarge
 from .device import Device
+from .directory import directory_of
 from .origin import Origin, Seen, mapped, seen
 from .origins import Origins
 
@@ -103,11 +100,7 @@ class Residents:
         """Make ready on the engine's device. Idempotent."""
         if self._device is not None:
             return
-        directory = self.spec.directory
-        if not directory:
-            directory = tempfile.mkdtemp(prefix="aikoryu-")
-            weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
-        self._origins = Origins(Path(directory), self.spec.host_bytes, self._clock)
+        self._origins = Origins(directory_of(self, self.spec.directory), self.spec.host_bytes, self._clock)
         self._origins.tidy()
         self.budget_bytes = self.spec.device_bytes or _memory_bytes(device) // 2
         self._device = device

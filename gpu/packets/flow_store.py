@@ -8,12 +8,9 @@ when it is forgotten, and like the epoch of the clock that all processes of a ma
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, monotonic_ns
 from typing import BinaryIO
@@ -26,6 +23,7 @@ from ...bus.errors import Busy
 from ...netio.flow_record import RECORD
 from ...netio.flow_state import FlowState
 from ...netio.flow_wire import ONCE
+from ..folder_lock import folder_lock
 from .flow_senders import SenderState
 
 MOST_FILES = 1024
@@ -98,7 +96,7 @@ class FlowStore:
         Raises:
             Busy: there are too many.
         """
-        with self._locked():
+        with folder_lock(self._folder):
             try:
                 file = os.open(self._path(name), os.O_RDWR)
             except FileNotFoundError:
@@ -125,7 +123,7 @@ class FlowStore:
         """
         draft = self._draft(name, epoch, saved, state)
         _forget_in(DONE_S if is_done else FORGOTTEN_S, draft)
-        with self._locked():
+        with folder_lock(self._folder):
             if self.epoch(name) == epoch:
                 draft.replace(self._path(name))
                 return True
@@ -134,7 +132,7 @@ class FlowStore:
 
     def remove(self, name: str, epoch: int) -> None:
         """Forget a table, unless another has opened it since."""
-        with self._locked():
+        with folder_lock(self._folder):
             if self.epoch(name) == epoch:
                 self._path(name).unlink()
 
@@ -189,16 +187,6 @@ class FlowStore:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}{_SUFFIX}"
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Nobody else opens a table or writes it down meanwhile."""
-        lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
 
 def _forget_in(time_s: float, file: Path | int) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from collections import OrderedDict
-from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
@@ -21,6 +17,7 @@ from ...netio.flow_table import FlowTable
 from ...netio.flow_wire import MOST_ANSWER_BYTES
 from ...netio.flows import Flows
 from ..device import Device
+from ..directory import directory_of
 from .device_flows import DeviceFlowTable
 from .flow_senders import ANSWERS, Answer, FlowSender
 from .flow_store import FlowStore, SavedTable, TableSpec
@@ -208,11 +205,7 @@ class FlowTables:
         """Make ready on the engine's device. Idempotent."""
         if self._store is not None:
             return
-        directory = self._directory
-        if not directory:
-            directory = tempfile.mkdtemp(prefix="aikoryu-")
-            weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
-        self._store = FlowStore(Path(directory) / "flows")
+        self._store = FlowStore(directory_of(self, self._directory) / "flows")
         self._path = flows_on(device)
 
     @property

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
-import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from ...bus.columns import Array
 from ...netio.classify import Classifier, compile_rules
 from ..device import Device
+from ..directory import directory_of
 from ..origin import Seen
 from .kernels import DeviceClassifier, PacketKernels
 from .rule_store import RuleInfo, RuleStore
@@ -66,11 +63,7 @@ class RuleSets:
         """Make ready on the engine's device. Idempotent."""
         if self._store is not None:
             return
-        directory = self._directory
-        if not directory:
-            directory = tempfile.mkdtemp(prefix="aikoryu-")
-            weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
-        self._store = RuleStore(Path(directory) / "rules")
+        self._store = RuleStore(directory_of(self, self._directory) / "rules")
         self.kernels = PacketKernels.on(device)
 
     @property

@@ -5,12 +5,11 @@ A file is a line of JSON, a `RuleInfo`, and the text of the rules. It appears wh
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import time
@@ -21,6 +20,7 @@ import msgspec
 from ...bus.errors import BadParameter, BadValue, Busy, TooLarge
 from ...netio.rule_formats import Format, read_rules
 from ...netio.rules import BadRules, RuleSet
+from ..folder_lock import folder_lock
 from ..origin import Seen
 
 MOST_SETS = 1024
@@ -99,7 +99,7 @@ class RuleStore:
         if len(text) > MOST_TEXT_BYTES:
             raise _too_large(len(text))
         rules = _read(text, form)
-        with self._locked():
+        with folder_lock(self._folder):
             before = self._info(path)
             if before is not None and before.digest == rules.digest and before.upload == upload:
                 return before
@@ -125,7 +125,7 @@ class RuleStore:
         path = self._path(name)
         if not (part.upload and part.number < part.parts <= MOST_PARTS):
             raise BadValue(f"part {part.number} of {part.parts}: count from 0, to at most {MOST_PARTS}, in one upload")
-        with self._locked():
+        with folder_lock(self._folder):
             there = self._info(path)
             if there is not None and there.upload == part.upload:  # asked again, after an answer that was lost
                 return there
@@ -139,7 +139,7 @@ class RuleStore:
             BadValue: that is no name.
         """
         path = self._path(name)
-        with self._locked():
+        with folder_lock(self._folder):
             there = path.exists()
             path.unlink(missing_ok=True)
             return there
@@ -213,16 +213,6 @@ class RuleStore:
         with suppress(FileNotFoundError), path.open("rb") as file:
             return msgspec.json.decode(file.readline(), type=RuleInfo)
         return None
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Nobody else changes a set meanwhile."""
-        lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
 
 def _read(text: str, form: Format | None) -> RuleSet:

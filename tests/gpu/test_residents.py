@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -600,6 +603,40 @@ def test_directory_of_a_killed_worker_is_removed_by_the_next(tmp_path: Path) -> 
     assert not killed.path.exists()
     alive.close()
     following.close()
+
+
+def test_directory_that_nobody_gave_goes_with_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = subprocess.Popen(
+        [sys.executable, "-c", _KEEPS_A_DIRECTORY],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with killed:
+        assert killed.stdout is not None
+        left = Path(killed.stdout.readline().decode().strip())
+        residents = Residents(ResidentsSpec())
+        residents.open(Device("cpu", 1))
+        assert left.is_dir(), "its process is alive"
+        killed.kill()
+    assert left.is_dir()
+    following = Residents(ResidentsSpec())
+    following.open(Device("cpu", 1))
+    assert not left.exists()
+    assert len(list(tmp_path.glob("aikoryu-*/*"))) == 2
+    del residents, following
+    gc.collect()
+    assert not list(tmp_path.glob("aikoryu-*/*"))
+
+
+_KEEPS_A_DIRECTORY = """
+import sys
+from aikoryu.gpu.directory import directory_of
+owner = type("Owner", (), {})()
+print(directory_of(owner, ""), flush=True)
+sys.stdin.read()
+"""
 
 
 def test_directory_that_others_may_enter_is_refused(tmp_path: Path) -> None:
