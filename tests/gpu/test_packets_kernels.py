@@ -371,6 +371,50 @@ def test_keys_of_packets(kernels: PacketKernels, side: str, capture: str) -> Non
     assert len(torch.unique(found)) > 2
 
 
+def test_generated_packets_are_dissected_and_classified_alike(kernels: PacketKernels) -> None:
+    """A million of them on a GPU, by seed, in pieces: headers of both paths, and the first rule of each packet."""
+    count, piece = (20_000, 10_000) if on_host(kernels) else (1_000_000, 50_000)
+    random = np.random.default_rng(7)
+    rules: list[Rule] = random_rules(60, random)
+    found_rules: set[int] = set()
+    for seed in range(count // piece):
+        given = changed(crafted(), piece, 1000 + seed)
+        assert_same(kernels, given)
+        packets = given.dissected()
+        keys = Keys.of(packets.inner, packets.vlan_outer)
+        if not seed:  # rules that some of them fall under
+            rules = rules_of(keys, 200, random) + rules
+        classifier = compile_rules(RuleSet.of(rules))
+        expected = classifier.classify(keys)
+        on_device = kernels.keys(DeviceFrames.of(given, kernels._device), "inner")
+        found = kernels.classify(on_device, kernels.prepared(classifier))
+        np.testing.assert_array_equal(found.cpu().numpy(), expected)
+        found_rules.update(expected.tolist())
+    assert len(found_rules) > 20
+    assert -1 in found_rules
+
+
+def rules_of(keys: Keys, count: int, random: np.random.Generator) -> list[Rule]:
+    """Rules that packets of these keys fall under."""
+    rules = []
+    for row in random.choice(np.flatnonzero(keys.version), count).tolist():
+        family = int(keys.version[row])
+        bits = 32 if family == 4 else 128
+        length = int(random.integers(bits // 2, bits + 1))
+        address = int(keys.source_high[row]) << 64 | int(keys.source_low[row])
+        rules.append(
+            Rule(
+                family=family,
+                source=address >> (bits - length) << (bits - length),
+                source_length=length,
+                destination_ports=(int(keys.destination_port[row]), 0xFFFF),
+                protocol=int(keys.protocol[row]),
+                protocol_mask=0xFF,
+            )
+        )
+    return rules
+
+
 @needs_data
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("name", [*SMALL, *MIDDLE, *LARGE])
