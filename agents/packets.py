@@ -234,6 +234,8 @@ class Network:
             BadColumn: `packets` holds none, or no times.
             BadCapture: the file is no capture.
             NoWorker: nobody keeps flows.
+            NotWritten: the worker cannot write the table down, and no more can be kept here.
+            Forgotten: an answer was lost, and its flows made room for those of others who share the table.
         """
         return flows_by_worker(
             self._client,

@@ -266,8 +266,9 @@ class FlowTables:
         try:
             epoch, saved, state = self.store.open(name, spec)
         except OSError as error:
+            reason = error.strerror or error
             raise NotWritten(
-                f"table {name!r} of flows cannot be opened: {error.strerror}: make room in residents.directory"
+                f"table {name!r} of flows cannot be opened: {reason}: make room in residents.directory"
             ) from error
         table = self._path.table(saved.spec)
         table.restore(state)
