@@ -160,18 +160,24 @@ class Ear:
                     _log.warning("message of a topic dropped", agent=self._name, topic=topic, count=self.dropped)
             self._waiting.append((topic, value))
         if self._waiting and (self._task is None or self._task.done()):
-            self._task = asyncio.get_running_loop().create_task(self._handle_all(), context=self._context.copy())
+            self._task = asyncio.get_running_loop().create_task(self._handle_all())
 
     async def _handle_all(self) -> None:
         handler = self._handler
+        own = asyncio.current_task()
+        assert own is not None
         while self._waiting:
             topic, messages = self._take()
             if not messages:
                 continue
             given = messages if handler.batch else messages[0]
+            run = handler.function(self._resident.agent, *handler.arguments(given, Call(self._bus, None, topic)))
             try:
-                await handler.function(self._resident.agent, *handler.arguments(given, Call(self._bus, None, topic)))
-            except Exception:
+                # A task for its context: what a handler sets there is nothing to the next message.
+                await asyncio.get_running_loop().create_task(run, context=self._context.copy())
+            except (Exception, asyncio.CancelledError):
+                if own.cancelling():
+                    raise
                 _log.exception("handler of a topic failed", agent=self._name, topic=topic)
 
     def _take(self) -> tuple[str, list[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from typing import Any
 
 import msgpack
@@ -19,6 +20,8 @@ from aikoryu.bus.server import EmbeddedServer
 from aikoryu.config import NatsSettings, ServerSettings, Settings
 
 from .conftest import turns, until
+
+_mark: ContextVar[str] = ContextVar("mark", default="app")
 
 
 class Tick(ai.Message):
@@ -165,6 +168,42 @@ async def test_agent_without_a_mailbox_hears_one_message_at_a_time(memory: Memor
         for number in (1, 2):
             bus.agents.publish("market.a.price", Tick(number))
             await until(lambda: len(listener.heard) == number)  # noqa: B023 - it is over within the turn
+
+
+async def test_handler_sees_nothing_of_its_publishers_context_nor_of_another_message(memory: MemoryBus) -> None:
+    seen: list[str] = []
+
+    class Marker(ai.Agent):
+        @ai.on("marks")
+        async def mark(self, mark: str) -> None:
+            seen.append(_mark.get())
+            _mark.set(mark)
+
+    app = App.in_memory(memory)
+    app.add(Marker(), "marker")
+    async with app as bus:
+        _mark.set("publisher")
+        for mark in "ab":
+            bus.agents.publish("marks", mark)
+        await until(lambda: len(seen) == 2)
+    assert seen == ["app", "app"]
+
+
+async def test_handler_that_cancels_itself_hears_the_next(memory: MemoryBus) -> None:
+    heard: list[int] = []
+
+    class Quitter(ai.Agent):
+        @ai.on("numbers")
+        async def hear(self, number: int) -> None:
+            heard.append(number)
+            raise asyncio.CancelledError
+
+    app = App.in_memory(memory)
+    app.add(Quitter(), "quitter")
+    async with app as bus:
+        for number in (1, 2):
+            bus.agents.publish("numbers", number)
+        await until(lambda: heard == [1, 2])
 
 
 async def test_handler_that_fails_hears_the_next(bus: ai.Bus, listener: Listener) -> None:
