@@ -169,6 +169,11 @@ class HeldTable:
                 surplus -= before - sender.answer_bytes
 
     @property
+    def is_untouched(self) -> bool:
+        """Nothing was ever given to it."""
+        return not self._senders
+
+    @property
     def is_done(self) -> bool:
         """Nobody has more packets for it, and all flows were given."""
         return not len(self.table) and all(each.has_ended and not each.left for each in self._senders.values())
@@ -242,7 +247,9 @@ class FlowTables:
 
     def keep(self, held: HeldTable) -> None:
         """A table was changed: write it down if it is time, and let go of it if nobody needs it any more."""
-        if held.is_done:
+        if held.is_untouched:  # a chunk came late, or of a stranger: no file is left of what it was refused
+            self.forget(held)
+        elif held.is_done:
             self._write(held)
             self._held.pop(held.name, None)
         elif held.is_due(monotonic()):

@@ -529,6 +529,8 @@ def test_table_that_is_to_be_forgotten_leaves_nothing(engine: Engine) -> None:
     assert not list(engine.tables.store._folder.iterdir())
     (gone,) = engine.run({**ROWS[3], "forget": False})
     assert OutOfStep(gone["message"]).expected == 1
+    assert not list(engine.tables.store._folder.iterdir()), "nor of a chunk that came late"
+    engine.run(ROWS[0])
     engine.run({**end(0), "forget": True}, alive=[False])
     assert len(list(engine.tables.store._folder.iterdir())) == 1, "it was withdrawn"
 
