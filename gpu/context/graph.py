@@ -132,7 +132,7 @@ class ContextGraph:
         """
         self.edges.forget()
         table, used = self.table, self.slots.used
-        gone = ~table.is_there[:used] & table.threshold[:used].isinf()
+        gone = self.slots.taken() & ~table.is_there[:used] & table.threshold[:used].isinf()
         gone &= (self.edges.heard.count[:used] == 0) & (self.edges.hearers.count[:used] == 0)
         slots = gone.nonzero().flatten()
         # Who hears nobody has X0 for Z*, here 0: an empty row is right, and nobody hears of it.

@@ -52,6 +52,13 @@ class Slots:
         self._add(new)
         return self.find(agents)
 
+    def taken(self) -> Tensor:
+        """(used,) bool, the slots that are somebody's."""
+        import torch
+
+        found = torch.zeros(self.used, dtype=torch.bool, device=self._slot.device)
+        return found.index_fill_(0, self._slot, True)
+
     def give_back(self, slots: Tensor) -> None:
         """Free slots that are taken, (m,) int64, each once."""
         import torch

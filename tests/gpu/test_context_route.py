@@ -63,6 +63,20 @@ def test_the_best_of_those_who_can(
             assert len(set(named)) == 5
 
 
+@pytest.mark.parametrize("what", ["own", "blended"])
+def test_only_those_who_said_something_are_candidates(device: Device, what: Literal["own", "blended"]) -> None:
+    place, graph = device.place, ContextGraph(D, 0.3, device.place)
+    one = torch.ones(1, dtype=torch.int64, device=place)
+    for agent in (5, 6):
+        graph.put(agent * one, torch.full((1, D), -1.0, device=place), one, one)
+    graph.link(5 * one, 7 * one, one.float(), one, one)
+    graph.remove(6 * one, 2 * one, one)
+    settle(graph, 1e-3)
+    found = route(graph, torch.ones((1, D), device=place), 0 * one, 3, 0.0, what, nothing)
+    assert found.agents[0, 0].item() == 5
+    assert torch.isfinite(found.scores).tolist() == [[True, False, False]]
+
+
 def test_a_graph_without_agents_knows_nobody(device: Device) -> None:
     graph = ContextGraph(D, 0.3, device.place)
     needs = torch.zeros(2, dtype=torch.int64, device=device.place)
