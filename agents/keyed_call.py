@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..bus.columns import unpack
-from ..bus.errors import BadColumn, BusError, CallCycle, Cancelled, Expired, Moved, WrongKind
+from ..bus.errors import BadColumn, BadParameter, BusError, CallCycle, Cancelled, Expired, Moved, WrongKind
 from ..bus.service import Held
 from .agent import Resident
 from .chain import serving
@@ -13,9 +13,12 @@ from .handler import Handler
 from .message import Encoded, encode
 from .replies import Asked, Replies
 from .saved import CallNumber, decode_number
+from .state_store import check_key
 
 if TYPE_CHECKING:
     from .tenancy import Tenancy
+
+T = TypeVar("T", str, bytes)
 
 
 class KeyedCall(Asked):
@@ -105,11 +108,12 @@ def keyed_calls(
 
     Raises:
         WrongKind: the frame names no keys.
+        BadColumn: a key is none, or the column of keys or of numbers is of the wrong type.
         BadMessage: the number of a call is none.
         Moved: another process owns a key.
     """
     keys = _keys(held, resident, handler)
-    numbers = _column(held, "call") or [None] * len(keys)
+    numbers = _column(held, "call", bytes) or [None] * len(keys)
     calls = []
     for row, (message, chain, key, number) in enumerate(zip(messages, chains, keys, numbers, strict=True)):
         number = None if number is None else decode_number(number)
@@ -119,25 +123,33 @@ def keyed_calls(
 
 
 def _keys(held: Held, resident: Resident, handler: Handler) -> list[str]:
-    keys = _column(held, "key")
+    keys = _column(held, "key", str)
     if keys is None:
         raise WrongKind(
             f"{resident.name}.{handler.name} is of a key: name it, bus.agents.get({resident.name!r}, key=…); on the "
             "wire the column 'key', and its partition at the end of the subject"
         )
+    try:
+        for key in keys:
+            check_key(key)
+    except BadParameter as error:
+        raise BadColumn(f"column 'key': {error}") from None
     return keys
 
 
-def _column(held: Held, name: str) -> list[Any] | None:
-    """A column of strings; None if it is missing.
+def _column(held: Held, name: str, type_: type[T]) -> list[T] | None:
+    """A column of str or of bytes; None if it is missing.
 
     Raises:
-        BadColumn: it is no column of strings.
+        BadColumn: it is of another type.
     """
     column = held.request.cols.get(name)
     if column is None:
         return None
     values = unpack(column, held.request.n)
-    if not isinstance(values, list):
-        raise BadColumn(f"column {name!r} has no strings")
-    return values
+    if column.t != _WIRE[type_] or not isinstance(values, list):
+        raise BadColumn(f"column {name!r} is {column.t}: make it {_WIRE[type_]}")
+    return cast(list[T], values)
+
+
+_WIRE: dict[type, str] = {str: "utf8", bytes: "bin"}

@@ -12,7 +12,7 @@ import pytest
 import aikoryu as ai
 from aikoryu.agents.memory_states import MemoryStates
 from aikoryu.agents.stateful import Stateful
-from aikoryu.bus.errors import BadParameter, Busy
+from aikoryu.bus.errors import BadColumn, BadParameter, Busy
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.subjects import partition
 
@@ -193,6 +193,24 @@ async def test_json_text_is_answered_in_kind(bus: ai.Bus) -> None:
 
     name = f"agent.bank.put.{partition('a', 64)}"
     assert (await bus.call(name, {"message": "2", "key": "a"}))["reply"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"key": "x" * 101}, "the key has 101 characters"),
+        ({"key": ""}, "the key has 0 characters"),
+        ({"key": b"a"}, "column 'key' is bin: make it utf8"),
+        ({"key": "a", "call": "1"}, "column 'call' is utf8: make it bin"),
+    ],
+)
+async def test_a_key_or_a_number_that_is_none_is_refused_before_anything_runs(
+    bus: ai.Bus, wrong: dict[str, Any], says: str
+) -> None:
+    await bank(bus, "a").put(1)
+    with pytest.raises(BadColumn, match=says):
+        await bus.call(f"agent.bank.put.{partition('a', 64)}", {"message": "2", **wrong})
+    assert await bank(bus, "a").put(0) == 1
 
 
 def test_what_an_agent_with_state_may_not_be_is_said_where_it_is_declared() -> None:
