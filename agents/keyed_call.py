@@ -85,7 +85,7 @@ class KeyedCall(Asked):
             self.refuse(self.ended_early())
 
     def ended_early(self) -> BusError:
-        if self.left in (Cancelled, Expired):
+        if self.left in (None, Cancelled, Expired):
             return super().ended_early()
         return Moved(f"{self.resident.name} {self.key!r} goes to another process: ask again")
 
@@ -113,10 +113,10 @@ def keyed_calls(
         Moved: another process owns a key.
     """
     keys = _keys(held, resident, handler)
-    numbers = _column(held, "call", bytes) or [None] * len(keys)
+    told = _column(held, "call", bytes)
+    numbers = [None] * len(keys) if told is None else [decode_number(each) for each in told]
     calls = []
     for row, (message, chain, key, number) in enumerate(zip(messages, chains, keys, numbers, strict=True)):
-        number = None if number is None else decode_number(number)
         tenancy = resident.ownership.find(key)
         calls.append(KeyedCall(resident, handler, held, message, chain, row, replies, key, number, tenancy))
     return calls

@@ -44,6 +44,12 @@ class Bank(ai.Stateful[Account]):
         return self.key
 
     @ai.handler
+    async def give_in(self) -> None:
+        self.began.append(self.key)
+        asyncio.current_task().cancel()  # type: ignore[union-attr]
+        await asyncio.sleep(0)
+
+    @ai.handler
     async def spoil(self) -> None:
         self.state = {"entries": "none"}  # type: ignore[assignment]
 
@@ -131,6 +137,12 @@ async def test_a_caller_that_withdraws_while_the_handler_runs_changes_nothing(bu
     await until(lambda: Bank.began)
     call.cancel()
     assert await bank(bus, "a").put(1) == 1
+
+
+async def test_a_handler_that_cancels_itself_has_failed_and_runs_once(bus: ai.Bus) -> None:
+    with pytest.raises(ai.HandlerFailed, match="cancelled itself"):
+        await bank(bus, "a").give_in(timeout_s=2.0)
+    assert Bank.began == ["a"]
 
 
 async def test_a_handler_that_waits_for_its_own_key_is_told_so(bus: ai.Bus) -> None:
