@@ -94,7 +94,7 @@ class AskingKey(Asking):
                     answer = await self._client.call(
                         self._name, row, timeout_s=left_s, priority=self._priority(priority), idempotent=True
                     )
-                    return self._reply.decode(answer["reply"])
+                    return self._read(answer.get("reply"))
                 except NoWorker:
                     gone = loop.time() if gone is None else gone
                     if loop.time() - gone >= PATIENCE_S:

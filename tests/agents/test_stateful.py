@@ -12,7 +12,9 @@ import pytest
 import aikoryu as ai
 from aikoryu.agents.memory_states import MemoryStates
 from aikoryu.agents.stateful import Stateful
+from aikoryu.bus.columns import pack_strings
 from aikoryu.bus.errors import BadColumn, BadParameter, Busy
+from aikoryu.bus.frames import By, Reply, decode_request, encode
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.subjects import partition
 
@@ -198,6 +200,20 @@ async def test_a_field_that_is_added_has_its_default_in_states_that_were_written
     app.add(Bank, "bank")
     async with app as bus:
         assert await bank(bus, "a").put(4) == 7
+
+
+async def test_an_answer_without_a_reply_is_told_as_such(memory: MemoryBus, bus: ai.Bus) -> None:
+    stranger = memory.connect()
+
+    def on_message(message: Any) -> None:
+        request = decode_request(message.data)
+        other = {"other": pack_strings(["1"])}
+        reply = Reply(id=request.id, at=[(0, 1)], cols=other, by=By("stranger", 1, 0, 0), last=True)
+        stranger.send(message.reply, encode(reply))
+
+    await stranger.subscribe("aikoryu.v1.default.agent.strange.put.*", on_message)
+    with pytest.raises(BadColumn, match="no column 'reply'"):
+        await bus.agents.get("strange", Bank, key="a").put(1)
 
 
 async def test_json_text_is_answered_in_kind(bus: ai.Bus) -> None:
