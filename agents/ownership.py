@@ -60,6 +60,7 @@ class Ownership:
         self._keepers: dict[int, asyncio.Task[None]] = {}
         self._wakes: dict[int, asyncio.Event] = {}
         self._follower: asyncio.Task[None] | None = None
+        self._dealing: asyncio.Handle | None = None
         self._watching: Subscription | None = None
         self._settle_s = SETTLE_S
         self._failures = 0
@@ -101,6 +102,8 @@ class Ownership:
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.wait({self._follower})
+        if self._dealing is not None:
+            self._dealing.cancel()
         self._settle_s = min(settle_s, SETTLE_S)
         self.want(set())
         if self._keepers:
@@ -119,13 +122,22 @@ class Ownership:
                         if change.entry.name == name:
                             (self._processes.add if change.joined else self._processes.discard)(change.entry.process)
                             self._processes.add(self._process)  # it is there, whether or not it hears itself
-                            self.want(share(self._process, self._processes, name, self._partitions))
+                            self._deal_soon()
                 return
             except Closed:
                 return
             except BusError as error:
                 _log.warning("who else has the agent is not known", agent=name, error=str(error))
                 await asyncio.sleep(RETRY_S)
+
+    def _deal_soon(self) -> None:
+        """Want this process's share, when all changes at hand are heard: a share of a thousand processes takes long."""
+        if self._dealing is None:
+            self._dealing = asyncio.get_running_loop().call_soon(self._deal)
+
+    def _deal(self) -> None:
+        self._dealing = None
+        self.want(share(self._process, self._processes, self._resident.name, self._partitions))
 
     def _wake(self, partition: int) -> None:
         """A partition may have become free, be lost, or be wanted no more."""

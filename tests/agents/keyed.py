@@ -10,7 +10,7 @@ import aikoryu as ai
 from aikoryu.agents.agent import Resident, kind_of
 from aikoryu.agents.bus import Bus, session
 from aikoryu.agents.host import Host
-from aikoryu.agents.ownership import Ownership
+from aikoryu.agents.ownership import Ownership, Watch
 from aikoryu.agents.roster import Change
 from aikoryu.agents.state_store import StateStore
 from aikoryu.bus.service import Service
@@ -45,9 +45,14 @@ async def nobody() -> AsyncGenerator[Change, None]:
 
 @asynccontextmanager
 async def process(
-    transport: Transport, store: StateStore, name: str, cls: type[ai.Agent] = Counter, partitions: int = 1
+    transport: Transport,
+    store: StateStore,
+    name: str,
+    cls: type[ai.Agent] = Counter,
+    partitions: int = 1,
+    watch: Watch = nobody,
 ) -> AsyncIterator[Ownership]:
-    """A process with the agent `counter`, which owns nothing until it is told to."""
+    """A process with the agent `counter`, which owns nothing until it is told to, or hears of others."""
     async with AsyncExitStack() as stack:
         bus: Bus = await stack.enter_async_context(session(transport, ONE))
         service = Service(transport, Subjects(), name, reply_prefixes=("_INBOX",))
@@ -56,7 +61,7 @@ async def process(
         resident = Resident("counter", cls, kind_of(cls), (), 64, 256)
         await store.open()
         stack.push_async_callback(store.close)
-        owner = Ownership(resident, service, store, nobody, name, partitions)
+        owner = Ownership(resident, service, store, watch, name, partitions)
         await host.serve(resident)
         await owner.start()
         yield owner

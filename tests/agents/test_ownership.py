@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 import aikoryu as ai
-from aikoryu.agents import keyed_asking
+from aikoryu.agents import keyed_asking, ownership
 from aikoryu.agents.bus import Bus, session
+from aikoryu.agents.listing import Entry
 from aikoryu.agents.memory_states import MemoryStates
 from aikoryu.agents.ownership import Ownership
+from aikoryu.agents.roster import Change
 from aikoryu.agents.saved import decode_saved
 from aikoryu.bus.jetstream import NoAnswer
 from aikoryu.bus.memory import MemoryBus
@@ -267,6 +269,33 @@ async def test_an_owner_that_reads_a_greater_token_stops_and_asks_for_the_partit
         await states.write("counter", 0, "a", later.encode(), found.sequence)
         assert await counter(caller).add(1) == 2
         assert owner.owned[0] is not before
+
+
+async def test_changes_that_are_heard_together_are_dealt_for_once(
+    memory: MemoryBus, states: MemoryStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dealt: list[set[str]] = []
+
+    def share(process: str, processes: set[str], agent: str, partitions: int) -> set[int]:
+        dealt.append(set(processes))
+        return set()
+
+    monkeypatch.setattr(ownership, "share", share)
+    more = asyncio.Event()
+    others = {f"p{number}" for number in range(50)}
+
+    async def watch() -> AsyncGenerator[Change, None]:
+        for name in others:
+            yield Change(True, Entry("counter", name, frozenset(), 0.0))
+        await more.wait()
+        yield Change(False, Entry("counter", "p7", frozenset(), 0.0))
+        await asyncio.Event().wait()
+
+    async with process(memory.connect(), states, "one", watch=watch):
+        await until(lambda: dealt)
+        more.set()
+        await until(lambda: len(dealt) > 1)
+    assert dealt == [{"one", *others}, {"one", *others} - {"p7"}]
 
 
 async def test_apps_deal_keys_among_them_as_they_come_and_go(memory: MemoryBus) -> None:
