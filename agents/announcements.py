@@ -30,12 +30,13 @@ TtlMs = Annotated[int, msgspec.Meta(ge=100, le=3_600_000)]
 
 
 class Announced(NamedTuple):
-    """One agent of a process: its name, what it can do, the names of its handlers, and in words what it is for."""
+    """One agent of a process: its name, what it can do, its handlers, what it is for in words, if it is of keys."""
 
     name: str
     capabilities: frozenset[str] = frozenset()
     handlers: tuple[str, ...] = ()
     about: str = ""
+    keyed: bool = False
 
 
 class Kind(msgspec.Struct, array_like=True):
@@ -44,6 +45,7 @@ class Kind(msgspec.Struct, array_like=True):
     capabilities: list[Name]
     handlers: list[Name]
     about: About = ""
+    keyed: bool = False
 
 
 class Beat(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind", tag="beat"):
@@ -138,7 +140,7 @@ def decode_question(payload: bytes) -> Question:
 def cut(agents: Sequence[Announced], most_bytes: int) -> list[range]:
     """Runs of agents whose parts, encoded, are no larger than `most_bytes`; one agent too large is alone."""
     runs: list[range] = []
-    first, size, kinds = 0, _HEAD, set[tuple[frozenset[str], tuple[str, ...], str]]()
+    first, size, kinds = 0, _HEAD, set[tuple[frozenset[str], tuple[str, ...], str, bool]]()
     for index, agent in enumerate(agents):
         kind = agent[1:]
         cost = _COST + len(agent.name.encode()) + (0 if kind in kinds else _kind_bytes(agent))
@@ -162,4 +164,4 @@ def _check(part: Part) -> None:
 
 
 def _kind_bytes(agent: Announced) -> int:
-    return len(encode(Kind(sorted(agent.capabilities), list(agent.handlers), agent.about)))
+    return len(encode(Kind(sorted(agent.capabilities), list(agent.handlers), agent.about, agent.keyed)))

@@ -106,7 +106,7 @@ class Announcer:
 
     def _part(self, run: range, number: int, parts: int) -> Part:
         agents = self._agents[run.start : run.stop]
-        kinds: dict[tuple[frozenset[str], tuple[str, ...], str], int] = {}
+        kinds: dict[tuple[frozenset[str], tuple[str, ...], str, bool], int] = {}
         of = [kinds.setdefault(agent[1:], len(kinds)) for agent in agents]
         return Part(
             process=self._process,
@@ -116,7 +116,10 @@ class Announcer:
             ttl_ms=self._ttl_ms,
             part=number,
             parts=parts,
-            kinds=[Kind(sorted(capabilities), list(handlers), about) for capabilities, handlers, about in kinds],
+            kinds=[
+                Kind(sorted(capabilities), list(handlers), about, keyed)
+                for capabilities, handlers, about, keyed in kinds
+            ],
             names=[agent.name for agent in agents],
             of=of,
             loads=[self._loads.get(place, 0) for place in run],

@@ -93,10 +93,12 @@ class Dispatcher:
                 _log.debug("agent chosen by load alone", reason=str(error) or f"no word within {CHOOSE_S:g} s")
         for most in (DRAWN, None):  # all of them only where none of those drawn has the handler
             for entry in await self._lookout.find(None, needed, most):
-                if handler in entry.handlers:
+                if handler in entry.handlers and not entry.keyed:
                     return entry.name
         what = f"with {', '.join(sorted(needed))} " if needed else ""
-        raise NoWorker(f"no agent {what}has a handler {handler!r}: start one, or correct the names")
+        raise NoWorker(
+            f"no agent {what}has a handler {handler!r}: start one, or correct the names; those with state take none"
+        )
 
     async def _suiting(self, handler: str, about: str, needed: frozenset[str]) -> str | None:
         """The agent that suits a task; None if none says what it is about."""

@@ -43,10 +43,10 @@ class Pool:
 
     @classmethod
     def of(cls, entries: Iterable[Entry], now: float) -> Pool:
-        """Those of some agents that say what they are about, by name; a name's processes are one."""
+        """Those of some agents without state that say what they are about, by name; a name's processes are one."""
         found: dict[str, list[Entry]] = {}
         for entry in entries:
-            if entry.about:
+            if entry.about and not entry.keyed:  # for a key no task says
                 found.setdefault(entry.name, []).append(entry)
         names = sorted(found)
         able = [frozenset.intersection(*map(_skills, found[name])) for name in names]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .announcements import PER_LOAD, Part
 
-Kind = tuple[frozenset[str], tuple[str, ...], str]
+Kind = tuple[frozenset[str], tuple[str, ...], str, bool]
 
 ANSWERS = 64  # to "who of them can do all this?" that are kept
 
@@ -26,6 +26,7 @@ class Entry(NamedTuple):
         handlers: names of what it can be asked.
         stale: its process was not heard for its time to live; it is kept because this process itself heard nothing.
         about: in words, what it is for.
+        keyed: it has state, and is asked by key.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
     handlers: tuple[str, ...] = ()
     stale: bool = False
     about: str = ""
+    keyed: bool = False
 
 
 class Listing:
@@ -42,7 +44,7 @@ class Listing:
 
     Attributes:
         names: of the agents.
-        kinds: capabilities, handlers and words of each, shared among all that have the same.
+        kinds: capabilities, handlers, words and whether it is of keys, of each; shared among all that have the same.
         loads: in hundredths; the only thing here that changes.
         places: by name.
     """
@@ -65,7 +67,10 @@ class Listing:
         kinds: list[Kind] = []
         loads: list[int] = []
         for part in parts:
-            own = [shared((frozenset(kind.capabilities), tuple(kind.handlers), kind.about)) for kind in part.kinds]
+            own = [
+                shared((frozenset(kind.capabilities), tuple(kind.handlers), kind.about, kind.keyed))
+                for kind in part.kinds
+            ]
             names += part.names
             kinds += map(own.__getitem__, part.of)
             loads += part.loads
@@ -88,5 +93,6 @@ class Listing:
 
     def entry(self, place: int, process: str, *, stale: bool = False) -> Entry:
         """The agent at a place, as others see it."""
-        capabilities, handlers, about = self.kinds[place]
-        return Entry(self.names[place], process, capabilities, self.loads[place] / PER_LOAD, handlers, stale, about)
+        capabilities, handlers, about, keyed = self.kinds[place]
+        load = self.loads[place] / PER_LOAD
+        return Entry(self.names[place], process, capabilities, load, handlers, stale, about, keyed)

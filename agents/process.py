@@ -141,7 +141,10 @@ class AgentProcess:
 
     def _announced(self) -> list[Announced]:
         return [
-            Announced(each.name, each.capabilities, tuple(each.kind.handlers), each.about) for each in self._residents
+            Announced(
+                each.name, each.capabilities, tuple(each.kind.handlers), each.about, keyed=each.kind.state is not None
+            )
+            for each in self._residents
         ]
 
     def _loads(self) -> dict[str, float]:

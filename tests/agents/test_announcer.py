@@ -116,7 +116,13 @@ def test_a_full_beat_stays_below_16_kb() -> None:
 @pytest.mark.parametrize("most_bytes", [1024, 4096, MOST_BYTES])
 def test_parts_fit_and_hold_every_agent_once_in_order(most_bytes: int) -> None:
     agents = [
-        Announced(f"agent-{number}", frozenset({f"can-{number % 7}" * 9}), (f"do-{number % 3}",), f"about {number % 2}")
+        Announced(
+            f"agent-{number}",
+            frozenset({f"can-{number % 7}" * 9}),
+            (f"do-{number % 3}",),
+            f"about {number % 2}",
+            number % 5 == 0,
+        )
         for number in range(3000)
     ]
     made = announcer(*agents, most_bytes=most_bytes)
@@ -126,7 +132,7 @@ def test_parts_fit_and_hold_every_agent_once_in_order(most_bytes: int) -> None:
     assert [(part.part, part.parts) for part in found] == [(number, len(found)) for number in range(len(found))]
     kinds = [part.kinds[of] for part in found for of in part.of]
     assert [name for part in found for name in part.names] == [agent.name for agent in agents]
-    told = [(frozenset(kind.capabilities), tuple(kind.handlers), kind.about) for kind in kinds]
+    told = [(frozenset(kind.capabilities), tuple(kind.handlers), kind.about, kind.keyed) for kind in kinds]
     assert told == [agent[1:] for agent in agents]
 
 

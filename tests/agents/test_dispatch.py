@@ -189,6 +189,26 @@ async def test_a_worker_that_says_nothing_is_not_waited_for(rig: Rig, monkeypatc
     assert await rig.choose("french", "count") == "reckoner"
 
 
+async def test_agents_with_state_take_no_tasks(memory: MemoryBus) -> None:
+    class Keeper(ai.Stateful[int]):
+        @ai.handler
+        async def run(self, task: str) -> None: ...
+
+    app = ai.App.in_memory(memory)
+    app.add(Keeper, "keeper", about="keeps french", capabilities={"keep"})
+    app.add(Worker("a"), "linguist", about="speaks french")
+    async with app as bus:
+        lookout = Lookout(memory.connect(), Subjects(), 1)
+        rig = Rig(bus, lookout)
+        assert {entry.name: entry.keyed for entry in await lookout.find()} == {"keeper": True, "linguist": False}
+        rig.assignment.answer = -1
+        for about in ("french", ""):
+            assert {await rig.choose(about) for _ in range(8)} == {"linguist"}
+            with pytest.raises(NoWorker, match="with keep"):
+                await rig.choose(about, "keep")
+        await lookout.close()
+
+
 async def test_an_app_dispatches(app: ai.App) -> None:
     assert await app.dispatch("go", "run", about="french", capabilities={"count"}) == "b: go"
     assert await app.bus.dispatch("go", "run", capabilities={"sweep"}) == "c: go"
