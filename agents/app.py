@@ -191,7 +191,9 @@ class App:
         """
 
         def register(function: F) -> F:
-            kind = kind_of_tool(function, deadline_s=deadline_s, priority=priority, idempotent=idempotent)
+            kind = kind_of_tool(
+                function, concurrency=concurrency, deadline_s=deadline_s, priority=priority, idempotent=idempotent
+            )
             called = name or function.__name__
             self._register(called, lambda: None, kind, capabilities, concurrency, mailbox, about)
             setattr(function, NAME, called)

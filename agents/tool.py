@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import is_dataclass
+from functools import cache, partial
 from typing import Any, get_type_hints
 
 import msgspec
@@ -19,12 +22,13 @@ CALL = "call"
 
 
 def kind_of_tool(
-    function: Callable[..., Any], *, deadline_s: float | None, priority: Priority, idempotent: bool
+    function: Callable[..., Any], *, concurrency: int, deadline_s: float | None, priority: Priority, idempotent: bool
 ) -> Kind:
     """A function as a kind of agent.
 
     Its message is the map of its parameters, or, if it has one that is a struct, a dataclass or a model, that. A
-    function that is not `async` runs in a thread, so that it may block.
+    function that is not `async` runs in a thread, so that it may block; nothing ends a thread, so one whose caller has
+    left counts among the `concurrency` that run at once until it returns.
 
     Raises:
         TypeError: a parameter's type is not known, or not one of messages.
@@ -38,6 +42,10 @@ def kind_of_tool(
     message = (hints[given[0].name] if whole else _struct(function.__name__, given, hints)) if given else Any
     asynchronous = inspect.iscoroutinefunction(function)
 
+    @cache
+    def threads() -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(concurrency, f"aikoryu-{function.__name__}")
+
     async def run(_tool: Any, message: Any, call: Call) -> Any:
         values = [message] if whole else [getattr(message, each.name) for each in given]
         arguments = dict(zip((each.name for each in given), values, strict=True))
@@ -45,7 +53,8 @@ def kind_of_tool(
             arguments[call_by] = call
         if asynchronous:
             return await function(**arguments)
-        return await asyncio.to_thread(function, **arguments)
+        called = partial(contextvars.copy_context().run, function, **arguments)
+        return await asyncio.get_running_loop().run_in_executor(threads(), called)
 
     run.__doc__ = function.__doc__
     handler = Handler(

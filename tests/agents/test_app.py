@@ -23,7 +23,7 @@ from aikoryu.bus.options import ConnectOptions
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.config import BusSettings, NatsSettings, ServerSettings, Settings, WorkerSettings
 
-from .conftest import until
+from .conftest import turns, until
 
 
 class Ask(ai.Message):
@@ -99,6 +99,34 @@ async def test_functions_become_tools() -> None:
         with pytest.raises(ai.BadMessage, match="number"):
             await bus.agents.get("loud").call({})
     assert double(1) == 2
+
+
+async def test_threads_whose_callers_have_left_count_among_those_that_run() -> None:
+    go = threading.Event()
+    began: list[int] = []
+
+    def block(number: int) -> int:
+        began.append(number)
+        go.wait(5.0)
+        return number
+
+    app = ai.App.in_memory()
+    app.tool(concurrency=1)(block)
+    async with app as bus:
+        try:
+            for number in range(3):
+                call = asyncio.ensure_future(bus.agents.get(block).call({"number": number}))
+                await until(lambda: began)
+                await turns()
+                call.cancel()
+                await turns()
+            call = asyncio.ensure_future(bus.agents.get(block).call({"number": 3}))
+            await turns()
+            assert began == [0]
+        finally:
+            go.set()
+        assert await call == 3
+    assert began == [0, 3]  # of the others, nobody waited any more when there was room
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,11 @@ class _Rehearsal(App):
             self.add(agent, name)
             return
         marked = KIND in vars(agent)
-        kind = kind_of(agent) if marked else kind_of_tool(agent, deadline_s=None, priority="normal", idempotent=False)
+        kind = (
+            kind_of(agent)
+            if marked
+            else kind_of_tool(agent, concurrency=CONCURRENCY, deadline_s=None, priority="normal", idempotent=False)
+        )
         self._register(name, lambda: None, kind, (), CONCURRENCY, MAILBOX, about="")
 
     def take_all(self, app: App) -> None:
