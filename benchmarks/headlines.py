@@ -25,6 +25,11 @@ HEADLINES = {
         "the engine is killed: to the first answer of a fresh one, s",
     ),
     "faults": ("calls lost, all faults together",),
+    "agents": (
+        "handler, 512 calls in flight: calls/s ÷ nc.request to a plain service",
+        "handler, 512 calls in flight: calls/s ÷ FastStream",
+        "crowd: bytes an agent",
+    ),
     "durable": ("durable jobs/s: submitted, run, stored, awaited",),
 }
 """By record, the titles of its figures."""
