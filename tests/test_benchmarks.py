@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from .benchmark_runs import ROOT, run, sample
 
 
 @pytest.fixture(autouse=True)
 def from_the_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        (sys.executable, "-m", *command), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
-
-
-def sample(**figures: float) -> dict[str, Any]:
-    return {"mismatches": 0, "errors": 0, "unanswered": 0, **figures}
 
 
 def test_readme_says_what_the_committed_results_say() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,13 @@ from aikoryu.netio.dissect import dissect
 from aikoryu.netio.packets import Error, Tunnel
 from aikoryu.netio.rule_formats import read_rules
 
+from .benchmark_runs import ROOT, run, sample
 from .gpu import host_kernels
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
 def from_the_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        (sys.executable, "-m", *command), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
-
-
-def sample(**figures: float) -> dict[str, Any]:
-    return {"mismatches": 0, "errors": 0, "unanswered": 0, **figures}
 
 
 def test_own_capture_is_the_same_each_time_and_has_all_its_kinds() -> None:

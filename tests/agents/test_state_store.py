@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -24,12 +23,12 @@ from aikoryu.bus.bucket import Overtaken
 from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.leases import LeaseLost
 from aikoryu.bus.options import ConnectOptions
-from aikoryu.bus.server import EmbeddedServer
 from aikoryu.bus.subjects import Subjects
-from aikoryu.config import BusSettings, NatsSettings, ServerSettings
+from aikoryu.config import BusSettings, NatsSettings
 
 from .conftest import until
 from .keyed import ONE, Counter, process
+from .lasting_server import Server
 
 MOVES = 100
 CALLERS = 8
@@ -42,24 +41,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_store, "TTL_S", 1)
     monkeypatch.setattr(connection_module, "RETRY_LONGEST_S", 0.05)
     monkeypatch.setattr(keyed_asking, "SOONEST_S", 0.002)
-
-
-class Server:
-    """A server that comes back on the port and with the store it had."""
-
-    def __init__(self, store: Path) -> None:
-        self.url = ""
-        self._store = store
-        self._server: EmbeddedServer
-
-    async def start(self) -> None:
-        port = urlsplit(self.url).port or 0
-        self._server = EmbeddedServer(ServerSettings(port=port, store_dir=str(self._store)))
-        await self._server.start()
-        self.url = self._server.url
-
-    async def stop(self) -> None:
-        await self._server.stop()
 
 
 @pytest.fixture
