@@ -151,7 +151,9 @@ class _Stream:
         cupy = sys.modules.get("cupy")  # there since `open` where it is installed
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # what takes its place is not in CuPy 13
-            self._cupy = cupy.cuda.ExternalStream(self.stream.cuda_stream) if cupy is not None else None
+            self._cupy: Any = cupy.cuda.ExternalStream(self.stream.cuda_stream) if cupy is not None else None
+        # Torch's default stream, too: kernels of both must run in one order also where no stream was entered.
+        self._cupy_default = cupy.cuda.Stream.null if cupy is not None else None
         self._entered = own.entered
 
     def __enter__(self) -> None:
@@ -162,7 +164,10 @@ class _Stream:
 
     def __exit__(self, *_: object) -> None:
         self._entered.pop()
-        self._make_current(self._entered[-1].stream if self._entered else self._default)
+        outer = self._entered[-1] if self._entered else None
+        self._make_current(self._default if outer is None else outer.stream)
+        if self._cupy is not None:
+            (self._cupy_default if outer is None else outer._cupy).use()
 
     def mark(self) -> _Stream:
         try:

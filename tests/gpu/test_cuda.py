@@ -173,6 +173,19 @@ class TestCopies:
             device.synchronize()
         assert target.tobytes() == source.tobytes()
 
+    def test_cupy_is_on_the_stream_that_torch_is_on(self, device: CudaDevice) -> None:
+        cupy = pytest.importorskip("cupy")
+
+        def are_together() -> bool:
+            return bool(cupy.cuda.get_current_stream().ptr == torch.cuda.current_stream().cuda_stream)
+
+        with device.stream(0):
+            assert are_together()
+            with device.stream(1):
+                assert are_together()
+            assert are_together()
+        assert are_together()
+
     def test_threads_with_streams_of_their_own(self, device: CudaDevice, slabs: list[Slab]) -> None:
         def serve(thread: int) -> None:
             rng = np.random.default_rng(thread)
