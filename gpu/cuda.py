@@ -153,7 +153,7 @@ class _Stream:
             warnings.simplefilter("ignore", DeprecationWarning)  # what takes its place is not in CuPy 13
             self._cupy: Any = cupy.cuda.ExternalStream(self.stream.cuda_stream) if cupy is not None else None
         # Torch's default stream, too: kernels of both must run in one order also where no stream was entered.
-        self._cupy_default = cupy.cuda.Stream.null if cupy is not None else None
+        self._cupy_default: Any = cupy.cuda.Stream.null if cupy is not None else None
         self._entered = own.entered
 
     def __enter__(self) -> None:
