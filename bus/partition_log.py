@@ -154,6 +154,9 @@ class PartitionLog:
     async def mark(self, snapshot: bytes, expected_last: int) -> int:
         """Say that a snapshot holds everything up to `expected_last`; replays begin here. `purge` may follow.
 
+        A snapshot that was taken earlier and stored beside further appends ends earlier, too. Then its data says with
+        which sequence, a recovery asks for the `latest_mark` and replays after that, and `purge` keeps what follows it.
+
         Args:
             snapshot: what finds the snapshot again; it must be stored where it survives before this is called.
 
@@ -173,13 +176,35 @@ class PartitionLog:
         async with self._turn:
             return await self._settle()
 
-    async def purge(self) -> None:
+    async def purge(self, before: int | None = None) -> None:
         """Delete what precedes the latest mark that this owner knows. May be repeated; raises as `JetStream.api`.
 
         The mark itself stays: a subject without a message would begin again at 0, which late entries may expect.
+
+        Args:
+            before: keep what has this sequence or a larger one as well, for a snapshot that ended before its mark.
         """
-        if self._mark:
-            await self._jetstream.api(f"STREAM.PURGE.{self._stream}", {"filter": self._subject, "seq": self._mark})
+        end = self._mark if before is None else min(before, self._mark)
+        # Nothing precedes 1; and the server takes 0 for no bound at all, and would delete everything.
+        if end > 1:
+            await self._jetstream.api(f"STREAM.PURGE.{self._stream}", {"filter": self._subject, "seq": end})
+
+    async def latest_mark(self) -> Entry | None:
+        """The latest mark, where a recovery begins; None if there is none. Anyone may ask.
+
+        Raises:
+            LogGap: it is gone; a later one has taken its place, ask again.
+            Unavailable, Disconnected, NoAnswer, Refused, Closed: it is not known.
+        """
+        last = await self._tail()
+        if last is None or last.kind is Kind.MARK:
+            return last
+        if not last.mark:
+            return None
+        stored = await self._jetstream.next(self._stream, self._subject, last.mark)
+        if stored is None or stored.sequence != last.mark:
+            raise LogGap(f"{self._subject}: the mark {last.mark} is gone: ask again for the latest")
+        return decode(stored)
 
     async def replay(self, after: int | None = None) -> AsyncGenerator[Entry, None]:
         """The entries, at least up to the last one at the time of the call; close the iterator (`aclosing`).

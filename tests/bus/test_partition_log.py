@@ -450,6 +450,53 @@ async def test_replay_begins_with_the_latest_mark_and_purge_deletes_what_precede
     assert (await rival.entries())[1].mark == mark
 
 
+async def test_a_snapshot_that_ended_before_its_mark_is_recovered_from(owner: Owner, rival: Owner) -> None:
+    assert await owner.log.latest_mark() is None
+    ended = await owner.log.append(b"a", 1)
+    after = await owner.log.append(b"b", ended)
+    mark = await owner.log.mark(b"up to 2", after)
+    found = await rival.log.latest_mark()
+    assert found is not None
+    assert (found.sequence, found.data) == (mark, b"up to 2")
+    await owner.log.append(b"c", mark)
+    await owner.log.purge(ended + 1)
+    assert await rival.log.latest_mark() == found
+    assert [entry.data for entry in await rival.entries(ended)] == [b"b", b"up to 2", b"c"]
+    with pytest.raises(LogGap):
+        await rival.entries(0)
+    await owner.log.purge(mark + 1)
+    assert [entry.data for entry in await rival.entries(mark - 1)] == [b"up to 2", b"c"], "the mark stays"
+
+
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_purge_of_what_precedes_the_first_entry_deletes_nothing(owner: Owner, before: int) -> None:
+    await owner.log.mark(b"snapshot", await owner.log.append(b"a", 1))
+    await owner.log.purge(before)
+    assert await owner.changes() == [b"a"]
+
+
+async def test_a_latest_mark_that_is_purged_meanwhile_is_told(
+    owner: Owner, rival: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = await owner.log.mark(b"one", 1)
+    await owner.log.append(b"a", mark)
+    tail = rival.log._tail
+
+    async def overtaken() -> Entry | None:
+        seen = await tail()
+        await owner.log.mark(b"two", owner.log.last)
+        await owner.log.purge()
+        return seen
+
+    monkeypatch.setattr(rival.log, "_tail", overtaken)
+    with pytest.raises(LogGap, match="ask again for the latest"):
+        await rival.log.latest_mark()
+    monkeypatch.undo()
+    found = await rival.log.latest_mark()
+    assert found is not None
+    assert found.data == b"two"
+
+
 async def test_a_purged_log_takes_no_entry_that_expects_an_empty_one(owner: Owner) -> None:
     owner.jetstream.faults = "l"
     fresh = PartitionLog(owner.jetstream, owner.log._stream, f"{owner.log._subject}.fresh", 5.0)
