@@ -6,7 +6,7 @@ of its kind and a load: 1,250 agents are 25 KB.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -15,8 +15,11 @@ from ..bus.errors import BadFrame
 
 PER_LOAD = 100  # loads are whole hundredths on the wire
 MAX_LOAD = 0xFFFF
+MOST_BYTES = 256 * 1024  # of a message: a list in larger parts would hold up what else the connection carries
+MOST_CAPABILITIES = 1 << 18  # of a part, those of each agent counted: a listener has a place for each
 
 _COST = 5 + 5 + 3  # of an agent beside its name's bytes, at most: the name's length, its kind, its load
+_KEPT = 160  # of an agent, and of a name in its kind, beside their characters: what Python's objects take, bytes
 _HEAD = 512  # of a part beside its agents, at most: all other fields, and the lengths of its arrays
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -26,7 +29,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Token = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_\-]+\Z")]  # of a subject
 About = Annotated[str, msgspec.Meta(max_length=1024)]
 Parts = Annotated[int, msgspec.Meta(ge=1, le=4096)]
-TtlMs = Annotated[int, msgspec.Meta(ge=100, le=3_600_000)]
+TtlMs = Annotated[int, msgspec.Meta(ge=100, le=60_000)]  # as `bus.presence_ttl_s` allows
 
 
 class Announced(NamedTuple):
@@ -117,7 +120,9 @@ _question_decoder = msgspec.msgpack.Decoder(Question)
 
 
 def decode(payload: bytes) -> Announcement:
-    """Raises BadFrame unless the payload is an announcement whose arrays are as long as each other."""
+    """Raises BadFrame unless the payload is an announcement, of this size, whose arrays are as long as each other."""
+    if len(payload) > MOST_BYTES:
+        raise BadFrame(f"an announcement of {len(payload)} bytes: tell {MOST_BYTES} at once")
     try:
         announcement = _decoder.decode(payload)
     except msgspec.MsgspecError as error:
@@ -140,17 +145,35 @@ def decode_question(payload: bytes) -> Question:
 def cut(agents: Sequence[Announced], most_bytes: int) -> list[range]:
     """Runs of agents whose parts, encoded, are no larger than `most_bytes`; one agent too large is alone."""
     runs: list[range] = []
-    first, size, kinds = 0, _HEAD, set[tuple[frozenset[str], tuple[str, ...], str, bool]]()
+    first, size, able, kinds = 0, _HEAD, 0, set[tuple[frozenset[str], tuple[str, ...], str, bool]]()
     for index, agent in enumerate(agents):
         kind = agent[1:]
         cost = _COST + len(agent.name.encode()) + (0 if kind in kinds else _kind_bytes(agent))
-        if size + cost > most_bytes and index > first:
+        able += len(agent.capabilities)
+        if (size + cost > most_bytes or able > MOST_CAPABILITIES) and index > first:
             runs.append(range(first, index))
-            first, size, kinds = index, _HEAD, set()
+            first, size, able, kinds = index, _HEAD, len(agent.capabilities), set()
             cost = _COST + len(agent.name.encode()) + _kind_bytes(agent)
         kinds.add(kind)
         size += cost
     return [*runs, range(first, len(agents))]
+
+
+def kept_bytes(part: Part) -> int:
+    """What keeping a part takes, bytes, about."""
+    kinds = sum(kind_bytes(kind.capabilities, kind.handlers, kind.about) for kind in part.kinds)
+    return _KEPT * len(part.names) + sum(map(len, part.names)) + 4 * _capabilities(part) + kinds
+
+
+def kind_bytes(capabilities: Collection[str], handlers: Collection[str], about: str) -> int:
+    """What keeping a kind of agents takes, bytes, about."""
+    names = len(capabilities) + len(handlers)
+    return _KEPT * (1 + names) + sum(map(len, capabilities)) + sum(map(len, handlers)) + len(about)
+
+
+def _capabilities(part: Part) -> int:
+    able = [len(kind.capabilities) for kind in part.kinds]
+    return sum(map(able.__getitem__, part.of))
 
 
 def _check(part: Part) -> None:
@@ -159,6 +182,10 @@ def _check(part: Part) -> None:
         raise BadFrame("names, of and loads of a list are of unequal length")
     if part.of and max(part.of) >= len(part.kinds):
         raise BadFrame("a list names a kind of agent that it does not have")
+    if _capabilities(part) > MOST_CAPABILITIES:
+        raise BadFrame(
+            f"the agents of a list have more than {MOST_CAPABILITIES} capabilities together: tell it in parts"
+        )
     if part.part >= part.parts:
         raise BadFrame(f"part {part.part} of a list of {part.parts}")
 

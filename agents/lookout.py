@@ -12,9 +12,10 @@ from ..bus.errors import BadFrame, BusError, Closed
 from ..bus.outgoing import Outgoing
 from ..bus.subjects import Subjects
 from ..bus.transport import Message, Subscription, Transport, no_responders
+from .allowance import Allowance
 from .announcements import Question, decode, encode
 from .listing import Entry, Listing
-from .roster import Change, Roster
+from .roster import Change, NoRoom, Roster
 
 # The first look: nobody knows how many there are, so it ends when no more answers come.
 FIRST_ANSWER_S = 0.5
@@ -22,6 +23,7 @@ QUIET_S = 0.1
 JOINED_WITHIN_S = 2.0
 
 LOOK_S = 0.25  # longest between two looks at the time
+QUESTIONS = 64  # a second, for lists that were missed: each is heard by all processes
 LATE_S = 0.25  # a look that comes later than this was held up: so was what others said meanwhile
 
 _log = structlog.get_logger(__name__)
@@ -34,15 +36,20 @@ class Lookout:
         transport: its connection.
         subjects: the bus's subject tree.
         seed: of the draw among agents that suit; by default another one each time.
+
+    Attributes:
+        dropped: announcements that were none, or for which there was no room.
     """
 
     def __init__(self, transport: Transport, subjects: Subjects, seed: int | None = None) -> None:
+        self.dropped = 0
         self._transport = transport
         self._subjects = subjects
         self._inbox = f"{transport.inbox_prefix}.presence-{secrets.token_hex(6)}"
         self._loop = asyncio.get_running_loop()
         self._roster = Roster(secrets.randbits(64) if seed is None else seed)
         self._outgoing = Outgoing(transport)
+        self._questions = Allowance(QUESTIONS)
         self._subscriptions: list[Subscription] = []
         self._joining: asyncio.Task[None] | None = None
         self._looked_at = 0.0
@@ -167,12 +174,17 @@ class Lookout:
             return
         try:
             announcement = decode(message.data)
-        except BadFrame as error:
-            _log.debug("announcement not understood", subject=message.subject, error=str(error))
+            now = self._look()
+            missing = self._roster.apply(announcement, now)
+        except (BadFrame, NoRoom) as error:
+            self.dropped += 1
+            if self.dropped & (self.dropped - 1) == 0:  # the 1st, 2nd, 4th, 8th
+                _log.warning(
+                    "announcement dropped", subject=message.subject[:200], count=self.dropped, error=str(error)
+                )
             return
-        now = self._look()
-        if self._roster.apply(announcement, now):
-            self._ask(announcement.process)
+        if missing and self._questions.take(1, now):
+            self._ask(announcement.process)  # else its next beat shows it again
         self._tell()
 
     def _on_reconnect(self) -> None:

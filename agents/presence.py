@@ -12,7 +12,8 @@ from ..bus.errors import BadFrame, BusError
 from ..bus.outgoing import Outgoing
 from ..bus.subjects import Subjects
 from ..bus.transport import Message, Subscription, Transport
-from .announcements import Announced, decode_question
+from .allowance import Allowance
+from .announcements import MOST_BYTES, Announced, decode_question
 from .announcer import Announcer
 
 BEATS = 3  # in a time to live, at least: two may be lost
@@ -20,7 +21,8 @@ JITTER = (
     0.2  # of the time between beats, by which one may come earlier: processes started together do not beat together
 )
 LIST_EVERY = 0.1  # of a time to live, at least between two lists for all: agents may come and go one by one
-MOST_BYTES = 256 * 1024  # of a message: a list in larger parts would hold up what else the connection carries
+ANSWER_BYTES = 16 << 20  # a second, of lists for who asks: 1,024 small ones, or 640 of 1,250 agents
+LEAST_BYTES = 16 << 10  # that an answer counts
 BACKLOG_BYTES = 8 * 1024 * 1024  # of answers that the connection has not taken; questions beyond it are not answered
 
 _log = structlog.get_logger(__name__)
@@ -37,6 +39,9 @@ class Presence:
         loads: gives their loads by name, rows that run and wait over what may run at once; those left out have none.
         ttl_s: how long others count the process as there after each message, s.
         reply_prefixes: inbox prefixes that are answered; who asks can name any subject as its reply.
+
+    Attributes:
+        unanswered: questions that were too many.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Presence:
         ttl_s: float,
         reply_prefixes: tuple[str, ...],
     ) -> None:
+        self.unanswered = 0
         self._transport = transport
         self._subjects = subjects
         self._process = process
@@ -65,6 +71,7 @@ class Presence:
             process, int(self._loop.time() * 1e6), ttl_s, min(MOST_BYTES, transport.max_payload)
         )
         self._outgoing = Outgoing(transport)
+        self._answers = Allowance(ANSWER_BYTES)
         self._random = random.Random(process)
         self._questions: Subscription | None = None
         self._beating: asyncio.TimerHandle | None = None
@@ -113,7 +120,7 @@ class Presence:
             self._send(self._subject, self._announcer.beat(self._loads()))
 
     def _on_question(self, message: Message) -> None:
-        if not message.reply.startswith(self._reply_prefixes) or self._outgoing.backlog_bytes > BACKLOG_BYTES:
+        if not message.reply.startswith(self._reply_prefixes):
             return
         try:
             asked = decode_question(message.data)
@@ -121,8 +128,21 @@ class Presence:
             _log.debug("question not understood", error=str(error))
             return
         if asked.process in ("", self._process):
-            for part in self._announcer.listing():
-                self._send(message.reply, part)
+            parts = self._announcer.listing()
+            if self._may_answer(sum(map(len, parts))):
+                for part in parts:
+                    self._send(message.reply, part)
+
+    def _may_answer(self, size: int) -> bool:
+        """Whether so many bytes may go to who asks; one who gets none sees from the next beat what is missing."""
+        if self._outgoing.backlog_bytes <= BACKLOG_BYTES and self._answers.take(
+            max(size, LEAST_BYTES), self._loop.time()
+        ):
+            return True
+        self.unanswered += 1
+        if self.unanswered & (self.unanswered - 1) == 0:  # the 1st, 2nd, 4th, 8th
+            _log.warning("question who is there not answered: too many come", count=self.unanswered)
+        return False
 
     def _send(self, subject: str, payload: bytes) -> None:
         self._outgoing.send(subject, payload, failed=_untold)

@@ -2,6 +2,9 @@
 
 A process counts as there for its time to live after each message of it, or until it says goodbye. Its list of agents
 and their loads are numbered; a listener that has missed something sees it from the next message's numbers, and asks.
+
+Nothing shows that who announces a process is that process. So there is room for so many, and for so much of their
+lists: what is beyond is refused, and those who are there stay.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from .announcements import Announcement, Beat, Goodbye, Part
+from .announcements import Announcement, Beat, Goodbye, Part, kept_bytes, kind_bytes
 from .listing import Entry, Kind, Listing
 
 # At least so many agents are drawn, of which the least loaded are taken: the exact choice among a few. Of many, all who
@@ -21,7 +24,13 @@ DRAWN = 8
 CHOICES = 2  # drawn for each that is wanted
 LOOKS = 1024  # drawn where too few names are among those: agents that are in many processes
 POOLS = 256  # answers to "who can do this?" that are kept until a list changes
-SHARED_KINDS = 65536  # kinds of agents of which each process's list need not keep its own copy
+SHARED_BYTES = 16 << 20  # of kinds of agents of which each process's list need not keep its own copy
+MOST_PROCESSES = 4096
+MOST_BYTES = 64 << 20  # of their lists, about, in memory: 10,000 agents take 2 MB
+
+
+class NoRoom(Exception):
+    """More processes announce themselves, or more agents, than are kept; nothing was taken in."""
 
 
 class Change(NamedTuple):
@@ -49,6 +58,8 @@ class Roster:
         self._next_expiry = float("inf")
         self._pools: dict[frozenset[str], _Pool] = {}
         self._kinds: dict[Kind, Kind] = {}
+        self._kinds_bytes = 0
+        self._bytes = 0
 
     def __len__(self) -> int:
         return sum(len(process.listing.names) for process in self._processes.values())
@@ -62,6 +73,9 @@ class Roster:
         """Take in what a process tells; whether it must be asked for its list, because something was missed.
 
         What comes late (of a version, a life or a process that is over) changes nothing.
+
+        Raises:
+            NoRoom: it is one process, or one list, too many; it changes nothing.
         """
         self.expire(now)
         name, incarnation = announcement.process, announcement.incarnation
@@ -74,9 +88,16 @@ class Roster:
         if isinstance(announcement, Goodbye):
             self._drop(name)
             if process is not None:  # a message of it may still be on its way
+                if len(self._gone) >= MOST_PROCESSES:
+                    del self._gone[next(iter(self._gone))]
                 self._gone[name] = _Gone(incarnation, now + process.ttl_s)
                 self._next_expiry = min(self._next_expiry, now + process.ttl_s)
             return False
+        size = kept_bytes(announcement) if isinstance(announcement, Part) else 0
+        if process is None and len(self._processes) >= MOST_PROCESSES:
+            raise NoRoom(f"{name} is one process more than the {MOST_PROCESSES} that are kept")
+        if self._bytes + size > MOST_BYTES:
+            raise NoRoom(f"the list of {name} and all others are more than the {MOST_BYTES} bytes that are kept")
         if process is None or incarnation > process.incarnation:
             self._drop(name)
             process = self._processes[name] = _Process(name, incarnation)
@@ -84,8 +105,10 @@ class Roster:
         self._next_expiry = min(self._next_expiry, process.until)
         if isinstance(announcement, Beat):
             return process.beat(announcement)
-        if process.gather(announcement, self._shared):
+        before = process.bytes
+        if process.gather(announcement, size, self._shared):
             self._changed()
+        self._bytes += process.bytes - before
         return False
 
     def expire(self, now: float) -> None:
@@ -180,12 +203,19 @@ class Roster:
         return sorted(map(pool.at, drawn), key=lambda found: found[0].listing.loads[found[1]])
 
     def _shared(self, kind: Kind) -> Kind:
-        if len(self._kinds) >= SHARED_KINDS:
-            self._kinds.clear()
-        return self._kinds.setdefault(kind, kind)
+        known = self._kinds.get(kind)
+        if known is None:
+            self._kinds_bytes += kind_bytes(*kind[:3])
+            if self._kinds_bytes > SHARED_BYTES:
+                self._kinds.clear()
+                self._kinds_bytes = 0
+            known = self._kinds[kind] = kind
+        return known
 
     def _drop(self, name: str) -> None:
-        if self._processes.pop(name, None) is not None:
+        process = self._processes.pop(name, None)
+        if process is not None:
+            self._bytes -= process.bytes
             self._changed()
 
     def _changed(self) -> None:
@@ -227,6 +257,12 @@ class _Process:
         self._heard = 0.0
         self._known = (0, 0)  # version and loads of the listing; versions count from 1
         self._parts: dict[int, Part] = {}
+        self._listing_bytes = self._parts_bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        """What is kept of it, about."""
+        return self._listing_bytes + self._parts_bytes
 
     def heard(self, ttl_s: float, now: float) -> None:
         self.ttl_s, self._heard = ttl_s, now
@@ -247,8 +283,8 @@ class _Process:
         self._known = (version, beat.told)
         return False
 
-    def gather(self, part: Part, shared: Callable[[Kind], Kind]) -> bool:
-        """Keep one part of a list; whether the list is whole with it, and newer than the one before."""
+    def gather(self, part: Part, size: int, shared: Callable[[Kind], Kind]) -> bool:
+        """Keep one part of a list, of `size` bytes; whether with it the list is whole and newer than the one before."""
         stated = (part.version, part.told)
         if stated <= self._known:
             return False
@@ -258,11 +294,16 @@ class _Process:
                 return False
             if stated > (first.version, first.told) or part.parts != first.parts:
                 self._parts.clear()
+                self._parts_bytes = 0
+        if part.part in self._parts:
+            return False
         self._parts[part.part] = part
+        self._parts_bytes += size
         if len(self._parts) < part.parts:
             return False
         listing = Listing.of((self._parts[number] for number in range(part.parts)), shared)
         self._parts = {}
+        self._listing_bytes, self._parts_bytes = self._parts_bytes, 0
         if stated[0] == self._known[0] and listing.names == self.listing.names:
             self.listing.loads = listing.loads  # nobody came or went: it stays the same for whoever watches
         else:

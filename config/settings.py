@@ -108,7 +108,7 @@ class BusSettings(Group):
         Meta(ge=1, le=65536, description="Parts that keys of tensors are dealt to; the same for all on the bus."),
     ] = 64
     presence_ttl_s: Annotated[
-        float, Meta(ge=0.3, le=3600, description="Longest that agents of a dead process are still found, in s.")
+        float, Meta(ge=0.3, le=60, description="Longest that agents of a dead process are still found, in s.")
     ] = 5.0
 
 

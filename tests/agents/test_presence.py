@@ -10,9 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from aikoryu.agents.announcements import Announced, Beat, Goodbye, Part, Question, decode, encode
-from aikoryu.agents.lookout import LOOK_S, Lookout
+from aikoryu.agents.lookout import LOOK_S, QUESTIONS, Lookout
 from aikoryu.agents.presence import Presence
 from aikoryu.bus.errors import Closed, ConnectionFailed
 from aikoryu.bus.memory import MemoryBus, MemoryConnection
@@ -224,6 +225,48 @@ async def test_only_inboxes_are_answered() -> None:
         await asker.publish(SUBJECTS.presence, encode(Question("p1")), "_INBOX.x")
         await asyncio.sleep(0.01)
         assert process.kinds("_INBOX.x") == ["Part"]
+
+
+@jumping
+async def test_questions_beyond_so_many_a_second_are_not_answered() -> None:
+    bus = MemoryBus()
+    process = Process(bus, "p1", "a")
+    asker = bus.connect()
+    async with there(process):
+        process.said.clear()
+        for _ in range(3000):
+            await asker.publish(SUBJECTS.presence, encode(Question()), "_INBOX.x")
+        await asyncio.sleep(0.01)
+        assert len(process.kinds("_INBOX.x")) == 1024
+        assert process.presence.unanswered == 3000 - 1024
+        await asyncio.sleep(1)
+        await asker.publish(SUBJECTS.presence, encode(Question()), "_INBOX.x")
+        await asyncio.sleep(0.01)
+        assert len(process.kinds("_INBOX.x")) == 1025
+
+
+@jumping
+async def test_forged_announcements_are_dropped_and_counted_and_few_lists_are_asked_for() -> None:
+    bus = MemoryBus()
+    process, forger = Process(bus, "p1", "a"), bus.connect()
+    questions: list[Message] = []
+    await forger.subscribe(SUBJECTS.presence, questions.append)
+    lookout = Lookout(bus.connect(), SUBJECTS, seed=1)
+    async with there(process):
+        assert await names(lookout) == ["a"]
+        questions.clear()
+        with capture_logs() as logs:
+            for number in range(5000):
+                beat = Beat(process=f"f{number}", incarnation=1, version=1, told=0, ttl_ms=1000)
+                await forger.publish(SUBJECTS.presence_of(f"f{number}"), encode(beat))
+            await asyncio.sleep(0.01)
+        assert lookout.dropped == 5000 + 1 - 4096
+        assert [line["count"] for line in logs if line["event"] == "announcement dropped"] == [
+            1 << n for n in range(10)
+        ]
+        assert len(questions) == QUESTIONS
+        assert await names(lookout) == ["a"]
+        await lookout.close()
 
 
 # --- heard ----------------------------------------------------------------------------------------------------------

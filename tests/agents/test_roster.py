@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from aikoryu.agents.announcements import Announced, decode
+from aikoryu.agents.allowance import Allowance
+from aikoryu.agents.announcements import Announced, Kind, Part, cut, decode, encode
 from aikoryu.agents.announcer import Announcer
 from aikoryu.agents.listing import Entry, Listing
-from aikoryu.agents.roster import DRAWN, Roster
+from aikoryu.agents.roster import DRAWN, MOST_BYTES, MOST_PROCESSES, NoRoom, Roster
+from aikoryu.bus.errors import BadFrame
 
 TTL_S = 5.0
 PLAN = (frozenset({"plan"}), ("plan",))
@@ -181,6 +183,104 @@ def test_time_in_which_the_listener_stood_still_counts_against_nobody(roster: Ro
     roster.excuse(60.0)
     assert names(roster.find(60.0 + TTL_S - 0.001)) == ["planner"]
     assert roster.find(60.0 + TTL_S) == []
+
+
+# --- who says too much ----------------------------------------------------------------------------------------------
+
+
+def beat(process: str, incarnation: int = 1) -> bytes:
+    return Announcer(process, incarnation, TTL_S, most_bytes=1024).beat({})
+
+
+def test_processes_beyond_those_kept_are_refused_and_those_who_are_there_stay(roster: Roster) -> None:
+    Teller(roster, "real", [Announced("planner", *PLAN)]).list(0.0)
+    for number in range(MOST_PROCESSES - 1):
+        roster.apply(decode(beat(f"forged-{number}")), 0.0)
+    with pytest.raises(NoRoom, match="forged is one process more than the 4096 that are kept"):
+        roster.apply(decode(beat("forged")), 0.0)
+    roster.apply(decode(beat("real")), 1.0)
+    roster.apply(decode(beat("forged")), TTL_S)  # the others are gone
+    assert names(roster.find(TTL_S)) == ["planner"]
+
+
+def test_lists_beyond_those_kept_are_refused(roster: Roster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aikoryu.agents.roster.MOST_BYTES", 50_000)
+    forged = Teller(roster, "forged", [Announced(f"agent-{number}", *PLAN) for number in range(1000)])
+    with pytest.raises(NoRoom, match="the list of forged and all others are more than the 50000 bytes"):
+        forged.list(0.0)  # of its parts, those that fit are kept
+    with pytest.raises(NoRoom):
+        Teller(roster, "late", [Announced(f"late-{number}", *PLAN) for number in range(40)]).list(0.0)
+    assert len(roster) == 0
+    forged.leave(0.1)
+    for version in range(20):  # a list that follows another takes its place
+        real = Teller(roster, "real", [Announced(f"agent-{version}-{number}", *PLAN) for number in range(100)], version)
+        real.list(0.2)
+    assert len(roster) == 100
+
+
+def test_parts_of_a_list_that_never_ends_are_not_kept_twice(roster: Roster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aikoryu.agents.roster.MOST_BYTES", 50_000)
+    process = Teller(roster, "p1", [Announced(f"agent-{number}", *PLAN) for number in range(100)])
+    first, *others = process.listing()
+    for _ in range(100):
+        roster.apply(decode(first), 0.0)
+    for part in others:
+        roster.apply(decode(part), 0.0)
+    assert len(roster) == 100
+
+
+def test_lives_that_ended_are_forgotten_beyond_so_many(roster: Roster) -> None:
+    for number in range(MOST_PROCESSES + 10):
+        teller = Teller(roster, f"forged-{number}", [])
+        teller.list(0.0)
+        teller.leave(0.0)
+    assert len(roster._gone) == MOST_PROCESSES
+
+
+def test_kinds_that_change_all_the_time_are_not_kept(roster: Roster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aikoryu.agents.roster.SHARED_BYTES", 10_000)
+    process = Teller(roster, "p1", [])
+    for number in range(1000):
+        process.describe([Announced("a", frozenset({f"skill-{number}"}))])
+        process.list(0.0)
+    assert len(roster._kinds) < 50
+
+
+@pytest.mark.parametrize(("processes", "agents"), [(8, 1250), (1000, 4)])
+def test_large_fleets_fit_many_times_over(roster: Roster, processes: int, agents: int) -> None:
+    for process in range(processes):
+        told = [Announced(f"agent-{process}-{number}", *SEARCH) for number in range(agents)]
+        Teller(roster, f"p{process}", told).list(0.0)
+    assert len(roster) == processes * agents
+    assert roster._bytes < MOST_BYTES / 10
+
+
+def test_announcements_too_large_or_for_too_long_are_none() -> None:
+    agents = [Announced(f"agent-{number}", frozenset(map(str, range(700)))) for number in range(400)]
+    announcer = Announcer("p1", 1, 61.0, most_bytes=1 << 20)
+    with pytest.raises(BadFrame, match="60000"):
+        decode(announcer.beat({}))
+    assert len(cut(agents, 1 << 20)) == 2  # 280,000 capabilities
+    announcer = Announcer("p1", 1, TTL_S, most_bytes=1 << 20)
+    announcer.describe(agents)
+    assert len([decode(part) for part in announcer.listing()]) == 2
+    part = Part(process="p1", incarnation=1, version=1, told=0, ttl_ms=1000)
+    part.names, part.of, part.loads = ["a"] * 400, [0] * 400, [0] * 400
+    part.kinds = [Kind([str(number) for number in range(700)], [])]
+    with pytest.raises(BadFrame, match="more than 262144 capabilities together: tell it in parts"):
+        decode(encode(part))
+    part.names = ["a" * 100] * 3000
+    with pytest.raises(BadFrame, match=r"an announcement of 3\d+ bytes: tell 262144 at once"):
+        decode(encode(part))
+
+
+def test_an_allowance_is_so_much_a_second() -> None:
+    allowance = Allowance(4.0)
+    assert [allowance.take(1, 100.0) for _ in range(6)] == [True] * 4 + [False] * 2
+    assert [allowance.take(1, 100.5) for _ in range(3)] == [True] * 2 + [False]
+    assert allowance.take(40, 200.0)  # larger than all that there is: what follows waits
+    assert not allowance.take(1, 209.0)
+    assert allowance.take(1, 209.1)
 
 
 # --- who is found ---------------------------------------------------------------------------------------------------
