@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from .ops.matrix.precision import is_half, products
+from .dots import Dots
+from .ops.matrix.precision import products
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ class Agents:
 
     Attributes:
         vectors: (n, d) f2, bf16 or f4.
-        capacity: (n,) int64, how many tasks each can take.
+        capacity: (n,) int64 or bool, how many tasks each can take.
         capabilities: (n,) int64, a bit for each; not looked at where no task needs any.
         burden: (n,) float32, the load in units of similarity.
     """
@@ -55,6 +56,10 @@ class Agents:
     capacity: Tensor
     capabilities: Tensor
     burden: Tensor
+
+    def slice(self, rows: slice) -> Agents:
+        """Some of them."""
+        return Agents(self.vectors[rows], self.capacity[rows], self.capabilities[rows], self.burden[rows])
 
 
 class Shortlist(NamedTuple):
@@ -69,8 +74,10 @@ class Shortlist(NamedTuple):
     utilities: Tensor
 
 
-def shortlist(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], object]) -> Shortlist:
-    """The agents of the greatest utility: the dot product of the vectors less the burden.
+def shortlist(
+    tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], object], tile_bytes: int | None = None
+) -> Shortlist:
+    """The agents of the greatest utility: the dot product of the vectors less the burden, but for float32's rounding.
 
     Left out are agents without room, those that lack a capability the task needs, and those whose vector or load is not
     finite or beyond `LONGEST` and `LARGEST_LOAD`.
@@ -80,24 +87,28 @@ def shortlist(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], obj
         agents: n of them.
         k: length of a list.
         checkpoint: called between tiles; what it raises ends the search.
+        tile_bytes: memory for scores and copies of vectors; by default as much as is fastest for many tasks.
     """
     import torch
 
-    m, n = len(tasks.vectors), len(agents.vectors)
-    vectors, bias = _usable(agents)
-    height, width = _tile(m, n, TILE_BYTES[vectors.device.type])
-    scores = torch.empty(height * width, dtype=torch.float32, device=vectors.device)
-    found = torch.empty((m, k), dtype=torch.int64, device=vectors.device)
-    for top in range(0, m, height):
-        rows = slice(top, min(top + height, m))
-        keys = found[rows].fill_(_NONE)
-        for left in range(0, n, width):
+    m, place = len(tasks.vectors), agents.vectors.device
+    dots = Dots.of(tasks.vectors, agents.vectors)
+    height, width = _tile(tasks, agents, dots, tile_bytes or TILE_BYTES[place.type])
+    scores = torch.empty(height * width, dtype=torch.float32, device=place)
+    found = torch.full((m, k), _NONE, dtype=torch.int64, device=place)
+    for left in range(0, len(agents.vectors), width):
+        columns = slice(left, left + width)
+        vectors, summands = _prepared(tasks, agents, dots, columns)
+        padded = -(-len(vectors) // GROUP) * GROUP
+        for top in range(0, m, height):
             checkpoint()
-            columns = slice(left, min(left + width, n))
-            padded = -(-(columns.stop - left) // GROUP) * GROUP
+            rows = slice(top, top + height)
+            keys = found[rows]
             tile = scores[: len(keys) * padded].view(len(keys), padded)
-            tile[:, columns.stop - left :] = -torch.inf
-            _score(tasks, agents, vectors, bias, rows, columns, tile[:, : columns.stop - left])
+            tile[:, len(vectors) :] = -torch.inf
+            within = tile[:, : len(vectors)]
+            dots.fill(within, tasks.vectors[rows], vectors)
+            _add(within, tasks.needs[rows], tasks.bits, summands)
             keys.copy_(torch.cat([keys, _best(tile, left, k)], 1).topk(k, 1).values)
     utilities = _value(found)
     listed = utilities > IMPOSSIBLE
@@ -112,39 +123,51 @@ def lengths(vectors: Tensor) -> Tensor:
     return found
 
 
-def _usable(agents: Agents) -> tuple[Tensor, Tensor]:
-    """The vectors without those that would spoil scores, and each agent's summand of scores, -inf if unusable."""
+def summand(agents: Agents) -> Tensor:
+    """(n,) float32, each agent's summand of its scores, -inf if it has no room or no load that counts."""
     import torch
 
-    sound = lengths(agents.vectors) <= LONGEST
-    able = sound & (agents.burden.abs() <= LARGEST_LOAD) & (agents.capacity > 0)
-    vectors = agents.vectors if bool(sound.all()) else torch.where(sound[:, None], agents.vectors, 0)
-    return vectors, torch.where(able, -agents.burden, -torch.inf)
+    able = (agents.burden.abs() <= LARGEST_LOAD) & (agents.capacity > 0)
+    return torch.where(able, -agents.burden, -torch.inf)
 
 
-def _tile(m: int, n: int, tile_bytes: int) -> tuple[int, int]:
+def _tile(tasks: Tasks, agents: Agents, dots: Dots, tile_bytes: int) -> tuple[int, int]:
     """Tasks and agents of a tile: all agents if there is room for them beside `LEAST_TASKS`."""
-    elements = tile_bytes // 4
-    padded = -(-max(n, 1) // GROUP) * GROUP
-    width = min(padded, elements // LEAST_TASKS // GROUP * GROUP)
-    return max(1, min(m, elements // width)), width
+    m, n = len(tasks.vectors), max(1, len(agents.vectors))
+    copy_bytes = dots.vector_bytes(agents.vectors)
+    most = tile_bytes // (min(m, LEAST_TASKS) * dots.score_bytes + copy_bytes) // GROUP * GROUP
+    width = min(-(-n // GROUP) * GROUP, max(most, GROUP))
+    return max(1, min(m, (tile_bytes - width * copy_bytes) // (width * dots.score_bytes))), width
 
 
-def _score(
-    tasks: Tasks, agents: Agents, vectors: Tensor, bias: Tensor, rows: slice, columns: slice, into: Tensor
-) -> None:
-    """Fill a tile with utilities, far below `IMPOSSIBLE` where the agent lacks a capability."""
+def _prepared(tasks: Tasks, agents: Agents, dots: Dots, columns: slice) -> tuple[Tensor, Tensor]:
+    """Agents' vectors, without those that would spoil scores, and what is added to their scores.
+
+    Returns:
+        (c, d) vectors and (b + 1, c) float32: what each capability that is lacked adds, and what is always added.
+    """
     import torch
 
-    # Numbers of half width have no more bits than tf32 keeps, so nothing is lost; of the others all bits count.
-    half = is_half(tasks.vectors) or is_half(vectors)
-    left, right = tasks.vectors[rows].float(), vectors[columns].float()
-    with products(left, "tf32" if half else "highest"):
-        torch.addmm(bias[columns], left, right.T, out=into)
-        if len(tasks.bits):
-            needed = ((tasks.needs[rows, None] >> tasks.bits) & 1).float()
-            lacking = (~(agents.capabilities[columns, None] >> tasks.bits) & 1).float()
-            into.addmm_(needed, lacking.T, alpha=-LACKING)
+    vectors = dots.ready(agents.vectors[columns])
+    sound = lengths(vectors) <= LONGEST
+    bias = torch.where(sound, summand(agents.slice(columns)), -torch.inf)
+    lacking = (~(agents.capabilities[columns] >> tasks.bits[:, None]) & 1).float().mul_(-LACKING)
+    if not bool(sound.all()):
+        vectors = torch.where(sound[:, None], vectors, 0)
+    return vectors, torch.cat([lacking, bias[None]])
+
+
+def _add(scores: Tensor, needs: Tensor, bits: Tensor, summands: Tensor) -> None:
+    """Add what `_prepared` found; scores fall far below `IMPOSSIBLE` where the agent lacks what the task needs."""
+    import torch
+
+    if not len(bits):
+        scores += summands[0]
+        return
+    needed = ((needs[:, None] >> bits) & 1).float()
+    needed = torch.cat([needed, torch.ones_like(needed[:, :1])], 1)
+    with products(needed):
+        scores.addmm_(needed, summands)
 
 
 def _best(tile: Tensor, first: int, k: int) -> Tensor:

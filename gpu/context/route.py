@@ -11,6 +11,9 @@ from .graph import ContextGraph
 if TYPE_CHECKING:
     from torch import Tensor
 
+TILE_BYTES = 32 << 20
+"""Of scores and copies at once: with what finds the best of them, less than 64 MiB, however many agents there are."""
+
 
 class Routes(NamedTuple):
     """The k best agents of each query, the best first.
@@ -39,7 +42,8 @@ def route(
 
     Args:
         graph: whose agents.
-        queries: (b, d) f2, bf16 or f4, none longer than `shortlist.LONGEST`.
+        queries: (b, d) f2, bf16 or f4, none longer than `shortlist.LONGEST`; no bit of them is dropped, though own
+            contexts are bf16.
         needs: (b,) int64, a bit for each capability; 0 for none.
         k: how many.
         load_weight: what a load of 1 counts, in units of similarity.
@@ -55,8 +59,6 @@ def route(
     vectors = (table.own if what == "own" else table.blended)[:used]
     places = torch.arange(64, device=needs.device)
     bits = ((needs[:, None] >> places) & 1).any(0).nonzero().flatten()
-    candidates = Agents(
-        vectors, table.is_there[:used].long(), table.capabilities[:used], load_weight * table.load[:used]
-    )
-    found = shortlist(Tasks(queries, needs, bits), candidates, k, checkpoint)
+    candidates = Agents(vectors, table.is_there[:used], table.capabilities[:used], load_weight * table.load[:used])
+    found = shortlist(Tasks(queries, needs, bits), candidates, k, checkpoint, TILE_BYTES)
     return Routes(graph.slots.agents[found.agents], found.utilities)

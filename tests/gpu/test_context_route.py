@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `worker`")
 
 from aikoryu.gpu import shortlist  # noqa: E402 - only where torch is
+from aikoryu.gpu.context import route as routing  # noqa: E402
 from aikoryu.gpu.context.graph import ContextGraph  # noqa: E402
 from aikoryu.gpu.context.propagate import settle  # noqa: E402
 from aikoryu.gpu.context.route import route  # noqa: E402
@@ -27,7 +28,7 @@ def nothing() -> None:
 def test_the_best_of_those_who_can(
     device: Device, monkeypatch: pytest.MonkeyPatch, what: Literal["own", "blended"], load_weight: float
 ) -> None:
-    monkeypatch.setitem(shortlist.TILE_BYTES, device.place.type, 128 * 4 * 4)  # several tiles
+    monkeypatch.setattr(routing, "TILE_BYTES", 128 * 4 * 4)  # several tiles
     monkeypatch.setattr(shortlist, "LEAST_TASKS", 4)
     draw, n, place = np.random.default_rng(1), 900, device.place
     graph = ContextGraph(D, 0.3, place)
