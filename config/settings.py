@@ -277,6 +277,31 @@ class JobSettings(Group):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContextSettings(Group):
+    """Context graphs: what agents know, blended over whom they hear."""
+
+    enabled: Annotated[bool, Meta(description="Whether this worker keeps context graphs, in a process of its own.")] = (
+        True
+    )
+    lease_s: Annotated[
+        int, Meta(ge=1, le=3600, description="Longest that a graph waits for another keeper when its own dies, in s.")
+    ] = 5
+    window_rows: Annotated[
+        int, Meta(ge=1, le=MIB, description="Most puts and links that are applied to a graph together.")
+    ] = 4096
+    snapshot_bytes: Annotated[
+        int, Meta(ge=MIB, le=TIB, description="Bytes of a graph's log after which a snapshot takes their place.")
+    ] = 256 * MIB
+    retry_device_s: Annotated[
+        float, Meta(gt=0, le=86400, description="When a device that failed under a graph is tried again, in s.")
+    ] = 30.0
+    limit_s: Annotated[
+        float,
+        Meta(gt=0, le=86400, description="Longest a window may take on the device before it counts as lost, in s."),
+    ] = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings(Group):
     """Which models a worker serves."""
 
@@ -323,6 +348,7 @@ class Settings:
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     residents: ResidentSettings = field(default_factory=ResidentSettings)
     jobs: JobSettings = field(default_factory=JobSettings)
+    context: ContextSettings = field(default_factory=ContextSettings)
     models: ModelSettings = field(default_factory=ModelSettings)
     faults: FaultSettings = field(default_factory=FaultSettings)
     log: LogSettings = field(default_factory=LogSettings)
