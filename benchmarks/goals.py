@@ -123,10 +123,14 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def number(value: float | None, limit_of: dict[str, Any] | None = None) -> str:
-    """A ratio for people, with the sign of its limit where it is one."""
+    """A figure for people, with the sign of its limit where it is one; from ten millions on three digits and M or G."""
     if value is None:
         return "—"
-    whole = f"{value:,.0f}" if value >= 1000 else None
+    if value >= 1e7:
+        size, letter = (1e9, "G") if value >= 1e9 else (1e6, "M")
+        whole = f"{value / size:.3g} {letter}"
+    else:
+        whole = f"{value:,.0f}" if value >= 1000 or isinstance(value, int) else ""
     if limit_of is None:
         return whole or f"{value:.2f}"
     return ("≥ " if limit_of["better"] == "higher" else "≤ ") + (whole or f"{value:g}")

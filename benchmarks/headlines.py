@@ -7,11 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import goals, markdown
+from benchmarks import goals, markdown, packets_plot
 
 HEADLINES = {
-    "bus": ("512 rows in flight, call_many: rows/s ÷ nc.request", "512 rows in flight, call_many: rows/s ÷ FastStream"),
-    "embed": ("4 to 128 tokens: texts/s ÷ mosec that pads",),
+    "bus": (
+        "512 rows in flight, call_many: rows/s ÷ nc.request",
+        "512 rows in flight, call_many: rows/s ÷ FastStream",
+        "512 agents in 4 processes: rows/s ÷ plain service",
+    ),
+    "embed": ("4 to 128 tokens: texts/s ÷ mosec that pads", "4 to 128 tokens: texts/s ÷ best mosec"),
     "bus-cuda": ("call_many, 4 fronts: rows/s", "one caller, 1 front: p50, ms"),
     "matrix-cuda": ("1,024² f32, operands resident ÷ torch on all cores",),
     "embed-cuda": (
@@ -20,11 +24,12 @@ HEADLINES = {
         "from text over NATS, 4 fronts ÷ encode, same GPU",
         "GPU busy under texts over NATS, 4 fronts",
     ),
+    "faults-cuda": ("calls lost, all faults together",),
     "recovery-cuda": (
         "the engine is killed: to the spare's first answer, ms",
         "the engine is killed: to the first answer of a fresh one, s",
+        "a client floods: others' p99 ÷ without it",
     ),
-    "faults": ("calls lost, all faults together",),
     "agents": (
         "handler, 512 calls in flight: calls/s ÷ nc.request to a plain service",
         "handler, 512 calls in flight: calls/s ÷ FastStream",
@@ -33,7 +38,27 @@ HEADLINES = {
     "durable": ("durable jobs/s: submitted, run, stored, awaited",),
 }
 """By record, the titles of its figures."""
+PACKETS = {
+    "packets-cuda": (
+        "1,000 rules, keys that stay: lookups/s",
+        "100,000 rules, keys that stay: lookups/s",
+        "100,000 rules: lookups ÷ DPDK ACL on all cores",
+        "packets that stay: dissect + classify, packets/s",
+        "packets from host memory: dissect + classify ÷ copies alone",
+        "flow table, 10 M live flows, Zipf 1.1: packets/s",
+        "over NATS, 8 processes at top speed: packets/s",
+    ),
+    "packets": (
+        "mixed real capture: read + dissect on two cores, packets/s",
+        "mixed real capture: read + dissect on two cores ÷ nfstream",
+        "mixed real capture: read + dissect on two cores ÷ tshark",
+        "100,000 rules, one core each: lookups ÷ DPDK ACL",
+    ),
+    "replay_drift": ("replay at 1 ×: error of the time between two, p99, ms",),
+}
+"""The same of the section of packets."""
 ABSENT = "Not measured yet: `python -m benchmarks.figures` measures."
+ABSENT_PACKETS = "Not measured yet: see `python -m benchmarks.packets --help`."
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
@@ -43,20 +68,41 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 
 def section(records: Mapping[str, Mapping[str, Any]]) -> str:
     """README's part: the headlines by machine, and how many figures there are in all."""
+    shown = chosen(records, HEADLINES)
+    if not shown:
+        return ABSENT
+    told = _machines(records[name] for name in HEADLINES if name in records)
+    return f"{shown}\n\n{told} {_count(records)}"
+
+
+def packets(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """README's part about packets: a few figures and the plots."""
+    pictures = [f"![{title}](benchmarks/results/{name})" for name, title in packets_plot.there(records).items()]
+    return "\n\n".join([chosen(records, PACKETS) or ABSENT_PACKETS, *pictures])
+
+
+def chosen(records: Mapping[str, Mapping[str, Any]], titles: Mapping[str, Iterable[str]]) -> str:
+    """A table of some figures, each with its machine; empty if none of them is there.
+
+    Args:
+        records: all, by name.
+        titles: of the figures, by record.
+    """
     rows = [
-        (one["title"], _machine(records[name]), goals.number(one["goal"], one), f"**{goals.number(one['got'])}**")
-        for name, titles in HEADLINES.items()
+        (
+            one["title"],
+            _machine(records[name]),
+            goals.number(one["goal"], one),
+            f"**{goals.number(one['got'])}**",
+            one["verdict"] or "",
+        )
+        for name, wanted in titles.items()
         if name in records
-        for title in titles
+        for title in wanted
         for one in records[name]["figures"]
         if one["title"] == title
     ]
-    if not rows:
-        return ABSENT
-    told = _machines(records[name] for name in HEADLINES if name in records)
-    return "\n\n".join(
-        [markdown.table(("figure", "measured on", "goal", "measured"), "llrr", rows), f"{told} {_count(records)}"]
-    )
+    return markdown.table(("figure", "measured on", "goal", "measured", ""), "llrrl", rows) if rows else ""
 
 
 def _machines(records: Iterable[Mapping[str, Any]]) -> str:

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    assign_table,
     break_even,
     device_plot,
     faults_table,
     headlines,
     kpi_table,
     markdown,
+    packets_plot,
     packets_table,
     render_device,
 )
@@ -29,6 +31,7 @@ from benchmarks.record import FAULTS, RESULTS
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "figures.md"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+PACKETS_BEGIN, PACKETS_END = "<!-- packets -->", "<!-- /packets -->"
 NAMES = ("bus", "embed", "memory", "break_even", "agents", "coordination")
 PLOT = "figures.png"
 ABSENT = "Not measured yet; `python -m benchmarks.figures` measures, and writes this section."
@@ -42,11 +45,16 @@ def load(folder: Path) -> Results:
 
 
 def section(
-    results: Results, on_gpu: Results, kpi: dict[str, Any] | None = None, failing: Results | None = None
+    results: Results,
+    on_gpu: Results,
+    kpi: dict[str, Any] | None = None,
+    failing: Results | None = None,
+    packets: Results | None = None,
 ) -> str:
     """The section of docs/figures.md: each figure with a goal, and on what it was measured."""
     parts = [_section(results) if results else "" if on_gpu else ABSENT, render_device.section(on_gpu)]
-    parts += [kpi_table.section(kpi) if kpi else "", faults_table.section(failing or {})]
+    parts += [kpi_table.section(kpi) if kpi else "", packets_table.section(packets or {})]
+    parts += [faults_table.section(failing or {})]
     return "\n\n".join(filter(None, parts))
 
 
@@ -61,10 +69,18 @@ def _section(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def page(results: Results, on_gpu: Results, kpi: dict[str, Any] | None = None, failing: Results | None = None) -> str:
+def page(
+    results: Results,
+    on_gpu: Results,
+    kpi: dict[str, Any] | None = None,
+    failing: Results | None = None,
+    packets: Results | None = None,
+    assign: dict[str, Any] | None = None,
+) -> str:
     """The results' own page: all figures, the break-even batches, and every contestant in every shape."""
     parts = [*_parts(results), *render_device.page(on_gpu), *(kpi_table.page(kpi) if kpi else ())]
-    return "\n\n".join([*parts, *faults_table.page(failing or {})]) + "\n"
+    parts += [*(assign_table.page(assign) if assign else ()), *faults_table.page(failing or {})]
+    return "\n\n".join([*parts, *packets_table.page(packets or {})]) + "\n"
 
 
 def _parts(results: Results) -> list[str]:
@@ -180,16 +196,14 @@ def main() -> None:
     options = parser.parse_args()
 
     results, on_gpu, kpi = load(RESULTS), render_device.load(RESULTS), kpi_table.load(RESULTS)
-    failing, packets = faults_table.load(RESULTS), packets_table.load(RESULTS)
-    readme = with_section(README.read_text(), headlines.section(headlines.load(RESULTS)))
-    figures = section(results, on_gpu, kpi, failing).replace("(benchmarks/", "(../benchmarks/")
+    failing, packets, assign = faults_table.load(RESULTS), packets_table.load(RESULTS), assign_table.load(RESULTS)
+    records = headlines.load(RESULTS)
+    readme = with_section(README.read_text(), headlines.section(records))
+    figures = section(results, on_gpu, kpi, failing, packets).replace("(benchmarks/", "(../benchmarks/")
     texts = {
-        README: with_section(readme, packets_table.section(packets), packets_table.BEGIN, packets_table.END),
+        README: with_section(readme, headlines.packets(records), PACKETS_BEGIN, PACKETS_END),
         PAGE: with_section(PAGE.read_text(), figures),
-        RESULTS / "README.md": "\n\n".join(
-            [page(results, on_gpu, kpi, failing).rstrip("\n"), *packets_table.page(packets)]
-        )
-        + "\n",
+        RESULTS / "README.md": page(results, on_gpu, kpi, failing, packets, assign),
     }
     if options.check:
         sys.exit("".join(_difference(path, text) for path, text in texts.items()) or 0)
@@ -202,8 +216,7 @@ def main() -> None:
     for name, result in failing.items():
         if "timeline" in result:
             faults_table.draw(result, RESULTS / f"{name}.svg")
-    if packets_table.has_lookups(packets):
-        packets_table.draw(packets, RESULTS / packets_table.PLOT)
+    packets_plot.draw(packets, RESULTS)
     for name, result in on_gpu.items():
         device_plot.draw(name, result, RESULTS / f"{name}-cuda.svg")
 

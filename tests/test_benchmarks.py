@@ -26,10 +26,13 @@ def test_readme_shows_figures_that_are_there() -> None:
     from benchmarks import headlines
 
     records = headlines.load(ROOT / "benchmarks" / "results")
-    shown = headlines.section(records)
-    for name, titles in headlines.HEADLINES.items():
-        assert name in records
-        assert all(title in shown for title in titles)
+    for chosen, shown in (
+        (headlines.HEADLINES, headlines.section(records)),
+        (headlines.PACKETS, headlines.packets(records)),
+    ):
+        for name, titles in chosen.items():
+            assert name in records
+            assert all(title in shown for title in titles)
     assert headlines.section({}) == headlines.ABSENT
 
 
@@ -155,6 +158,10 @@ def test_bus_benchmark_runs(tmp_path: Path) -> None:
         (298_000.4, None, "298,000"),
         (0.5, "lower", "≤ 0.5"),
         (1_000_000, "higher", "≥ 1,000,000"),
+        (150e6, "higher", "≥ 150 M"),
+        (24_640_138_449, None, "24.6 G"),
+        (0, None, "0"),
+        (0.0, None, "0.00"),
     ],
 )
 def test_numbers_are_for_people(value: float | None, better: str | None, expected: str) -> None:

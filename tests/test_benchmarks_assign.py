@@ -28,3 +28,16 @@ def test_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
         assert 0 < found["served"] <= found["shape"]["tasks"]
         assert found["short_percent"] is None or found["short_percent"] <= 1
         assert found["title"] in done.stdout
+
+
+def test_the_committed_record_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import assign_table
+    from benchmarks.record import RESULTS
+
+    record = assign_table.load(RESULTS)
+    assert record is not None
+    text = "\n".join(assign_table.page(record))
+    for one in record["shapes"]:
+        assert f"| {one['title']} | {one['whole_matrix_ms']:,.1f} | {one['shortlist_ms']:,.1f} |" in text
+    assert text.count("| — | — |") == sum(one["short_percent"] is None for one in record["shapes"]) > 0

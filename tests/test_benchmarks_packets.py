@@ -217,7 +217,7 @@ def test_benchmark_of_packets_on_a_device_runs(kernels: Any, tmp_path: Path, mon
 
 
 def _renders(results: dict[str, dict[str, Any]], folder: Path) -> None:
-    from benchmarks import packets_table
+    from benchmarks import packets_plot, packets_table
 
     assert "| goal | aim | measured |" in packets_table.section(results)
     text = "".join(packets_table.page(results))
@@ -226,14 +226,19 @@ def _renders(results: dict[str, dict[str, Any]], folder: Path) -> None:
             about = result["shapes"][shape]
             assert (f"{about['set']}, {about['rules']:,} rules" if "rules" in about else about["title"]) in text
     pytest.importorskip("matplotlib")
-    packets_table.draw(results, folder / "plot.svg")
-    assert (folder / "plot.svg").read_text().startswith("<?xml")
+    packets_plot.draw(results, folder)
+    plots = [packets_plot.LOOKUPS, packets_plot.RATES] if "packets-cuda" in results else [packets_plot.LOOKUPS]
+    assert list(packets_plot.there(results)) == plots
+    for name in plots:
+        assert (folder / name).read_text().startswith("<?xml")
+        assert f"({name})" in text
 
 
 def test_readme_without_figures_of_packets_says_so() -> None:
-    from benchmarks import packets_table
+    from benchmarks import headlines, packets_table
 
-    assert packets_table.section({}) == packets_table.ABSENT
+    assert headlines.packets({}) == headlines.ABSENT_PACKETS
+    assert packets_table.section({}) == ""
     assert list(packets_table.page({})) == []
 
 

@@ -38,9 +38,11 @@ def draw(timeline: Timeline, title: str, path: Path) -> None:
     rate.set_ylabel("right answers,\nthousand a second")
     rate.set_ylim(bottom=0)
     top = rate.get_ylim()[1]
-    for period in timeline.periods:
-        middle = (period.began_s + period.ended_s) / 2
-        rate.text(middle, top * 1.02, period.fault, rotation=45, ha="left", va="bottom", color=INK)
+    names = [((period.began_s + period.ended_s) / 2, period.fault) for period in timeline.periods]
+    if timeline.periods:
+        names.append((timeline.periods[0].began_s / 2, "no pause"))
+    for middle, name in names:
+        rate.text(middle, top * 1.02, name, rotation=45, ha="left", va="bottom", color=INK)
     times = [sample.at_s for sample in timeline.samples]
     wholes = [max(1, sample.device_rows + sample.spare_rows) for sample in timeline.samples]
     on_device = [100 * s.device_rows / whole for s, whole in zip(timeline.samples, wholes, strict=True)]
@@ -54,7 +56,9 @@ def draw(timeline: Timeline, title: str, path: Path) -> None:
     breaker.set_yticks(range(len(STATES)), [state.replace("_", " ") for state in STATES])
     breaker.set_ylim(-0.3, 2.3)
     breaker.set_ylabel("breaker")
-    breaker.set_xlabel("seconds; between the shaded spans nobody calls")
+    breaker.set_xlabel(
+        "seconds; at first calls without a pause and without a fault; between the shaded spans nobody calls"
+    )
     figure.suptitle(title, x=0.01, ha="left", color=INK)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)

@@ -1,0 +1,369 @@
+"""Does a question find who knows better by blended contexts? `python -m benchmarks.context_example [--json OUT]`, 1 minute.
+
+Agents are the modules of Python's library, as `examples/stdlib_modules.py` reads them; each hears the modules it imports,
+those that import it, or both. Questions are sentences of the library whose module is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aikoryu.gpu.context.graph import ContextGraph
+from aikoryu.gpu.context.propagate import settle
+from benchmarks import context_plot, markdown, minilm, record
+from examples.stdlib_modules import LIBRARY, Documented, Module, bags_of_words, first_sentence, library, plain, straight
+
+Vectors: TypeAlias = NDArray[np.float32]
+Numbers: TypeAlias = NDArray[np.int64]
+Embed: TypeAlias = Callable[[Sequence[str]], Vectors]
+
+ALPHAS = (0.3, 0.5, 0.7, 0.9)
+EPSILON = 1e-3
+HEARD = {
+    "imports": "hears what it imports",
+    "importers": "hears who imports it",
+    "both": "hears both",
+}
+SCORES = {"dot": "dot product", "cosine": "cosine"}
+DEPTHS = (1, 5, 16)
+SILENT = (0.1, 0.5)  # shares of agents that say nothing
+SILENCES = 5  # draws of who they are
+RESAMPLES = 2000
+SEED = 6
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions whose answer is known.
+
+    Attributes:
+        title: what they are.
+        texts: n of them.
+        right: (n,) the number of the module that each is about.
+    """
+
+    title: str
+    texts: list[str]
+    right: Numbers
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A way to blend and to compare; without edges it is the agents' own contexts."""
+
+    heard: str
+    alpha: float
+    score: str
+
+
+def own_questions(modules: Mapping[str, Module]) -> Asked:
+    """What modules say of their functions and classes."""
+    pairs = [(text, number) for number, each in enumerate(modules.values()) for text in each.questions]
+    return _asked("docstrings of functions and classes", pairs)
+
+
+def test_questions(modules: Mapping[str, Module], folder: Path) -> Asked:
+    """What tests say of themselves: those of `test_x.py` are about the module x."""
+    names = {name: number for number, name in enumerate(modules)}
+    found: dict[tuple[str, int], str] = {}
+    for path in sorted(folder.rglob("test_*.py")):
+        parts = [part.removeprefix("test_") for part in path.relative_to(folder).with_suffix("").parts]
+        number = names.get(".".join(parts), names.get(parts[0]) if len(parts) > 1 else None)
+        if number is not None:
+            for text in _documented(path):
+                found.setdefault((plain(text), number), text)
+    modules_with = Counter(words for words, _ in found)
+    pairs = [(text, number) for (words, number), text in found.items() if modules_with[words] == 1]
+    return _asked("docstrings of tests", pairs)
+
+
+def blended(own: Vectors, edges: Sequence[tuple[int, int]], alpha: float) -> Vectors:
+    """(n, d), what a graph of these agents settles at, as a worker keeps it.
+
+    Args:
+        own: (n, d).
+        edges: (who hears, who is heard), all of weight 1.
+        alpha: of the graph.
+    """
+    import torch
+
+    graph = ContextGraph(own.shape[1], alpha, torch.device("cpu"))
+    agents = torch.arange(len(own))
+    graph.put(agents, torch.from_numpy(own), torch.ones_like(agents), torch.ones_like(agents))
+    if edges:
+        targets, sources = torch.tensor(edges).T
+        stamps = torch.ones_like(targets)
+        graph.link(sources, targets, stamps.float(), stamps, stamps)
+    settle(graph, EPSILON)
+    found: Vectors = graph.table.blended[graph.slots.find(agents)].numpy()
+    return found
+
+
+def ranks(queries: Vectors, vectors: Vectors, right: Numbers) -> Numbers:
+    """(n,) at which place the right agent comes, from 1 on; of equals it is the last."""
+    scores = queries @ vectors.T
+    found: Numbers = (scores >= scores[np.arange(len(right)), right][:, None]).sum(1)
+    return found
+
+
+def edges_of(modules: Mapping[str, Module], heard: str) -> list[tuple[int, int]]:
+    """(who hears, who is heard) by number, each pair once."""
+    numbers = {name: number for number, name in enumerate(modules)}
+    pairs = [(number, numbers[one]) for number, each in enumerate(modules.values()) for one in each.imports]
+    turned = [(one, number) for number, one in pairs]
+    return sorted(set({"imports": pairs, "importers": turned, "both": [*pairs, *turned]}[heard]))
+
+
+class Intervals:
+    """95 % intervals of differences between means over questions.
+
+    Questions of a module are alike, so modules are drawn and not questions (a paired bootstrap of clusters).
+    """
+
+    def __init__(self, right: Numbers) -> None:
+        _, self._cluster, self._sizes = np.unique(right, return_inverse=True, return_counts=True)
+        clusters = len(self._sizes)
+        draws = np.random.default_rng(SEED).multinomial(clusters, np.full(clusters, 1 / clusters), RESAMPLES)
+        self._draws = draws.astype(np.float64)
+
+    def of(self, differences: NDArray[np.float64]) -> list[float]:
+        """The mean of (n,) differences, and the ends of its interval."""
+        sums = np.bincount(self._cluster, differences, len(self._sizes))
+        means = (self._draws @ sums) / (self._draws @ self._sizes)
+        low, high = np.quantile(means, [0.025, 0.975])
+        return [round(float(value), 4) for value in (differences.mean(), low, high)]
+
+
+def figures(places: Numbers) -> dict[str, float]:
+    """The share of questions whose module is among the first 1, 5 and 16, and the mean of 1 / place, 0 beyond 16."""
+    found = {f"hits@{depth}": float((places <= depth).mean()) for depth in DEPTHS}
+    found["mrr"] = float(np.where(places <= DEPTHS[-1], 1 / places, 0).mean())
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def compared(base: Numbers, places: Numbers, intervals: Intervals) -> dict[str, Any]:
+    """Figures, and by how much they are above those of a base."""
+    differences = {f"hits@{depth}": intervals.of((places <= depth).astype(float) - (base <= depth)) for depth in DEPTHS}
+    return {**figures(places), "more": differences}
+
+
+def measure(modules: Mapping[str, Module], embed: Embed, asked: Sequence[Asked]) -> dict[str, Any]:
+    """All figures of an embedding."""
+    own = embed([each.says for each in modules.values()])
+    places: dict[Configuration, list[Numbers]] = {}
+    queries = [embed(one.texts) for one in asked]
+    for heard in HEARD:
+        edges = edges_of(modules, heard)
+        for alpha in ALPHAS:
+            mixed = blended(own, edges, alpha)
+            for score, vectors in {"dot": mixed, "cosine": straight(mixed)}.items():
+                found = [ranks(texts, vectors, one.right) for texts, one in zip(queries, asked, strict=True)]
+                places[Configuration(heard, alpha, score)] = found
+    base = [ranks(texts, own, one.right) for texts, one in zip(queries, asked, strict=True)]
+    result: dict[str, Any] = {"questions": []}
+    for number, one in enumerate(asked):
+        intervals = Intervals(one.right)
+        result["questions"].append(
+            {
+                "title": one.title,
+                "questions": len(one.texts),
+                "modules": len(set(one.right.tolist())),
+                "own": figures(base[number]),
+                "blended": [
+                    {**vars(how), **compared(base[number], found[number], intervals)} for how, found in places.items()
+                ],
+            }
+        )
+    result["chosen"] = _chosen(base[0], {how: found[0] for how, found in places.items()}, asked[0].right)
+    best = Configuration(**result["chosen"]["configuration"])
+    result["parts"] = [
+        {"part": part, "questions": int(which.sum()), "modules": len(set(asked[0].right[which].tolist()))}
+        | {"own": figures(base[0][which])}
+        | compared(base[0][which], places[best][0][which], Intervals(asked[0].right[which]))
+        for part, mask in _parts(modules).items()
+        if (which := mask[asked[0].right]).any()
+    ]
+    result["silent"] = [_silent(modules, own, queries[0], asked[0].right, share) for share in SILENT]
+    return result
+
+
+def _asked(title: str, pairs: Sequence[tuple[str, int]]) -> Asked:
+    return Asked(title, [text for text, _ in pairs], np.array([number for _, number in pairs], np.int64))
+
+
+def _documented(path: Path) -> Iterator[str]:
+    """First sentences in a file; files that are there to be refused by the parser have none."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, Documented) and (text := first_sentence(node)):
+            yield text
+
+
+def _chosen(base: Numbers, places: Mapping[Configuration, Numbers], right: Numbers) -> dict[str, Any]:
+    """The configuration that is best by hits@5 for every second module, and how it does for the others."""
+    seen = np.isin(right, np.unique(right)[::2])
+    best = max(places, key=lambda how: figures(places[how][seen])["hits@5"])
+    others = ~seen
+    return {
+        "configuration": vars(best),
+        "questions": int(others.sum()),
+        "own": figures(base[others]),
+        **compared(base[others], places[best][others], Intervals(right[others])),
+    }
+
+
+def _parts(modules: Mapping[str, Module]) -> dict[str, NDArray[np.bool_]]:
+    """Which modules are of which kind."""
+    length = np.array([len(each.says) - len(name) - 2 for name, each in modules.items()])
+    importers = Counter(one for each in modules.values() for one in each.imports)
+    imported_by = np.array([importers[name] for name in modules])
+    imports = np.array([len(each.imports) for each in modules.values()])
+    private = np.array([any(part.startswith("_") for part in name.split(".")) for name in modules])
+    return {
+        "no docstring": length == 0,
+        "docstring of less than 80 characters": (length > 0) & (length < 80),
+        "80 to 399": (length >= 80) & (length < 400),
+        "400 or more": length >= 400,
+        "imported by none": imported_by == 0,
+        "by 1 to 3": (imported_by > 0) & (imported_by < 4),
+        "by 4 or more": imported_by >= 4,
+        "imports at most 2": imports <= 2,
+        "3 to 8": (imports > 2) & (imports < 9),
+        "9 or more": imports >= 9,
+        "private": private,
+        "public": ~private,
+    }
+
+
+def _silent(
+    modules: Mapping[str, Module], own: Vectors, queries: Vectors, right: Numbers, share: float
+) -> dict[str, Any]:
+    """Some agents have said nothing: how often they are found, how often the others are, and how often anybody is."""
+    edges = edges_of(modules, "both")
+    found: dict[tuple[float, str], list[list[float]]] = {}
+    for draw in range(SILENCES):
+        silent = np.random.default_rng(SEED + draw).random(len(own)) < share
+        said = np.where(silent[:, None], np.float32(0), own)
+        asked = silent[right]
+        ways = {(1.0, "dot"): said}
+        for alpha in ALPHAS:
+            mixed = blended(said, edges, alpha)
+            ways |= {(alpha, "dot"): mixed, (alpha, "cosine"): straight(mixed)}
+        for way, vectors in ways.items():
+            hits = ranks(queries, vectors, right) <= DEPTHS[-1]
+            found.setdefault(way, []).append([hits[asked].mean(), hits[~asked].mean(), hits.mean()])
+    means = {way: np.mean(each, 0).round(4).tolist() for way, each in found.items()}
+    names = ("silent", "others", "all")
+    return {
+        "share": share,
+        "own": dict(zip(names, means.pop((1.0, "dot")), strict=True)),
+        "blended": [
+            {"alpha": alpha, "score": score, **dict(zip(names, each, strict=True))}
+            for (alpha, score), each in means.items()
+        ],
+    }
+
+
+def tables(result: Mapping[str, Any]) -> list[str]:
+    """The record in Markdown: what docs/context_example.md shows."""
+    found = []
+    for name, by in result["embeddings"].items():
+        for one in by["questions"]:
+            found.append(_table_of_ways(f"{name}, {one['title']}", one))
+    for name, by in result["embeddings"].items():
+        found.append(_table_of_parts(name, by))
+    found.append(_table_of_silence(result["embeddings"]))
+    return found
+
+
+def _table_of_ways(title: str, one: Mapping[str, Any]) -> str:
+    own = one["own"]
+    names = [f"hits@{depth}" for depth in DEPTHS]
+    rows = [("**own**", "", "", *(_percent(own[name]) for name in names), f"{own['mrr']:.3f}")]
+    for how in one["blended"]:
+        cells = [f"{_percent(how[name])} {_difference(how['more'][name])}" for name in names]
+        rows.append((HEARD[how["heard"]], f"{how['alpha']}", SCORES[how["score"]], *cells, f"{how['mrr']:.3f}"))
+    return markdown.table((title, "α", "score", *names, "MRR"), "lrlrrrr", rows)
+
+
+def _table_of_parts(name: str, by: Mapping[str, Any]) -> str:
+    how = by["chosen"]["configuration"]
+    head = f"{name}: {HEARD[how['heard']]}, α {how['alpha']}, {SCORES[how['score']]}"
+    rows = [
+        (
+            one["part"],
+            str(one["modules"]),
+            str(one["questions"]),
+            *(
+                f"{_percent(one['own'][key])} {_difference(one['more'][key])}"
+                for key in ("hits@1", "hits@5", "hits@16")
+            ),
+        )
+        for one in by["parts"]
+    ]
+    return markdown.table((head, "modules", "questions", "own hits@1", "hits@5", "hits@16"), "lrrrrr", rows)
+
+
+def _table_of_silence(embeddings: Mapping[str, Any]) -> str:
+    rows = []
+    for name, by in embeddings.items():
+        for one in by["silent"]:
+            for how in ({"alpha": None, **one["own"]}, *one["blended"]):
+                way = "own" if how["alpha"] is None else f"blended, α {how['alpha']}, {SCORES[how['score']]}"
+                rows.append(
+                    (name, f"{one['share']:.0%}", way, *(_percent(how[key]) for key in ("silent", "others", "all")))
+                )
+    return markdown.table(("", "silent", "hits@16", "of the silent", "of the others", "of all"), "lrlrrr", rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _difference(more: Sequence[float]) -> str:
+    """A difference in points with its interval; bold where that does not hold 0."""
+    middle, low, high = (100 * value for value in more)
+    text = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def main() -> None:
+    """Measure, print the tables, write the record and the plot."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.context_example", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the result record to this file, and the plot beside it")
+    options = parser.parse_args()
+    os.environ.setdefault(minilm.THREADS_VARIABLE, "1")
+    modules = library()
+    asked = [own_questions(modules), test_questions(modules, LIBRARY / "test")]
+    says = [each.says for each in modules.values()]
+    encoder = minilm.Encoder()
+    embeddings: dict[str, Embed] = {
+        "MiniLM": lambda texts: encoder.embed(texts, 16),
+        "bags of words": lambda texts: bags_of_words(texts, says),
+    }
+    result = record.about("context_example", minilm.NEEDS) | {
+        "modules": len(modules),
+        "edges": len(edges_of(modules, "imports")),
+        "embeddings": {name: measure(modules, embed, asked) for name, embed in embeddings.items()},
+    }
+    print("\n\n".join(tables(result)))
+    if options.json:
+        record.write(result, options.json)
+        options.json.with_suffix(".svg").write_text(context_plot.drawn(result))
+
+
+if __name__ == "__main__":
+    main()
