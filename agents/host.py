@@ -13,6 +13,7 @@ from ..bus import tracing
 from ..bus.columns import unpack
 from ..bus.errors import BadColumn, BadFrame, BusError, Busy, Cancelled, Closed, Expired, WrongKind
 from ..bus.frames import row_error
+from ..bus.open_streams import OpenStream
 from ..bus.service import Held, Service
 from .agent import Resident
 from .keyed_call import keyed_calls
@@ -99,7 +100,7 @@ class Host:
         if stream is not None:
             producer = Producer(resident, handler, held, messages[0], chains[0], self._service)
             stream.ticket = producer
-            stream.on_close = partial(self._leave, producer, Cancelled)
+            stream.on_close = partial(self._on_close, producer, stream)
             runs: Sequence[Run] = [producer]
         elif resident.ownership is not None:
             runs = held.ticket = keyed_calls(resident, handler, held, messages, chains, self._replies)
@@ -179,6 +180,10 @@ class Host:
         for row in rows or range(len(ticket)):
             if row < len(ticket):
                 self._leave(ticket[row], Cancelled)
+
+    def _on_close(self, producer: Producer, stream: OpenStream) -> None:
+        """No part of a stream follows; if nobody said so to its caller, what the caller waits for says it."""
+        self._leave(producer, BadFrame if stream.forgotten else Cancelled)
 
     def _leave(self, run: Run, why: type[BusError]) -> None:
         """Nobody waits for a call any more: drop it where it waits, cancel it where it runs."""

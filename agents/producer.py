@@ -17,7 +17,7 @@ import numpy as np
 
 from ..bus.columns import pack_array, pack_strings
 from ..bus.deadline import until
-from ..bus.errors import BusError, Cancelled
+from ..bus.errors import BadFrame, BusError, Cancelled
 from ..bus.frames import row_error
 from ..bus.service import Held, Service
 from .agent import Resident
@@ -90,6 +90,11 @@ class Producer(Run):
         elif not self._end:
             self._end = error
             self._deliver_soon()
+
+    def ended_early(self) -> BusError:
+        if self.left is BadFrame:
+            return BadFrame("too many streams are open here, most of this client: this one was closed, open fewer")
+        return super().ended_early()
 
     def _extend_deadline(self) -> None:
         """What is asked for the next item is waited for as long as that is."""

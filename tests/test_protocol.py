@@ -15,7 +15,7 @@ import msgpack
 import pytest
 
 import aikoryu as ai
-from aikoryu.agents import announcements, chain
+from aikoryu.agents import announcements, chain, lookout, presence, roster
 from aikoryu.agents.announcements import Announced
 from aikoryu.agents.announcer import Announcer
 from aikoryu.bus import columns, errors, frames, open_streams, resends, silence
@@ -268,9 +268,14 @@ def test_limits_are_those_of_the_code() -> None:
         f"at most {frames.LONGEST_MESSAGE} characters",
         f"at most {frames.MAX_ASKED}.",
         f"at once ({open_streams.CREDIT_ROWS})",
-        f"beyond {open_streams.MAX_STREAMS};",
+        f"beyond {open_streams.MAX_STREAMS} one is forgotten",
         f"at most {columns.MAX_DIMENSIONS} dimensions",
         f"with {chain.MOST_HOPS} hops",
+        f"each of {announcements.MOST_BYTES >> 10} KiB",
+        f"with {announcements.MOST_CAPABILITIES:,} capabilities".replace(",", " "),
+        f"keep {roster.MOST_PROCESSES} processes, and lists of about {roster.MOST_BYTES >> 20} MiB",
+        f"no more than {lookout.QUESTIONS} missed lists",
+        f"or {presence.ANSWER_BYTES >> 20} MiB of answers",
         f"{resends.LEAST_S * 1000:g} ms at the least",
         f"heard of it for {silence.QUIET_S:g} s",
         f"within {silence.ANSWER_S:g} s",

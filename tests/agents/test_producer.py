@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 import aikoryu as ai
 from aikoryu.agents import consumer, host, producer
 from aikoryu.agents.app import App
+from aikoryu.bus import open_streams
 from aikoryu.bus.errors import BadFrame, BusError
 from aikoryu.bus.frames import Reply, decode_request, encode
 from aikoryu.bus.memory import MemoryBus
@@ -135,6 +136,22 @@ async def test_many_streams_at_once_keep_apart(bus: ai.Bus) -> None:
         return len([item async for item in asking(bus).count.stream(count)])
 
     assert tuple(await asyncio.gather(taken(300), taken(200))) == (300, 200)
+
+
+async def test_stream_that_was_forgotten_for_others_ends_with_word_of_it(
+    bus: ai.Bus, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_streams, "MAX_STREAMS", 1)
+    counter.step.release()
+    first = asking(bus).slowly.stream(3)
+    assert await anext(first) == Item(0)  # and waits for the next
+    second = asking(bus).count.stream(3)
+    assert await anext(second) == Item(0)
+    with pytest.raises(BadFrame, match="too many streams are open here"):
+        async with asyncio.timeout(1):
+            await anext(first)
+    assert counter.closed[:2] == ["cancelled", "slowly"]
+    assert [item async for item in second] == [Item(1), Item(2)]
 
 
 async def test_untyped_caller_gets_records(bus: ai.Bus) -> None:

@@ -51,3 +51,24 @@ def test_stream_idle_longest_ends_when_there_are_too_many(monkeypatch: pytest.Mo
     streams.find(1, 1)
     opened(streams, ended, (1, 3))
     assert ended == [(1, 2)]
+    assert streams.forgotten == 1
+    assert len(streams) == 2
+
+
+def test_client_that_opens_too_many_closes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_streams, "MAX_STREAMS", 4)
+    streams, ended = OpenStreams(), list[tuple[int, int]]()
+    opened(streams, ended, (1, 1), (2, 1), *((9, number) for number in range(100)))
+    assert ended == [(9, number) for number in range(98)]
+    opened(streams, ended, (3, 1))  # who comes later, too, finds room where one has the most
+    assert ended[98:] == [(9, 98)]
+    assert all(streams.find(*key) for key in ((1, 1), (2, 1), (3, 1), (9, 99)))
+
+
+def test_of_clients_with_as_many_the_one_idle_longest_loses_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_streams, "MAX_STREAMS", 3)
+    streams, ended = OpenStreams(), list[tuple[int, int]]()
+    opened(streams, ended, (1, 1), (2, 1), (3, 1))
+    streams.find(1, 1)
+    opened(streams, ended, (4, 1), (5, 1))
+    assert ended == [(2, 1), (3, 1)]
