@@ -74,7 +74,8 @@ class Deadlines:
             run = _in_time(Ends.joined([self._runs.pop(), run]))
             if len(run) >= LEAST_SIFTED:
                 run = run[self._holding(run)]
-        self._runs.append(run)
+        if len(run):
+            self._runs.append(run)
 
     def take(self, now_ms: int) -> Ends:
         """Those that end by now and hold yet; they are kept no more."""

@@ -1,0 +1,468 @@
+"""A graph as its log says it: windows in, answers out, names and NumPy at the seam, a device behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from ...bus.columns import Array
+from ..device import Device
+from . import notify
+from .deadlines import Deadlines, Ends
+from .graph import ContextGraph
+from .names import Names
+from .propagate import Settled, settle
+from .route import route
+from .stamps import SIGN
+from .words import LAST_WRITER, Links, Puts, Spec, Words
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+QUIET_MS = 600_000
+"""What was ended so long ago is contradicted by no call any more that is sent again."""
+LEAST_DEAD = 1024  # rows: fewer are not worth a window
+MOST_LINKS = 4096
+ROWS_COUNTED = 1 << 17  # whose edges are looked at at once
+
+What = Literal["own", "blended"]
+
+
+class Applied(NamedTuple):
+    """What has become of a window.
+
+    Attributes:
+        put_holds: (m,) bool, those whose stamp is the agent's now; also of a word that was there before.
+        put_versions: (m,) uint64, the version that holds now.
+        link_holds: (l,) bool, those whose stamp and weight are the edge's now.
+        settled: what it took.
+    """
+
+    put_holds: Array
+    put_versions: Array
+    link_holds: Array
+    settled: Settled
+
+
+class Read(NamedTuple):
+    """What agents know.
+
+    Attributes:
+        vectors: (m, d) float32; zeros of an agent that is not known.
+        versions: (m,) uint64, of what it has put; 0 if that is nothing, or has ended.
+    """
+
+    vectors: Array
+    versions: Array
+
+
+class Routed(NamedTuple):
+    """The best agents of each query, the best first.
+
+    Attributes:
+        names: b lists of at most k.
+        scores: (b, k) float32, -inf beyond them.
+    """
+
+    names: list[list[str]]
+    scores: Array
+
+
+class Due(NamedTuple):
+    """Who is to be told that what reaches it has moved.
+
+    Attributes:
+        names: m of them.
+        vectors: (m, d) float32, their blended contexts.
+        versions: (m,) uint64, as of `Read`.
+        moved: (m,) float32, how far those are from what they were told before.
+    """
+
+    names: list[str]
+    vectors: Array
+    versions: Array
+    moved: Array
+
+
+class Counts(NamedTuple):
+    """What a graph holds, and what of it only keeps a stamp.
+
+    Attributes:
+        agents: that have put something and were not removed.
+        slots: taken, by these, by those that are only linked, and by the removed.
+        removed: agents.
+        edges: with tombstones.
+        tombstones: edges that were ended.
+    """
+
+    agents: int
+    slots: int
+    removed: int
+    edges: int
+    tombstones: int
+
+
+class GraphState:
+    """A graph and the names of its agents; windows of its log bring it from epoch to epoch.
+
+    The same windows give the same bits on the same device, and on another what is blended within twice epsilon over
+    alpha. Everything is synchronous, and for one thread at a time.
+
+    Args:
+        spec: of the graph.
+        device: where it is.
+
+    Attributes:
+        spec: as given.
+        epoch: of the last window applied; 0 for none.
+        now_ms: its time.
+        residual: the longest row of R.
+        next_expiry_ms: when the next word ends: a window is due then, even if nothing is said in it. None for never.
+        ended_ms: when something was removed or unlinked last; None if it was all forgotten.
+        graph, names: by number.
+        agent_ends, edge_ends: the words that end.
+    """
+
+    def __init__(self, spec: Spec, device: Device) -> None:
+        self.spec = spec
+        self.epoch = 0
+        self.now_ms = 0
+        self.residual = 0.0
+        self.next_expiry_ms: int | None = None
+        self.ended_ms: int | None = None
+        self.graph = ContextGraph(spec.dimension, spec.alpha, device.place)
+        self.names = Names()
+        self.agent_ends = Deadlines(1, self._agents_hold)
+        self.edge_ends = Deadlines(2, self._edges_hold)
+        self._place = device.place
+        self._watched: dict[str, tuple[float, int]] = {}
+        self._windows = self._rows = self._pushes = self._fulls = self._pushed = 0
+
+    def apply(self, epoch: int, words: Words) -> Applied:
+        """Say a window: what has ended by its time ends, puts and links count, then it is forgotten if that is said.
+
+        Args:
+            epoch: the window's place in the log, above those before.
+            words: rows that `words.refused_puts` and `words.refused_links` let pass.
+        """
+        if epoch <= self.epoch:
+            raise ValueError(f"window {epoch} is applied already, up to {self.epoch}: go on from there")
+        puts, links = words.puts, words.links
+        self.now_ms = max(self.now_ms, words.now_ms)
+        self._expire()
+        agents = self._put(puts)
+        edges = self._link(links)
+        put_holds, put_versions = self._puts_hold(agents, puts)
+        link_holds = self._links_hold(edges, links)
+        if words.forget:
+            self._forget()
+        self.epoch = epoch
+        settled = self.settle()
+        self._windows += 1
+        self._rows += len(puts) + len(links)
+        return Applied(put_holds, put_versions, link_holds, settled)
+
+    def settle(self) -> Settled:
+        """Pass on what has not been, and see what ends next; `apply` does."""
+        settled = settle(self.graph, self.spec.epsilon)
+        self.residual = settled.residual
+        self._pushes += settled.pushes
+        self._fulls += settled.fulls
+        self._pushed += settled.edges
+        ends = [at for at in (self.agent_ends.first_ms(), self.edge_ends.first_ms()) if at is not None]
+        self.next_expiry_ms = min(ends, default=None)
+        return settled
+
+    def read(self, agents: Sequence[str], what: What) -> Read:
+        """What agents know themselves, or with what reaches them."""
+        import torch
+
+        slots, table = self._slots(self.names.find(agents)), self.graph.table
+        known, slots = slots >= 0, slots.clamp(min=0)
+        vectors = (table.own if what == "own" else table.blended)[slots].float()
+        vectors = torch.where(known[:, None], vectors, 0.0)
+        return Read(_array(vectors), self._versions(slots, known))
+
+    def route(
+        self,
+        queries: Array,
+        needs: Array,
+        k: int,
+        load_weight: float,
+        what: What,
+        checkpoint: Callable[[], object],
+    ) -> Routed:
+        """The agents of the greatest scores.
+
+        Args:
+            queries: (b, d) float32, none longer than `shortlist.LONGEST`.
+            needs: (b,) uint64, bits of capabilities.
+            k: how many, at most.
+            load_weight: what a load of 1 takes off a score.
+            what: which of the agents' contexts.
+            checkpoint: called between tiles; what it raises ends the search.
+        """
+        found = route(self.graph, self._tensor(queries), self._tensor(needs), k, load_weight, what, checkpoint)
+        scores = _array(found.scores)
+        counts = (scores > -np.inf).sum(axis=1).tolist()
+        agents = _array(found.agents)
+        return Routed([self.names.of(row[:count]) for row, count in zip(agents, counts, strict=True)], scores)
+
+    def watch(self, agents: Sequence[str], thresholds: Array, intervals_ms: Array) -> None:
+        """Let `due` tell agents when their blended context has moved; who was told nothing knows zeros.
+
+        Of an agent that nobody has named yet it is kept until somebody does: it takes no slot, so that the same
+        windows give the same slots whoever watches.
+
+        Args:
+            agents: m of them, each once.
+            thresholds: (m,) float32, τ; infinite to be told no more.
+            intervals_ms: (m,) int64, the least time between two tellings.
+        """
+        for name, threshold, interval in zip(agents, thresholds.tolist(), intervals_ms.tolist(), strict=True):
+            if threshold < np.inf:
+                self._watched[name] = (threshold, interval)
+            else:
+                self._watched.pop(name, None)
+        numbers = self.names.find(agents)
+        known = numbers >= 0
+        columns = (numbers[known], thresholds[known].astype(np.float32), intervals_ms[known].astype(np.int64))
+        self.graph.watch(*map(self._tensor, columns))
+
+    def due(self, now_ms: int) -> Due:
+        """Who has moved by more than τ from what it was told, its interval being over; they count as told.
+
+        Args:
+            now_ms: on a clock that never goes back.
+        """
+        told = notify.due(self.graph, now_ms)
+        slots = self.graph.slots.find(told.agents)
+        versions = self._versions(slots, slots >= 0)
+        return Due(self.names.of(_array(told.agents)), _array(told.vectors.float()), versions, _array(told.moved))
+
+    def links(self, agent: str) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+        """Whom an agent hears and who it, with weights, the heaviest first, `MOST_LINKS` of each at most."""
+        slot = self._slots(self.names.find([agent]))
+        if slot[0] < 0:
+            return [], []
+        found = []
+        for adjacency in (self.graph.edges.heard, self.graph.edges.hearers):
+            position = adjacency.entries(slot).position
+            weight, order = adjacency.columns["weight"][position].sort(descending=True, stable=True)
+            count = min(int((weight > 0).sum()), MOST_LINKS)
+            other = adjacency.other[position[order[:count]]].long()
+            names = self.names.of(_array(self.graph.slots.agents[other]))
+            found.append(list(zip(names, weight[:count].tolist(), strict=True)))
+        return found[0], found[1]
+
+    def counts(self) -> Counts:
+        """What it holds; reads all edges."""
+        import torch
+
+        table, edges, slots = self.graph.table, self.graph.edges, self.graph.slots
+        taken = slots.taken()
+        there = table.is_there[: slots.used]
+        removed = taken & ~there & (table.version[: slots.used] != SIGN)
+        heard = edges.heard
+        alive = 0
+        for first in range(0, slots.used, ROWS_COUNTED):
+            rows = torch.arange(first, min(first + ROWS_COUNTED, slots.used), device=self._place)
+            alive += int((heard.columns["weight"][heard.entries(rows).position] > 0).sum())
+        total = len(edges)
+        return Counts(int(there.sum()), len(slots), int(removed.sum()), total, total - alive)
+
+    def figures(self) -> dict[str, float]:
+        """Figures by name; reads all edges."""
+        counts, table, edges = self.counts(), self.graph.table, self.graph.edges
+        kept: list[Tensor] = [getattr(table, column.name) for column in fields(table)]
+        for adjacency in (edges.heard, edges.hearers):
+            kept += [adjacency.start, adjacency.count, adjacency.other, *adjacency.columns.values()]
+        return {
+            "epoch": self.epoch,
+            "dimension": self.spec.dimension,
+            "alpha": self.spec.alpha,
+            "epsilon": self.spec.epsilon,
+            "agents": counts.agents,
+            "slots": counts.slots,
+            "removed": counts.removed,
+            "edges": counts.edges - counts.tombstones,
+            "tombstones": counts.tombstones,
+            "deadlines": len(self.agent_ends) + len(self.edge_ends),
+            "residual": self.residual,
+            "windows": self._windows,
+            "rows": self._rows,
+            "pushes": self._pushes,
+            "fulls": self._fulls,
+            "edges_pushed": self._pushed,
+            "bytes": sum(column.nbytes for column in kept),
+        }
+
+    def _expire(self) -> None:
+        """End what has ended by now: after the word that ends, and before any of a later version."""
+        ends = self.agent_ends.take(self.now_ms)
+        if len(ends):
+            self.graph.remove(*self._tensors(ends.what[:, 0], ends.version, _last_writers(len(ends))))
+            self.ended_ms = self.now_ms
+        # Edges of those are ended already; a stamp of their own keeps them so.
+        ends = self.edge_ends.take(self.now_ms)
+        if len(ends):
+            nothing = np.zeros(len(ends), np.float32)
+            columns = (ends.what[:, 0], ends.what[:, 1], nothing, ends.version, _last_writers(len(ends)))
+            self.graph.link(*self._tensors(*columns))
+            self.ended_ms = self.now_ms
+
+    def _put(self, puts: Puts) -> Array:
+        """Say puts; the agents' numbers."""
+        agents = self._take(puts.agents)
+        if not len(puts):
+            return agents
+        numbers, versions, writers = self._tensors(agents, puts.versions, puts.writers)
+        applied = self.graph.put(numbers, self._vectors(puts.vectors), versions, writers)
+        held = _array(applied)
+        capabilities, load = self._tensors(puts.capabilities[held], puts.load[held])
+        self.graph.equip(numbers[applied], capabilities, load)
+        self._keep(self.agent_ends, held, agents[:, None], puts)
+        return agents
+
+    def _link(self, links: Links) -> Array:
+        """Say links; (m, 2) int64, the numbers of sources and targets."""
+        ends = np.stack([self._take(links.sources), self._take(links.targets)], axis=1)
+        if not len(links):
+            return ends
+        columns = (ends[:, 0], ends[:, 1], links.weights, links.versions, links.writers)
+        held = _array(self.graph.link(*self._tensors(*columns)))
+        self._keep(self.edge_ends, held, ends, links)
+        if (links.weights[held] == 0).any():
+            self.ended_ms = self.now_ms
+        return ends
+
+    def _keep(self, deadlines: Deadlines, held: Array, what: Array, said: Puts | Links) -> None:
+        ending = held & (said.until_ms > 0)
+        versions, writers = said.versions[ending].view(np.int64), said.writers[ending].view(np.int64)
+        deadlines.add(Ends(said.until_ms[ending], what[ending], versions, writers))
+
+    def _puts_hold(self, agents: Array, puts: Puts) -> tuple[Array, Array]:
+        slots, table = self._slots(agents), self.graph.table
+        versions = _array(table.version[slots] ^ SIGN).view(np.uint64)
+        writers = _array(table.writer[slots] ^ SIGN).view(np.uint64)
+        return (versions == puts.versions) & (writers == puts.writers), versions
+
+    def _links_hold(self, edges: Array, links: Links) -> Array:
+        position = self._positions(edges)
+        if not len(position):
+            return np.zeros(0, bool)
+        columns = self.graph.edges.heard.columns
+        weights, versions, writers = (_array(columns[name][position]) for name in ("weight", "version", "writer"))
+        same = ((versions ^ SIGN).view(np.uint64) == links.versions) & (weights == links.weights)
+        held: Array = same & ((writers ^ SIGN).view(np.uint64) == links.writers)
+        return held
+
+    def _agents_hold(self, ends: Ends) -> Array:
+        slots, table = self._slots(ends.what[:, 0]), self.graph.table
+        version, writer = self._tensors(ends.version, ends.writer)
+        same = (table.version[slots] == version ^ SIGN) & (table.writer[slots] == writer ^ SIGN)
+        return _array((slots >= 0) & table.is_there[slots] & same)
+
+    def _edges_hold(self, ends: Ends) -> Array:
+        position, columns = self._positions(ends.what), self.graph.edges.heard.columns
+        version, writer = self._tensors(ends.version, ends.writer)
+        # -1 reads the last entry, and does not count.
+        same = (columns["version"][position] == version ^ SIGN) & (columns["writer"][position] == writer ^ SIGN)
+        return _array((position >= 0) & same)
+
+    def _forget(self) -> None:
+        """Drop what only keeps stamps, and the names of agents of whom nothing is left, watched or not."""
+        import torch
+
+        graph, table = self.graph, self.graph.table
+        before, used = graph.slots.taken(), graph.slots.used
+        thresholds = table.threshold[:used].clone()
+        table.threshold[:used] = torch.inf
+        graph.forget()
+        after = graph.slots.taken()
+        table.threshold[:used] = torch.where(after, thresholds, torch.inf)
+        self.agent_ends.sift()
+        self.edge_ends.sift()
+        self.names.drop(_array(graph.slots.agents[before & ~after]))
+        self.ended_ms = None
+
+    def _take(self, names: Sequence[str]) -> Array:
+        """Numbers of names; those that are watched and had none are watched from now on."""
+        if not self._watched:
+            return self.names.take(names)
+        fresh = {name for name in names if name in self._watched and name not in self.names}
+        numbers = self.names.take(names)
+        if fresh:
+            ordered = [name for name in dict.fromkeys(names) if name in fresh]
+            kept = [self._watched[name] for name in ordered]
+            thresholds = np.array([threshold for threshold, _ in kept], np.float32)
+            self.watch(ordered, thresholds, np.array([interval for _, interval in kept], np.int64))
+        return numbers
+
+    def _slots(self, agents: Array) -> Tensor:
+        """(m,) int64, -1 for a number without one."""
+        return self.graph.slots.find(self._tensor(agents))
+
+    def _positions(self, edges: Array) -> Tensor:
+        """Where edges, (m, 2) numbers of sources and targets, lie among those heard; -1 for those that do not."""
+        import torch
+
+        source, target = self._slots(edges[:, 0]), self._slots(edges[:, 1])
+        known = (source >= 0) & (target >= 0)
+        position = torch.full_like(source, -1)
+        position[known] = self.graph.edges.heard.find(target[known], source[known])
+        return position
+
+    def _versions(self, slots: Tensor, known: Tensor) -> Array:
+        table = self.graph.table
+        versions = (table.version[slots] ^ SIGN).mul_(known & table.is_there[slots])
+        return _array(versions).view(np.uint64)
+
+    def _vectors(self, bits: Array) -> Tensor:
+        import torch
+
+        return self._tensor(bits.view(np.int16)).view(torch.bfloat16)
+
+    def _tensors(self, *columns: Array) -> list[Tensor]:
+        return [self._tensor(column) for column in columns]
+
+    def _tensor(self, column: Array) -> Tensor:
+        """Numbers on the device, u8 as the int64 of the same bits; a copy: a log's entry is read-only."""
+        import torch
+
+        signed = column.view(np.int64) if column.dtype == np.uint64 else column
+        return torch.from_numpy(signed.copy()).to(self._place)
+
+
+def wants_forget(state: GraphState, now_ms: int) -> bool:
+    """Whether the owner is to log a window with `forget`. It may read all edges: ask it once a minute.
+
+    So it is if more than a quarter of the slots are of the removed, or half of the edges tombstones; and if nothing has
+    been ended for `QUIET_MS`. A word that is older than what was dropped counts again should it come once more, and a
+    call is not sent again for so long. Where something is ended all the time, three quarters of either are too much.
+
+    Args:
+        state: of the owner.
+        now_ms: ms since 1970.
+    """
+    if state.ended_ms is None:
+        return False
+    counts = state.counts()
+    if counts.removed + counts.tombstones < LEAST_DEAD:
+        return False
+    removed, tombstones = counts.removed / max(counts.slots, 1), counts.tombstones / max(counts.edges, 1)
+    if now_ms - state.ended_ms >= QUIET_MS:
+        return removed > 0.25 or tombstones > 0.5
+    return removed > 0.75 or tombstones > 0.75
+
+
+def _last_writers(count: int) -> Array:
+    return np.full(count, LAST_WRITER, np.uint64)
+
+
+def _array(tensor: Tensor) -> Any:
+    found: Array = tensor.cpu().numpy()
+    return found
