@@ -7,8 +7,6 @@ engine runs together what its fronts hand over for one lane. Any of the processe
 from __future__ import annotations
 
 import asyncio
-import sys
-from asyncio.subprocess import Process
 from dataclasses import replace
 from itertools import cycle
 
@@ -16,16 +14,16 @@ import msgspec
 import structlog
 
 from ..config import Settings
+from .child_process import RESTART_DELAYS_S, STEADY_S, ChildProcess
 from .directory import WorkerDirectory
 from .engines import catalogue_of, devices_of, engine_spec, slots_of, spare_specs
-from .host import RESTART_DELAYS_S, EngineHost
+from .host import EngineHost
 from .operation import Operation
 from .registry import load
 from .tasks import together
 
 FRONT_TIMEOUT_S = 60.0  # connecting to the bus, and registering slabs
 STOP_SLACK_S = 10.0  # beyond `worker.drain_s`, for a front to end
-STEADY_S = 30.0  # a front that lived so long is started again at once
 
 _log = structlog.get_logger(__name__)
 
@@ -84,7 +82,7 @@ class Fleet:
         self._specs = [
             FrontSpec(front, (address, *spare)) for front, address in zip(fronts, cycle(addresses[: len(devices)]))
         ]
-        self._processes: dict[int, Process] = {}
+        self._processes: dict[int, ChildProcess] = {}
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -111,13 +109,13 @@ class Fleet:
         for keeper in self._keepers:
             keeper.cancel()
         try:
-            ended = [self._end(process) for process in self._processes.values()]
+            ended = [process.end() for process in self._processes.values()]
             codes, _ = await asyncio.gather(
                 asyncio.gather(*ended), asyncio.gather(*self._keepers, return_exceptions=True)
             )
         finally:  # also when whoever waits for the drain gives up, perhaps before it has begun
             await asyncio.gather(
-                *(_kill(process) for process in self._processes.values()), *(host.stop() for host in self._hosts)
+                *(process.kill() for process in self._processes.values()), *(host.stop() for host in self._hosts)
             )
             self._directory.close()
         return not any(codes)
@@ -128,33 +126,14 @@ class Fleet:
         Raises:
             RuntimeError: the system gave no process, or it ended, or did not serve within `FRONT_TIMEOUT_S`.
         """
-        # What it must know goes through a pipe: the command line, which every user can read, would show passwords.
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "aikoryu.gpu.front_process"),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise RuntimeError(f"front {number} cannot be started: {error}") from error
-        assert process.stdin is not None, "it is a pipe"
-        assert process.stdout is not None, "it is a pipe"
-        process.stdin.write(msgspec.json.encode(self._specs[number]) + b"\n")
-        try:
-            async with asyncio.timeout(FRONT_TIMEOUT_S):
-                ready = await process.stdout.readline()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise RuntimeError(f"front {number} did not serve within {FRONT_TIMEOUT_S:.0f} s") from None
-        except BaseException:
-            await self._end(process)  # it may have accepted something already
-            raise
-        if not ready:
-            raise RuntimeError(f"front {number} ended while starting, exit code {await process.wait()}")
-        self._processes[number] = process
+        self._processes[number] = await ChildProcess.start(
+            "aikoryu.gpu.front_process",
+            self._specs[number],
+            "front",
+            f"front {number}",
+            start_within_s=FRONT_TIMEOUT_S,
+            end_within_s=self._drain_s + STOP_SLACK_S,
+        )
 
     async def _keep(self, number: int) -> None:
         """Start a front again whenever it ends."""
@@ -163,7 +142,7 @@ class Fleet:
         while True:
             if number in self._processes:
                 began = loop.time()
-                code = await self._processes[number].wait()
+                code = await self._processes[number].ended()
                 del self._processes[number]
                 _log.error("front lost", front=number, exit_code=code)
                 if loop.time() - began > STEADY_S:
@@ -176,26 +155,6 @@ class Fleet:
                 _log.error("front not restarted", front=number, attempt=attempt, error=str(error))
             else:
                 _log.info("front restarted", front=number, attempt=attempt)
-
-    async def _end(self, process: Process) -> int:
-        """Ask a front to drain and end, and kill it if it does not in time; its exit code."""
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            async with asyncio.timeout(self._drain_s + STOP_SLACK_S):
-                await process.wait()
-        except TimeoutError:
-            _log.error("front did not end", pid=process.pid)
-        finally:
-            await _kill(process)
-        return await process.wait()
-
-
-async def _kill(process: Process) -> None:
-    """See to it that a process has ended."""
-    if process.returncode is None:
-        process.kill()
-        await process.wait()
 
 
 def _front(settings: Settings, number: int) -> Settings:

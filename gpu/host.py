@@ -14,10 +14,9 @@ from contextlib import suppress
 
 import structlog
 
+from .child_process import RESTART_DELAYS_S
 from .engine import EngineLink, EngineSpec
 from .engine_process import EngineProcess
-
-RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 _log = structlog.get_logger(__name__)
 
