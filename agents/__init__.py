@@ -4,7 +4,8 @@ from .agent import Agent
 from .app import App
 from .bus import Bus, connect, open_transport, session
 from .call import Call
-from .handler import handler, on
+from .context_watch import Change as ContextChange
+from .handler import handler, on, on_context
 from .matrix import Matrix
 from .message import Message
 from .models import Models
@@ -17,6 +18,7 @@ __all__ = [
     "App",
     "Bus",
     "Call",
+    "ContextChange",
     "Handle",
     "Matrix",
     "Message",
@@ -26,6 +28,7 @@ __all__ = [
     "connect",
     "handler",
     "on",
+    "on_context",
     "open_transport",
     "session",
 ]

@@ -14,6 +14,7 @@ from ..bus.subjects import Subjects
 from ..bus.transport import Transport
 from ..config import Settings, keep_off_stdout, load
 from .assignment import Assignment
+from .context import Contexts
 from .coordination import Coordination
 from .dispatch import Dispatcher
 from .jobs import Jobs
@@ -33,6 +34,7 @@ class Bus:
         models: neural networks.
         agents: agents, to be asked; and topics to publish to.
         packets: packets dissected, classified, and balanced over back ends.
+        context: what agents know, and what of it reaches whom: `bus.context("team")`; see `agents.context.Contexts`.
         call: any operation, one row; see `bus.client.Client.call`.
         call_many: any operation, many rows at once; see `Client.call_many`.
         stream: any operation, chunk after chunk; see `Client.stream`.
@@ -63,6 +65,7 @@ class Bus:
         self.matrix = Matrix(client, partitions)
         self.models = Models(client)
         self.packets = Network(client, partitions)
+        self.context = Contexts(client)
         self.call = client.call
         self.call_many = client.call_many
         self.stream = client.stream

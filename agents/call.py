@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Collection, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .own_context import OwnContext
+
 if TYPE_CHECKING:
     from .bus import Bus
     from .peer import Peer
@@ -25,12 +27,22 @@ class Call:
         topic: of a message that was published, the topic; else empty.
     """
 
-    __slots__ = ("_run", "bus", "topic")
+    __slots__ = ("_agent", "_graph", "_run", "bus", "topic")
 
-    def __init__(self, bus: Bus, run: Run | None, topic: str = "") -> None:
+    def __init__(self, bus: Bus, run: Run | None, topic: str = "", *, agent: str, graph: str) -> None:
         self.bus = bus
         self.topic = topic
         self._run = run
+        self._agent = agent
+        self._graph = graph
+
+    @property
+    def context(self) -> OwnContext:
+        """The agent's own context: what it knows, whom it hears; of the graph that its class names, `context = "team"`.
+
+        There it is called as on the bus; an agent with state has a context for each key, `<agent>.<key>`.
+        """
+        return OwnContext(self.bus.context(self._graph), self._agent)
 
     @property
     def deadline_s(self) -> float:

@@ -18,6 +18,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 _ASKED = "__aikoryu_handler__"
 _HEARS = "__aikoryu_topic__"
+_MOVES = "__aikoryu_context__"
 
 
 class _Asked(NamedTuple):
@@ -29,6 +30,11 @@ class _Asked(NamedTuple):
 class _Hears(NamedTuple):
     topic: str
     share: str | None
+
+
+class _Moves(NamedTuple):
+    threshold: float
+    min_interval_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,26 @@ class TopicHandler:
         return [call if name == "call" else message for name in self.takes]
 
 
+@dataclass(frozen=True, slots=True)
+class ContextHandler:
+    """A method that hears when the agent's blended context has moved.
+
+    Attributes:
+        function: the method itself, unbound.
+        takes: as a handler's; the message is the change.
+        threshold, min_interval_s: as of `Context.watch`.
+    """
+
+    function: Callable[..., Any]
+    takes: tuple[str, ...]
+    threshold: float
+    min_interval_s: float
+
+    def arguments(self, change: Any, call: Any) -> list[Any]:
+        """What the function is called with after the agent."""
+        return [call if name == "call" else change for name in self.takes]
+
+
 @overload
 def handler(method: Method) -> Method: ...
 @overload
@@ -159,6 +185,26 @@ def on(topic: str, *, share: str | None = None) -> Callable[[Method], Method]:
     return mark
 
 
+def on_context(*, threshold: float = 0.1, min_interval_s: float = 0.0) -> Callable[[Method], Method]:
+    """Have a method hear when the agent's blended context has moved: `async def name(self, change: ContextChange)`.
+
+    It may take the call, too. Changes come one after the other; those that come while it runs are told as one. A change
+    that was told when the graph's owner died may be told once more. Every process that has the agent hears them.
+
+    Args:
+        threshold: at least 0; how far the context must be from what was told before.
+        min_interval_s: the least time between two changes, s.
+    """
+    if not 0 <= threshold < float("inf") or not 0 <= min_interval_s < float("inf"):
+        raise ValueError(f"threshold is {threshold}, min_interval_s {min_interval_s}: use at least 0")
+
+    def mark(method: Method) -> Method:
+        setattr(method, _MOVES, _Moves(threshold, min_interval_s))
+        return method
+
+    return mark
+
+
 def handlers_of(cls: type) -> tuple[dict[str, Handler], list[TopicHandler]]:
     """The handlers of a class, by name, and the topics it hears.
 
@@ -180,6 +226,22 @@ def handlers_of(cls: type) -> tuple[dict[str, Handler], list[TopicHandler]]:
             batch = get_origin(message) is list
             topics.append(TopicHandler(method, takes, codec(get_args(message)[0] if batch else message), batch, *hears))
     return handlers, topics
+
+
+def context_handlers_of(cls: type) -> tuple[ContextHandler, ...]:
+    """The methods that hear of the agent's context.
+
+    Raises:
+        TypeError: as for `handlers_of`.
+    """
+    found: list[ContextHandler] = []
+    for _, method in inspect.getmembers(cls, inspect.isfunction):
+        moves: _Moves | None = getattr(method, _MOVES, None)
+        if moves is not None:
+            takes, _, _ = _signature(method)
+            _check_async(method)
+            found.append(ContextHandler(method, takes, *moves))
+    return tuple(found)
 
 
 def make_handler(

@@ -54,6 +54,10 @@ class KeyedCall(Asked):
     def hop(self) -> str:
         return f"{super().hop}#{self.key}"
 
+    @property
+    def named(self) -> str:
+        return f"{super().named}.{self.key}"
+
     async def work(self, bus: Any) -> None:
         try:
             arguments = self.enter(bus)[1:]

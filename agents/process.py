@@ -21,6 +21,8 @@ from ..bus.transport import Transport
 from ..config import VERSION, Settings
 from .agent import Resident
 from .announcements import Announced
+from .context_ear import ContextEar
+from .cells import Cells
 from .host import Host
 from .memory_states import MemoryStates
 from .ownership import Ownership
@@ -83,8 +85,9 @@ class AgentProcess:
             JetStreamStates(transport, self._subjects, self.name) if memory is None else MemoryStates.of(memory)
         )
         partitions = settings.bus.partitions
+        cells = Cells()
         self._owners = [
-            Ownership(resident, self._service, self._states, bus.agents.watch, self.name, partitions)
+            Ownership(resident, self._service, self._states, cells, bus.agents.watch, self.name, partitions)
             for resident in residents
             if resident.kind.state is not None
         ]
@@ -93,6 +96,9 @@ class AgentProcess:
         context.run(tracing.forget)
         self._ears = [
             Ear(resident, handler, root, bus, context) for resident in residents for handler in resident.kind.topics
+        ]
+        self._context_ears = [
+            ContextEar(resident, handler, bus, context) for resident in residents for handler in resident.kind.contexts
         ]
 
     async def start(self) -> None:
@@ -110,6 +116,8 @@ class AgentProcess:
                 await self.host.serve(resident)
             for ear in self._ears:
                 await ear.start(self._transport, self._subjects)
+            for context_ear in self._context_ears:
+                context_ear.start()
             await self._discovery.start()
             await self._presence.start()
             for owner in self._owners:
@@ -132,7 +140,8 @@ class AgentProcess:
         await asyncio.gather(*(owner.stop(max(0.0, end - monotonic())) for owner in self._owners))
         await self._service.leave()
         await self._discovery.stop()
-        heard = await asyncio.gather(*(ear.stop(max(0.0, end - monotonic())) for ear in self._ears))
+        ears: list[Ear | ContextEar] = [*self._ears, *self._context_ears]
+        heard = await asyncio.gather(*(ear.stop(max(0.0, end - monotonic())) for ear in ears))
         drained = await self._drain(max(0.0, end - monotonic())) and all(heard)
         self.host.stop()
         await self._states.close()

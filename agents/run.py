@@ -57,6 +57,11 @@ class Run:
         return f"{self.resident.name}.{self.handler.name}"
 
     @property
+    def named(self) -> str:
+        """What the agent is called in its graph of contexts."""
+        return self.resident.name
+
+    @property
     def text(self) -> bool:
         """Whether the message came as JSON text, so that the answer must be."""
         return isinstance(self._message, str)
@@ -89,7 +94,8 @@ class Run:
         serving.set(chain.through(self.hop))
         until.set(self.deadline)
         handler = self.handler
-        return [self.resident.agent, *handler.arguments(handler.message.decode(self._message), Call(bus, self))]
+        call = Call(bus, self, agent=self.named, graph=self.resident.kind.context)
+        return [self.resident.agent, *handler.arguments(handler.message.decode(self._message), call)]
 
     def failed(self, error: Exception) -> BusError:
         """What the caller is told of a handler's exception; the bus's own pass as they are.

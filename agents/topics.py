@@ -171,7 +171,9 @@ class Ear:
             if not messages:
                 continue
             given = messages if handler.batch else messages[0]
-            run = handler.function(self._resident.agent, *handler.arguments(given, Call(self._bus, None, topic)))
+            resident = self._resident
+            call = Call(self._bus, None, topic, agent=resident.name, graph=resident.kind.context)
+            run = handler.function(resident.agent, *handler.arguments(given, call))
             try:
                 # A task for its context: what a handler sets there is nothing to the next message.
                 await asyncio.get_running_loop().create_task(run, context=self._context.copy())

@@ -41,7 +41,20 @@ from .bus.errors import (
 )
 
 if TYPE_CHECKING:
-    from .agents import Agent, App, Bus, Call, Handle, Message, Stateful, connect, handler, on
+    from .agents import (
+        Agent,
+        App,
+        Bus,
+        Call,
+        ContextChange,
+        Handle,
+        Message,
+        Stateful,
+        connect,
+        handler,
+        on,
+        on_context,
+    )
     from .agents.jobs import Job, NoResult
     from .bus.pending import RowsFailed
     from .config import ConfigError, Settings
@@ -65,6 +78,7 @@ __all__ = [
     "Closed",
     "ConfigError",
     "ConnectionFailed",
+    "ContextChange",
     "Declined",
     "Disconnected",
     "EngineLost",
@@ -93,6 +107,7 @@ __all__ = [
     "handler",
     "load_settings",
     "on",
+    "on_context",
     "operation",
 ]
 
@@ -102,6 +117,7 @@ _LATER = {
     "Bus": ("agents", "Bus"),
     "Call": ("agents", "Call"),
     "ConfigError": ("config", "ConfigError"),
+    "ContextChange": ("agents", "ContextChange"),
     "Handle": ("agents", "Handle"),
     "Job": ("agents.jobs", "Job"),
     "Message": ("agents", "Message"),
@@ -114,6 +130,7 @@ _LATER = {
     "handler": ("agents", "handler"),
     "load_settings": ("config", "load"),
     "on": ("agents", "on"),
+    "on_context": ("agents", "on_context"),
     "operation": ("gpu.operation", "operation"),
 }
 

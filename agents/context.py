@@ -1,0 +1,237 @@
+"""Contexts: what each agent knows, as a vector, and what of it reaches those who hear it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..bus.client import Client
+from ..bus.errors import BadParameter
+from .context_answers import (
+    AllSeen,
+    Links,
+    Route,
+    Seen,
+    What,
+    as_links,
+    as_routes,
+    as_seen,
+)
+from .context_graph import Graph, Spec
+from .context_watch import Change, changes
+from .context_words import Words, vector_of
+
+MOST_MS = 2**32 - 1  # of an interval, which is a u4
+
+
+class Contexts:
+    """The graphs of contexts, by name: `bus.context("team")`.
+
+    Args:
+        client: asks who keeps them.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._graphs: dict[str, Graph] = {}
+
+    def __call__(
+        self,
+        graph: str,
+        *,
+        dimension: int | None = None,
+        alpha: float | None = None,
+        epsilon: float | None = None,
+    ) -> Context:
+        """A graph; nothing is sent. What is given here counts where the graph has to be made.
+
+        Args:
+            graph: its name, 1 to 64 letters, digits, `_` and `-`.
+            dimension: numbers of a vector; by default those of the first that is put.
+            alpha: above 0 and at most 1, what of a blended context is the agent's own at the least; 0.3 by default.
+            epsilon: above 0, longest residual that is not passed on: a blended context is off by at most epsilon /
+                alpha; 0.001 by default.
+
+        Raises:
+            ValueError: this is no name.
+            BadParameter: a number is not allowed.
+        """
+        if dimension is not None and dimension < 1:
+            raise BadParameter(f"dimension is {dimension}: use at least 1")
+        if alpha is not None and not 0 < alpha <= 1:
+            raise BadParameter(f"alpha is {alpha}: use more than 0 and at most 1")
+        if epsilon is not None and not 0 < epsilon < float("inf"):
+            raise BadParameter(f"epsilon is {epsilon}: use more than 0")
+        known = self._graphs.get(graph)
+        if known is None:
+            known = self._graphs[graph] = Graph(self._client, graph)
+        return Context(known, Spec(dimension or 0, alpha or 0.0, epsilon or 0.0))
+
+
+class Context(Words):
+    """A graph of agents' contexts: who knows what, who hears whom, and what reaches each.
+
+    Every call may be sent again after a lost connection: by version and writer a word counts once, and of two words
+    about the same agent, or the same link, the later holds. A graph that nobody keeps is opened, and made by whoever
+    first puts something. Each call raises NoWorker where no worker keeps contexts, BadParameter where it reads a graph
+    that is not there, and BadColumn, BadValue or RowsFailed where what is given is none.
+
+    Args:
+        graph: asks its owner.
+        spec: what it is made with.
+    """
+
+    async def get(
+        self,
+        agent: str,
+        *,
+        what: What = "blended",
+        min_epoch: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Seen:
+        """An agent's context; zeros, and version 0, of one that has put nothing and hears nobody.
+
+        Args:
+            agent: its name.
+            what: its own, or blended with what reaches it.
+            min_epoch: at least so much must be in it; by default all that this connection has put and linked. 0 takes
+                whatever is there.
+            timeout_s: how long to wait, s.
+        """
+        row: dict[str, Any] = {"agent": agent} | self._epoch(min_epoch)
+        answer = await self._graph.ask("get", row, {"what": what}, spec=self._spec, timeout_s=timeout_s)
+        return as_seen(answer)
+
+    async def get_many(
+        self,
+        agents: Sequence[str],
+        *,
+        what: What = "blended",
+        min_epoch: int | None = None,
+        timeout_s: float | None = None,
+    ) -> AllSeen:
+        """The contexts of m agents; see `get`.
+
+        Raises:
+            RowsFailed: some were refused; it carries the others' answers.
+        """
+        if not len(agents):
+            return AllSeen.none(self._spec.dimension)
+        columns: dict[str, Any] = {"agent": list(agents)} | self._epochs(min_epoch, len(agents))
+        answer = await self._graph.ask_many("get", columns, {"what": what}, spec=self._spec, timeout_s=timeout_s)
+        return AllSeen(
+            answer["vector"], answer["version"], answer["epoch"], answer["residual"], answer["age_ms"] / 1000
+        )
+
+    async def route(
+        self,
+        query: ArrayLike,
+        *,
+        k: int = 16,
+        needs: int = 0,
+        load_weight: float = 0.0,
+        what: What = "blended",
+        min_epoch: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Route]:
+        """The agents whose contexts are most like a query, the best first, fewer than k where no more suit.
+
+        Args:
+            query: (d,) float32, float16 or bfloat16.
+            k: how many, 1 to 256.
+            needs: bits of the capabilities that an agent must have.
+            load_weight: what a load of 1 counts, in units of similarity, which is the dot product.
+            what: which of the agents' contexts are compared.
+            min_epoch, timeout_s: as for `get`.
+        """
+        row: dict[str, Any] = {"query": vector_of(query, 1)} | self._epoch(min_epoch)
+        if needs:
+            row["needs"] = np.uint64(needs)
+        answer = await self._graph.ask(
+            "route", row, _routing(k, load_weight, what), spec=self._spec, timeout_s=timeout_s
+        )
+        return as_routes(answer["agents"], answer["scores"])
+
+    async def route_many(
+        self,
+        queries: ArrayLike,
+        *,
+        k: int = 16,
+        needs: ArrayLike | None = None,
+        load_weight: float = 0.0,
+        what: What = "blended",
+        min_epoch: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[list[Route]]:
+        """The agents for m queries, a list each; see `route`.
+
+        Args:
+            queries: (m, d).
+            needs: (m,) uint64.
+            k, load_weight, what, min_epoch, timeout_s: as for `route`.
+
+        Raises:
+            RowsFailed: some were refused; it carries the others' answers.
+        """
+        columns: dict[str, Any] = {"query": vector_of(queries, 2)}
+        count = len(columns["query"])
+        columns |= self._epochs(min_epoch, count)
+        if needs is not None:
+            columns["needs"] = np.asarray(needs, np.uint64)
+        if not count:
+            return []
+        answer = await self._graph.ask_many(
+            "route", columns, _routing(k, load_weight, what), spec=self._spec, timeout_s=timeout_s
+        )
+        return [as_routes(agents, scores) for agents, scores in zip(answer["agents"], answer["scores"], strict=True)]
+
+    def watch(
+        self, agent: str, threshold: float, *, min_interval_s: float = 0.0, cursor: int = 0
+    ) -> AsyncGenerator[Change, None]:
+        """What becomes of an agent's blended context, whenever it has moved; leave it with `aclosing`.
+
+        It tells states: of several changes in quick succession the last. It outlives lost connections, hand-overs and
+        the deaths of owners; the next owner, who does not know what was told, may tell the same once more. It waits for
+        an owner as long as it takes, once it has heard one.
+
+        Args:
+            agent: its name.
+            threshold: at least 0; it is told when the context is farther than this from what was told last.
+            min_interval_s: the least time between two changes, s.
+            cursor: the epoch of the change that was seen last, to go on after it; 0 begins with what is there.
+
+        Raises:
+            BadParameter: a number is not allowed; or, while it is iterated, there is no such graph.
+            NoWorker: while it is iterated: no worker keeps contexts.
+            Closed: the bus was closed.
+        """
+        if not 0 <= threshold < float("inf"):
+            raise BadParameter(f"threshold is {threshold}: use at least 0")
+        if not 0 <= 1000 * min_interval_s <= MOST_MS:
+            raise BadParameter(f"min_interval_s is {min_interval_s}: use 0 to {MOST_MS // 1000:,}")
+        return changes(self._graph, self._spec, agent, threshold, min_interval_s, cursor)
+
+    async def links(self, agent: str, *, timeout_s: float | None = None) -> Links:
+        """Whom an agent hears, and who hears it, with the weights."""
+        return as_links(await self._graph.ask("links", {"agent": agent}, spec=self._spec, timeout_s=timeout_s))
+
+    async def stats(self, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """What the owner says of the graph: agents, edges, epoch, residual, device and more; docs/context.md."""
+        answer = await self._graph.ask("stats", {"unused": np.False_}, spec=self._spec, timeout_s=timeout_s)
+        found: dict[str, Any] = msgspec.json.decode(answer["stats"])
+        return found
+
+    def _epoch(self, given: int | None) -> dict[str, Any]:
+        least = self._graph.written if given is None else given
+        return {"min_epoch": np.uint64(least)} if least else {}
+
+    def _epochs(self, given: int | None, count: int) -> dict[str, Any]:
+        return {name: np.full(count, epoch) for name, epoch in self._epoch(given).items()}
+
+
+def _routing(k: int, load_weight: float, what: What) -> dict[str, Any]:
+    return {"k": k, "load_weight": load_weight, "what": what}
