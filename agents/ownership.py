@@ -14,6 +14,7 @@ from ..bus.service import Service
 from ..bus.subjects import partition as partition_of
 from ..bus.transport import Subscription
 from .agent import Resident
+from .cells import Cells
 from .keyed_call import KeyedCall
 from .roster import Change
 from .shares import share
@@ -36,6 +37,7 @@ class Ownership:
         resident: the agent.
         service: takes its calls.
         store: where states and leases are kept, opened.
+        cells: what this process remembers of keys.
         watch: tells which processes have which agents; see `Lookout.watch`.
         process: this one's name.
         partitions: to which the agent's keys are dealt.
@@ -45,13 +47,21 @@ class Ownership:
     """
 
     def __init__(
-        self, resident: Resident, service: Service, store: StateStore, watch: Watch, process: str, partitions: int
+        self,
+        resident: Resident,
+        service: Service,
+        store: StateStore,
+        cells: Cells,
+        watch: Watch,
+        process: str,
+        partitions: int,
     ) -> None:
         self.owned: dict[int, Tenancy] = {}
         self._resident = resident
         resident.ownership = self
         self._service = service
         self._store = store
+        self._cells = cells
         self._watch = watch
         self._process = process
         self._partitions = partitions
@@ -175,7 +185,7 @@ class Ownership:
             wake.set()
 
         lease.on_lost.append(on_lost)
-        tenancy = self.owned[partition] = Tenancy(self._resident, partition, lease, self._store, on_lost)
+        tenancy = self.owned[partition] = Tenancy(self._resident, partition, lease, self._store, self._cells, on_lost)
         try:
             subscription = await self._service.serve_partition(self._resident.name, partition)
             try:
@@ -191,6 +201,7 @@ class Ownership:
                 await tenancy.settle(self._settle_s)
         finally:
             del self.owned[partition]
+            tenancy.end()
             await lease.release()
 
     def _complain(self, partition: int, error: BusError) -> None:

@@ -21,8 +21,8 @@ from ..bus.transport import Transport
 from ..config import VERSION, Settings
 from .agent import Resident
 from .announcements import Announced
-from .context_ear import ContextEar
 from .cells import Cells
+from .context_ear import ContextEar
 from .host import Host
 from .memory_states import MemoryStates
 from .ownership import Ownership

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from ..bus.bucket import Overtaken
@@ -13,12 +12,10 @@ from ..bus.errors import Disconnected, Moved
 from ..bus.jetstream import NoAnswer, Unavailable
 from ..bus.leases import LeaseLost
 from .agent import Resident
+from .cells import Cell, Cells
 from .message import encode
 from .saved import CallNumber, Saved, decode_saved
 from .state_store import Lease, StateStore
-
-MOST_STATES = 256  # of a partition that are kept in memory between calls
-MOST_BYTES = 4 << 20  # of those
 
 
 class Leaving(Protocol):
@@ -38,19 +35,26 @@ class Tenancy:
         partition: of its keys.
         lease: by which this process owns it.
         store: where states are kept.
+        cells: what this process remembers of keys.
         on_lost: called with the reason when it shows that another owns the partition.
     """
 
     def __init__(
-        self, resident: Resident, partition: int, lease: Lease, store: StateStore, on_lost: Callable[[str], None]
+        self,
+        resident: Resident,
+        partition: int,
+        lease: Lease,
+        store: StateStore,
+        cells: Cells,
+        on_lost: Callable[[str], None],
     ) -> None:
         self._resident = resident
         self._partition = partition
         self._lease = lease
         self._store = store
         self._on_lost = on_lost
-        self._cells: OrderedDict[str, _Cell] = OrderedDict()
-        self._bytes = 0
+        self._all_cells = cells
+        self._cells: dict[str, Cell] = {}
         self._calls: set[Leaving] = set()
         self._idle = asyncio.Event()
 
@@ -79,6 +83,10 @@ class Tenancy:
         for call in list(self._calls):
             call.give_up()
 
+    def end(self) -> None:
+        """Forget what is known: another owns the partition from now on."""
+        self._all_cells.forget(self._cells)
+
     async def apply(self, key: str, number: CallNumber | None, handle: Callable[[Any], Awaitable[bytes]]) -> bytes:
         """Answer a call: with what it was answered before, or by its handler, when its state is written.
 
@@ -93,7 +101,7 @@ class Tenancy:
             Forgotten: likewise, for good.
             Whatever the handler raises; its call was not applied.
         """
-        async with self._turn(key) as cell:
+        async with self._all_cells.turn(self._cells, key) as cell:
             try:
                 saved = await self._load(key, cell)
                 kept = None if number is None else saved.reply_to(number)
@@ -123,7 +131,7 @@ class Tenancy:
         agent.state = self._state.decode(saved.state) if saved.state else self._state.type()
         return agent
 
-    async def _load(self, key: str, cell: _Cell) -> Saved:
+    async def _load(self, key: str, cell: Cell) -> Saved:
         with self._asking(key):
             self._lease.check()
             if cell.saved is not None:
@@ -135,7 +143,7 @@ class Tenancy:
             cell.fill(saved, found.sequence, len(found.data))
             return saved
 
-    async def _save(self, cell: _Cell, saved: Saved) -> None:
+    async def _save(self, cell: Cell, saved: Saved) -> None:
         data = saved.encode()
         with self._asking(saved.key):
             sequence = await self._store.write(self._resident.name, self._partition, saved.key, data, cell.sequence)
@@ -153,60 +161,3 @@ class Tenancy:
             raise Moved(f"{self._resident.name} {key!r} has another owner: ask again") from error
         except (NoAnswer, Unavailable, Disconnected) as error:
             raise Moved(f"{self._resident.name} {key!r}: its state is out of reach ({error}): ask again") from error
-
-    @asynccontextmanager
-    async def _turn(self, key: str) -> AsyncIterator[_Cell]:
-        """Wait until no other call of a key runs."""
-        cell = self._cells.get(key)
-        if cell is None:
-            cell = self._cells[key] = _Cell()
-        self._cells.move_to_end(key)
-        cell.users += 1
-        try:
-            async with cell.lock:
-                before = cell.bytes
-                try:
-                    yield cell
-                finally:
-                    self._bytes += cell.bytes - before
-        finally:
-            cell.users -= 1
-            self._shrink()
-
-    def _shrink(self) -> None:
-        """Let go of states that were used longest ago."""
-        if len(self._cells) <= MOST_STATES and self._bytes <= MOST_BYTES:
-            return
-        for key, cell in list(self._cells.items()):
-            if not cell.users:
-                del self._cells[key]
-                self._bytes -= cell.bytes
-            if len(self._cells) <= MOST_STATES and self._bytes <= MOST_BYTES:
-                return
-
-
-class _Cell:
-    """What is known of a key.
-
-    Attributes:
-        lock: held by the call that runs.
-        users: calls that run or wait for it.
-        saved: what the store has, None if that is not known.
-        sequence: that the next write must name.
-        bytes: what `saved` takes.
-    """
-
-    __slots__ = ("bytes", "lock", "saved", "sequence", "users")
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0
-        self.clear()
-
-    def clear(self) -> None:
-        self.saved: Saved | None = None
-        self.sequence = 0
-        self.bytes = 0
-
-    def fill(self, saved: Saved, sequence: int, size: int) -> None:
-        self.saved, self.sequence, self.bytes = saved, sequence, size

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import aikoryu as ai
 from aikoryu.agents.agent import Resident, kind_of
 from aikoryu.agents.bus import Bus, session
+from aikoryu.agents.cells import Cells
 from aikoryu.agents.host import Host
 from aikoryu.agents.ownership import Ownership, Watch
 from aikoryu.agents.roster import Change
@@ -61,7 +62,7 @@ async def process(
         resident = Resident("counter", cls, kind_of(cls), (), 64, 256)
         await store.open()
         stack.push_async_callback(store.close)
-        owner = Ownership(resident, service, store, watch, name, partitions)
+        owner = Ownership(resident, service, store, Cells(), watch, name, partitions)
         await host.serve(resident)
         await owner.start()
         yield owner
