@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import device_run, markdown, packets_acl, packets_plot, stages
+from benchmarks.packets_goals import CAPTURES
 from benchmarks.record import FAULTS
 
 RECORDS = ("packets", "replay_drift", "packets-cuda")
@@ -27,7 +28,7 @@ def section(results: Results) -> str:
     """The part of docs/figures.md: each figure with a goal by machine, the plots, and on what it was measured."""
     parts = ["### Packets"]
     for machine, each in _by_machine(results).items():
-        figures = [one for result in each for one in result["figures"] if _is_told(one)]
+        figures = [_named(one) for result in each for one in result["figures"] if _is_told(one)]
         stamps = list(dict.fromkeys(map(_stamp, each)))
         parts += [markdown.figures_table(figures), f"Measured on {machine}; {'; '.join(stamps)}."] if figures else []
     if len(parts) == 1:
@@ -44,7 +45,7 @@ def page(results: Results) -> Iterator[str]:
     for name, result in results.items():
         yield f"## {_TITLES[name]}"
         yield f"Measured on {_machine(result)}; {_stamp(result)}."
-        yield markdown.figures_table(result["figures"])
+        yield markdown.figures_table([_named(one) for one in result["figures"]])
         yield from _measured(result)
         if name in _LEGENDS:
             yield _LEGENDS[name]
@@ -96,6 +97,11 @@ _MORE = {
 def _is_told(one: Mapping[str, Any]) -> bool:
     """Whether docs/figures.md has the figure."""
     return one["goal"] is not None or any(part in one["title"] for part in TOLD)
+
+
+def _named(one: dict[str, Any]) -> dict[str, Any]:
+    """A figure that says the whole name of the capture in which it is least."""
+    return one | {"against": CAPTURES.get(one["against"], one["against"])}
 
 
 def _pictures(results: Results, folder: str) -> Iterator[str]:
