@@ -1,7 +1,7 @@
-"""Does a question find who knows better by blended contexts? `python -m benchmarks.context_example [--json OUT]`, 1 minute.
+"""Does blending help a question find who knows? `python -m benchmarks.context_example [--json OUT]`, 1 minute.
 
-Agents are the modules of Python's library, as `examples/stdlib_modules.py` reads them; each hears the modules it imports,
-those that import it, or both. Questions are sentences of the library whose module is known.
+Agents are the modules of Python's library, as `examples/stdlib_modules.py` reads them; each hears the modules that it
+imports, those that import it, or both. Questions are sentences of the library whose module is known.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from examples.stdlib_modules import LIBRARY, Documented, Module, bags_of_words, first_sentence, library, plain, straight
 from numpy.typing import NDArray
 
 from aikoryu.gpu.context.graph import ContextGraph
 from aikoryu.gpu.context.propagate import settle
-from benchmarks import context_plot, markdown, minilm, record
-from examples.stdlib_modules import LIBRARY, Documented, Module, bags_of_words, first_sentence, library, plain, straight
+from benchmarks import context_table, minilm, record
 
 Vectors: TypeAlias = NDArray[np.float32]
 Numbers: TypeAlias = NDArray[np.int64]
@@ -29,12 +29,7 @@ Embed: TypeAlias = Callable[[Sequence[str]], Vectors]
 
 ALPHAS = (0.3, 0.5, 0.7, 0.9)
 EPSILON = 1e-3
-HEARD = {
-    "imports": "hears what it imports",
-    "importers": "hears who imports it",
-    "both": "hears both",
-}
-SCORES = {"dot": "dot product", "cosine": "cosine"}
+HEARD = ("imports", "importers", "both")
 DEPTHS = (1, 5, 16)
 SILENT = (0.1, 0.5)  # shares of agents that say nothing
 SILENCES = 5  # draws of who they are
@@ -166,11 +161,11 @@ def measure(modules: Mapping[str, Module], embed: Embed, asked: Sequence[Asked])
         edges = edges_of(modules, heard)
         for alpha in ALPHAS:
             mixed = blended(own, edges, alpha)
-            for score, vectors in {"dot": mixed, "cosine": straight(mixed)}.items():
+            for score, vectors in _scored(mixed).items():
                 found = [ranks(texts, vectors, one.right) for texts, one in zip(queries, asked, strict=True)]
                 places[Configuration(heard, alpha, score)] = found
     base = [ranks(texts, own, one.right) for texts, one in zip(queries, asked, strict=True)]
-    result: dict[str, Any] = {"questions": []}
+    result: dict[str, Any] = {"lengths": _lengths(modules, own, queries[0]), "questions": []}
     for number, one in enumerate(asked):
         intervals = Intervals(one.right)
         result["questions"].append(
@@ -195,6 +190,34 @@ def measure(modules: Mapping[str, Module], embed: Embed, asked: Sequence[Asked])
     ]
     result["silent"] = [_silent(modules, own, queries[0], asked[0].right, share) for share in SILENT]
     return result
+
+
+def _lengths(modules: Mapping[str, Module], own: Vectors, queries: Vectors) -> list[dict[str, Any]]:
+    """How long blended contexts are, and how many first places go to agents that hear at most one other."""
+    edges = edges_of(modules, "both")
+    alone = np.bincount([target for target, _ in edges], minlength=len(own)) <= 1
+    found = []
+    for alpha in ALPHAS:
+        mixed = blended(own, edges, alpha)
+        lengths = np.quantile(np.linalg.norm(mixed, axis=1), [0, 0.5, 1]).round(3).tolist()
+        first = {name: alone[(queries @ vectors.T).argmax(1)].mean() for name, vectors in _scored(mixed).items()}
+        found.append(
+            {
+                "alpha": alpha,
+                "lengths": dict(zip(("least", "median", "most"), lengths, strict=True)),
+                "hear_at_most_one": {
+                    "of_agents": round(float(alone.mean()), 4),
+                    "first_by_own": round(float(alone[(queries @ own.T).argmax(1)].mean()), 4),
+                    **{f"first_by_{name}": round(float(share), 4) for name, share in first.items()},
+                },
+            }
+        )
+    return found
+
+
+def _scored(mixed: Vectors) -> dict[str, Vectors]:
+    """Vectors whose product with a query is each score."""
+    return {"dot": mixed, "cosine": straight(mixed)}
 
 
 def _asked(title: str, pairs: Sequence[tuple[str, int]]) -> Asked:
@@ -261,7 +284,7 @@ def _silent(
         ways = {(1.0, "dot"): said}
         for alpha in ALPHAS:
             mixed = blended(said, edges, alpha)
-            ways |= {(alpha, "dot"): mixed, (alpha, "cosine"): straight(mixed)}
+            ways |= {(alpha, score): vectors for score, vectors in _scored(mixed).items()}
         for way, vectors in ways.items():
             hits = ranks(queries, vectors, right) <= DEPTHS[-1]
             found.setdefault(way, []).append([hits[asked].mean(), hits[~asked].mean(), hits.mean()])
@@ -275,69 +298,6 @@ def _silent(
             for (alpha, score), each in means.items()
         ],
     }
-
-
-def tables(result: Mapping[str, Any]) -> list[str]:
-    """The record in Markdown: what docs/context_example.md shows."""
-    found = []
-    for name, by in result["embeddings"].items():
-        for one in by["questions"]:
-            found.append(_table_of_ways(f"{name}, {one['title']}", one))
-    for name, by in result["embeddings"].items():
-        found.append(_table_of_parts(name, by))
-    found.append(_table_of_silence(result["embeddings"]))
-    return found
-
-
-def _table_of_ways(title: str, one: Mapping[str, Any]) -> str:
-    own = one["own"]
-    names = [f"hits@{depth}" for depth in DEPTHS]
-    rows = [("**own**", "", "", *(_percent(own[name]) for name in names), f"{own['mrr']:.3f}")]
-    for how in one["blended"]:
-        cells = [f"{_percent(how[name])} {_difference(how['more'][name])}" for name in names]
-        rows.append((HEARD[how["heard"]], f"{how['alpha']}", SCORES[how["score"]], *cells, f"{how['mrr']:.3f}"))
-    return markdown.table((title, "α", "score", *names, "MRR"), "lrlrrrr", rows)
-
-
-def _table_of_parts(name: str, by: Mapping[str, Any]) -> str:
-    how = by["chosen"]["configuration"]
-    head = f"{name}: {HEARD[how['heard']]}, α {how['alpha']}, {SCORES[how['score']]}"
-    rows = [
-        (
-            one["part"],
-            str(one["modules"]),
-            str(one["questions"]),
-            *(
-                f"{_percent(one['own'][key])} {_difference(one['more'][key])}"
-                for key in ("hits@1", "hits@5", "hits@16")
-            ),
-        )
-        for one in by["parts"]
-    ]
-    return markdown.table((head, "modules", "questions", "own hits@1", "hits@5", "hits@16"), "lrrrrr", rows)
-
-
-def _table_of_silence(embeddings: Mapping[str, Any]) -> str:
-    rows = []
-    for name, by in embeddings.items():
-        for one in by["silent"]:
-            for how in ({"alpha": None, **one["own"]}, *one["blended"]):
-                way = "own" if how["alpha"] is None else f"blended, α {how['alpha']}, {SCORES[how['score']]}"
-                rows.append(
-                    (name, f"{one['share']:.0%}", way, *(_percent(how[key]) for key in ("silent", "others", "all")))
-                )
-    return markdown.table(("", "silent", "hits@16", "of the silent", "of the others", "of all"), "lrlrrr", rows)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _difference(more: Sequence[float]) -> str:
-    """A difference in points with its interval; bold where that does not hold 0."""
-    middle, low, high = (100 * value for value in more)
-    text = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def main() -> None:
@@ -359,10 +319,10 @@ def main() -> None:
         "edges": len(edges_of(modules, "imports")),
         "embeddings": {name: measure(modules, embed, asked) for name, embed in embeddings.items()},
     }
-    print("\n\n".join(tables(result)))
+    print("\n\n".join(context_table.tables(result)))
     if options.json:
         record.write(result, options.json)
-        options.json.with_suffix(".svg").write_text(context_plot.drawn(result))
+        context_table.draw(result, options.json.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
