@@ -61,13 +61,13 @@ class Configuration:
     score: str
 
 
-def own_questions(modules: Mapping[str, Module]) -> Asked:
+def questions_of_modules(modules: Mapping[str, Module]) -> Asked:
     """What modules say of their functions and classes."""
     pairs = [(text, number) for number, each in enumerate(modules.values()) for text in each.questions]
     return _asked("docstrings of functions and classes", pairs)
 
 
-def test_questions(modules: Mapping[str, Module], folder: Path) -> Asked:
+def questions_of_tests(modules: Mapping[str, Module], folder: Path) -> Asked:
     """What tests say of themselves: those of `test_x.py` are about the module x."""
     names = {name: number for number, name in enumerate(modules)}
     found: dict[tuple[str, int], str] = {}
@@ -96,7 +96,7 @@ def blended(own: Vectors, edges: Sequence[tuple[int, int]], alpha: float) -> Vec
     agents = torch.arange(len(own))
     graph.put(agents, torch.from_numpy(own), torch.ones_like(agents), torch.ones_like(agents))
     if edges:
-        targets, sources = torch.tensor(edges).T
+        targets, sources = torch.tensor(edges).T.contiguous()
         stamps = torch.ones_like(targets)
         graph.link(sources, targets, stamps.float(), stamps, stamps)
     settle(graph, EPSILON)
@@ -276,19 +276,22 @@ def _silent(
 ) -> dict[str, Any]:
     """Some agents have said nothing: how often they are found, how often the others are, and how often anybody is."""
     edges = edges_of(modules, "both")
-    found: dict[tuple[float, str], list[list[float]]] = {}
+    hits: dict[tuple[float, str], list[NDArray[np.bool_]]] = {}
+    of_silent = []
     for draw in range(SILENCES):
-        silent = np.random.default_rng(SEED + draw).random(len(own)) < share
+        silent = np.random.default_rng(SEED + draw).permutation(len(own)) < max(1, round(share * len(own)))
+        of_silent.append(silent[right])
         said = np.where(silent[:, None], np.float32(0), own)
-        asked = silent[right]
         ways = {(1.0, "dot"): said}
         for alpha in ALPHAS:
-            mixed = blended(said, edges, alpha)
-            ways |= {(alpha, score): vectors for score, vectors in _scored(mixed).items()}
+            ways |= {(alpha, score): vectors for score, vectors in _scored(blended(said, edges, alpha)).items()}
         for way, vectors in ways.items():
-            hits = ranks(queries, vectors, right) <= DEPTHS[-1]
-            found.setdefault(way, []).append([hits[asked].mean(), hits[~asked].mean(), hits.mean()])
-    means = {way: np.mean(each, 0).round(4).tolist() for way, each in found.items()}
+            hits.setdefault(way, []).append(ranks(queries, vectors, right) <= DEPTHS[-1])
+    asked = np.concatenate(of_silent)
+    means: dict[tuple[float, str], list[float]] = {}
+    for way, each in hits.items():
+        found = np.concatenate(each)
+        means[way] = [round(float(part.mean()), 4) for part in (found[asked], found[~asked], found)]
     names = ("silent", "others", "all")
     return {
         "share": share,
@@ -307,7 +310,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault(minilm.THREADS_VARIABLE, "1")
     modules = library()
-    asked = [own_questions(modules), test_questions(modules, LIBRARY / "test")]
+    asked = [questions_of_modules(modules), questions_of_tests(modules, LIBRARY / "test")]
     says = [each.says for each in modules.values()]
     encoder = minilm.Encoder()
     embeddings: dict[str, Embed] = {
