@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ours import NAME
-from benchmarks.plot import FAINT, INK, OURS, PEER
+from benchmarks.plot import FAINT, INK, OURS, PEER, plain
 
 OTHERS = ("#b3554d", "#c08a2b", "#8c6bb1", "#5b8c5a", "#6e7781")
 COLUMNS = 3
+FLAT = 3.0
+"""Curves of which the greatest value is not so often the least are drawn from 0 on."""
 _FRONTS = re.compile(rf"{NAME}, (\d+) fronts?")
 MOST_BARS = 10
 
@@ -119,7 +121,7 @@ def draw(name: str, result: dict[str, Any], path: Path) -> None:
     count = len(curves) + len(bars)
     if not count:
         return
-    columns = min(COLUMNS, count)
+    columns = min(2 if count == 4 else COLUMNS, count)
     lines = -(-count // columns)
     with pyplot.rc_context({"font.family": "DejaVu Sans", "font.size": 8.5, "text.color": INK, "svg.hashsalt": name}):
         figure, axes = pyplot.subplots(
@@ -163,12 +165,18 @@ def _draw_curves(axis: Any, panel: Curves, found: Points) -> None:
                 *zip(*points, strict=True), style, marker=next(marks, "o"), markersize=4, color=colour, label=name
             )
     axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
+    values = [value for points in found.values() for _, value in points]
+    is_flat = max(values) < FLAT * min(values)
+    if not is_flat:
+        axis.set_yscale("log")
+    plain(axis.yaxis)
+    if is_flat:
+        axis.set_ylim(0, 1.1 * max(values))
     places = sorted({place for points in found.values() for place, _ in points if not math.isnan(place)})
     axis.set_xticks(places, [f"{place:,.0f}" for place in places])
     axis.set_xticks([], minor=True)
     axis.set_xlabel(panel.across, color=FAINT)
-    _dress(axis, f"{panel.title}, {panel.up}, log scales")
+    _dress(axis, f"{panel.title}, {panel.up}{'' if is_flat else ', log scales'}")
     axis.grid(True, which="major", linewidth=0.4, color=PEER)
     axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
@@ -179,15 +187,18 @@ def _draw_bars(axis: Any, title: str, bars: Sequence[tuple[str, float]]) -> None
     axis.set_yticks(range(len(bars)), names)
     axis.set_ylim(max(len(bars), 5) - 0.5, -0.5)
     for place, value in enumerate(values):
-        text = f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
+        text = f"{value:#.3g}" if value < 1e3 else f"{value:,.0f}"
         axis.annotate(text, (value, place), (3, 0), textcoords="offset points", va="center")
     axis.set_xlim(0, max(values) * 1.3)
     axis.set_xticks([])
     _dress(axis, title)
+    axis.spines["bottom"].set_visible(False)
+    axis.spines["left"].set_bounds(-0.5, len(bars) - 0.5)
+    axis.tick_params(length=0)
 
 
 def _dress(axis: Any, title: str) -> None:
-    axis.set_title("\n".join(textwrap.wrap(title, 44)), loc="left", fontsize=9)
+    axis.set_title("\n".join(textwrap.wrap(title, 36)), loc="left", fontsize=9, fontweight="bold")
     axis.tick_params(length=2, colors=INK)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from benchmarks import packets_acl
 from benchmarks.ours import NAME
 from benchmarks.packets_goals import ACL_CORES, CORES
-from benchmarks.plot import FAINT, INK, OURS, PEER
+from benchmarks.plot import FAINT, INK, OURS, PEER, plain, rate
 
 LOOKUPS, RATES = "packets.svg", "packets-cuda.svg"
 THEIRS = "#b3554d"
@@ -108,7 +108,7 @@ def _draw_lookups(results: Results, path: Path) -> None:
         axis.set_xscale("log")
         axis.set_yscale("log")
         every = sorted({size for curve in CURVES for size in _points(results, curve)})
-        _plain(axis.yaxis)
+        plain(axis.yaxis)
         axis.set_xticks(every, [f"{size:,}" for size in every])
         axis.xaxis.minorticks_off()
         axis.set_xlim(every[0] / 1.25, every[-1] * 1.25)
@@ -134,11 +134,11 @@ def _draw_rates(results: Results, path: Path) -> None:
     with _figure(0.52 * len(rates) + 1.3, "Packets a second", under) as axis:
         for row, (_, got, goal) in enumerate(rates):
             axis.plot([got], [row], "o", color=OURS, markersize=7)
-            axis.annotate(_rate(got), (got, row), (8, 0), textcoords="offset points", va="center", color=INK)
+            axis.annotate(rate(got), (got, row), (8, 0), textcoords="offset points", va="center", color=INK)
             if goal:
                 axis.plot([goal, goal], [row - 0.28, row + 0.28], color=FAINT, linewidth=1.6)
         axis.set_xscale("log")
-        _plain(axis.xaxis)
+        plain(axis.xaxis)
         axis.set_xlim(1e6, 1e10)
         axis.set_yticks(range(len(rates)), [title for title, *_ in rates])
         axis.set_ylim(len(rates) - 0.5, -0.5)
@@ -180,22 +180,6 @@ def _figure(inches: float, title: str, under: list[str]) -> Iterator[Any]:
         axis.spines["bottom"].set_color(FAINT)
         yield axis
         pyplot.close(figure)
-
-
-def _plain(axis: Any) -> None:
-    """Rates along a logarithmic axis, and no strokes between them."""
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _rate(value)))
-    axis.set_minor_locator(NullLocator())
-
-
-def _rate(value: float) -> str:
-    """A rate for people: 100 k, 5.14 M, 1 G."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {letter}"
-    return f"{value:.3g}"
 
 
 def _apart(places: list[float], least: float = 1.35) -> list[float]:

@@ -159,3 +159,19 @@ def _panel(axis: Any, panel: Panel, bars: list[tuple[str, float, str]], most: in
         color=FAINT,
         fontsize=8,
     )
+
+
+def plain(axis: Any) -> None:
+    """Have rates along a logarithmic axis as `rate` writes them, and no strokes between them."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: rate(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def rate(value: float) -> str:
+    """A rate for people: 100 k, 5.14 M, 1 G."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.3g}"
