@@ -38,6 +38,7 @@ class Adjacency:
         start, count: (rows,) int64, where each row lies, and its edges.
         other: int32, the other end of each entry.
         columns: of the same length.
+        total: edges of all rows.
         is_compact: row follows row, with nothing between them.
     """
 
@@ -48,6 +49,7 @@ class Adjacency:
         self.count = self.start
         self.other = torch.empty(0, dtype=torch.int32, device=place)
         self.columns = {name: torch.empty(0, dtype=dtype, device=place) for name, dtype in columns.items()}
+        self.total = 0
         self.is_compact = True
         self._room = self.start
         self._used = 0
@@ -116,7 +118,7 @@ class Adjacency:
         self.count = torch.bincount(owner, minlength=len(self.start))
         self.start = self.count.cumsum(0) - self.count
         self._room = self.count.clone()
-        self._used = len(position)
+        self._used = self.total = len(position)
         length = len(position) + len(position) // 4 + spare + LEAST_SPARE
         self.other = _laid_out(self.other, position, length)
         self.columns = {name: _laid_out(column, position, length) for name, column in self.columns.items()}
@@ -137,6 +139,7 @@ class Adjacency:
         for name, value in values.items():
             self.columns[name][position] = value[order]
         self.count[distinct] += added
+        self.total += len(rows)
         self.is_compact = False
 
     def _make_room(self, rows: Tensor, needed: Tensor) -> None:

@@ -34,7 +34,7 @@ class Edges:
 
     def __len__(self) -> int:
         """How many, with tombstones."""
-        return int(self.heard.count.sum())
+        return self.heard.total
 
     def widen(self, slots: int) -> None:
         """Have so many slots, at least."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .agents import AgentTable
 from .edges import Edges
+from .kernels import ContextKernels
 from .slots import Slots
 from .stamps import Stamps
 
@@ -40,6 +41,7 @@ class ContextGraph:
         slots: which row is whose.
         edges: between slots.
         table: the rows.
+        kernels: what works on them on a GPU; without it, torch does.
 
     Source: Andersen, Chung and Lang 2006, Local graph partitioning using PageRank vectors (the residual); Klicpera et
     al. 2019, Predict then propagate (vectors in place of probabilities).
@@ -52,6 +54,7 @@ class ContextGraph:
         self.edges = Edges(place)
         self.table = AgentTable.empty(LEAST_SLOTS, dimension, place)
         self.edges.widen(LEAST_SLOTS)
+        self.kernels = ContextKernels.of(self.table, self.edges, alpha)
 
     def put(self, agents: Tensor, vectors: Tensor, versions: Tensor, writers: Tensor) -> Tensor:
         """Say what agents know.
@@ -147,6 +150,9 @@ class ContextGraph:
         """
         import torch
 
+        if self.kernels is not None:
+            self.kernels.refresh(slots, self.slots.used)
+            return
         if slots is not None:
             for part in torch.split(slots, ROWS[slots.device.type]):
                 self._refresh_some(part)
@@ -162,6 +168,9 @@ class ContextGraph:
         """Compute the lengths of residuals that have changed."""
         import torch
 
+        if self.kernels is not None:
+            self.kernels.measure(slots)
+            return
         self.table.norm[slots] = torch.linalg.vector_norm(self.table.residual[slots], dim=1)
 
     def _say(self, agents: Tensor, vectors: Tensor, stamps: Stamps, *, is_there: bool) -> tuple[Tensor, Tensor]:
@@ -170,9 +179,10 @@ class ContextGraph:
 
         slots, table = self._take(agents), self.table
         applied = stamps.after(table.stamps(slots)) & stamps.last(slots)
-        slots, stamps = slots[applied], stamps[applied]
+        rows = applied.nonzero().flatten()  # once: a GPU is waited for
+        slots, stamps = slots[rows], stamps[rows]
         # Rounded before the difference is formed: R must be of what is kept.
-        vectors = vectors[applied].to(torch.bfloat16)
+        vectors = vectors[rows].to(torch.bfloat16)
         table.residual[slots] += self.alpha * (vectors.float() - table.own[slots].float())
         table.own[slots] = vectors
         table.version[slots], table.writer[slots] = stamps.version, stamps.writer

@@ -36,6 +36,10 @@ def due(graph: ContextGraph, now_ms: int) -> Notices:
     import torch
 
     table, used = graph.table, graph.slots.used
+    if graph.kernels is not None and used:
+        slots, moved = graph.kernels.due(used, now_ms)
+        vectors = table.blended[slots].to(torch.bfloat16)
+        return _told(graph, slots, vectors, moved, now_ms)
     may = table.stirred[:used] & (table.threshold[:used] < torch.inf)
     may &= now_ms - table.sent_ms[:used] >= table.interval_ms[:used]
     slots = may.nonzero().flatten()
@@ -43,7 +47,11 @@ def due(graph: ContextGraph, now_ms: int) -> Notices:
     blended = table.blended[slots]
     moved = torch.linalg.vector_norm(blended - table.sent[slots].float(), dim=1)
     far = moved > table.threshold[slots]
-    slots, vectors = slots[far], blended[far].to(torch.bfloat16)
-    table.sent[slots] = vectors
-    table.sent_ms[slots] = now_ms
-    return Notices(graph.slots.agents[slots], vectors, moved[far])
+    return _told(graph, slots[far], blended[far].to(torch.bfloat16), moved[far], now_ms)
+
+
+def _told(graph: ContextGraph, slots: Tensor, vectors: Tensor, moved: Tensor, now_ms: int) -> Notices:
+    """Those of slots, each once, who count as told of these vectors from now on."""
+    graph.table.sent[slots] = vectors
+    graph.table.sent_ms[slots] = now_ms
+    return Notices(graph.slots.agents[slots], vectors, moved)

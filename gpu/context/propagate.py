@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from .graph import ContextGraph, blocks, weighted_sums
+from .kernels import Pushed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# An edge that is pushed is sorted, and its row of R read and written. On two cores, n = 1e5, d = 384: 0.16 µs for each
-# beyond those that reach every row, and 0.07 in a sweep over all rows.
-PUSH_COST = 2.2
+# What an edge costs that is pushed, in such of a sweep over all rows, by kind of device. On two cores, n = 1e5 and
+# d = 384, it is sorted, and its row of R read and written: 0.16 µs for each beyond those that reach every row, and 0.07
+# in a sweep over all. On a GPU a row of R is read, written and measured, where a sweep over all reads one of Z.
+PUSH_COST = {"cpu": 2.2, "cuda": 3.0}
 MOST_PUSHES = 256  # of a call; sweeps of all rows then, each of which takes off a part of at least alpha
+NO_LIMIT = 1 << 62  # edges
 
 
 class Settled(NamedTuple):
@@ -23,44 +27,62 @@ class Settled(NamedTuple):
         fulls: sweeps over all rows.
         edges: that all of them went along.
         residual: the length of the longest row of R; above ε where float32 allows no less.
+        push_cost: by which it was decided between the two.
     """
 
     pushes: int
     fulls: int
     edges: int
     residual: float
+    push_cost: float
 
 
-def settle(graph: ContextGraph, epsilon: float, push_cost: float = PUSH_COST) -> Settled:
+def settle(graph: ContextGraph, epsilon: float, push_cost: float | None = None) -> Settled:
     """Make every row of R at most ε long; each row of Z is then at most ε over alpha from what is sought.
 
     A sweep takes all rows that are longer, adds them to Z, and passes them on to who hears them. Where that costs more
-    than to compute all of R anew, it does that. Both add up in order: the same calls give the same bits.
+    than to compute all of R anew, it does that. Torch adds up in order: on a CPU the same calls give the same bits. The
+    kernels of a GPU do not, where several pass on to one: the bound holds all the same, and two replicas are at most
+    twice as far from each other.
 
     Args:
         graph: what to settle.
         epsilon: ε, above 0.
-        push_cost: of an edge in a sweep over some rows, in such of a sweep over all.
+        push_cost: of an edge in a sweep over some rows, in such of a sweep over all; by default as measured.
     """
-    pushes = fulls = gone = 0
-    table, hearers = graph.table, graph.edges.hearers
+    cost = PUSH_COST[graph.table.norm.device.type] if push_cost is None else push_cost
     used, all_edges = graph.slots.used, len(graph.edges)
-    while True:
-        norm = table.norm[:used]
-        frontier = (norm > epsilon).nonzero().flatten()
-        if not len(frontier):
+    pushes = fulls = gone = 0
+    longest = 0.0
+    limit = math.ceil((all_edges + used) / cost) if cost else NO_LIMIT
+    while used:
+        done = _pushed(graph, epsilon, limit if pushes < MOST_PUSHES else 0, max(MOST_PUSHES - pushes, 1))
+        pushes, gone, longest = pushes + done.pushes, gone + done.edges, done.longest
+        if done.is_settled:
             break
-        edges = int(hearers.count[frontier].sum())
-        if pushes < MOST_PUSHES and push_cost * (edges + len(frontier)) < all_edges + used:
-            _push(graph, frontier)
-            pushes, gone = pushes + 1, gone + edges
-            continue
-        longest = float(norm.max())
+        before = longest
         _full(graph)
         fulls, gone = fulls + 1, gone + all_edges
-        if not float(norm.max()) < (1 - graph.alpha / 2) * longest:
+        longest = float(graph.table.norm[:used].max())
+        if not longest < (1 - graph.alpha / 2) * before:
             break  # rounding is all that is left
-    return Settled(pushes, fulls, gone, float(table.norm[:used].max()) if used else 0.0)
+    return Settled(pushes, fulls, gone, longest, cost)
+
+
+def _pushed(graph: ContextGraph, epsilon: float, limit: int, most: int) -> Pushed:
+    """Sweeps over some rows, while they are few; see `ContextKernels.push`."""
+    used, hearers = graph.slots.used, graph.edges.hearers
+    if graph.kernels is not None:
+        return graph.kernels.push(used, epsilon, limit, most)
+    norm = graph.table.norm[:used]
+    pushes = gone = 0
+    while True:
+        frontier = (norm > epsilon).nonzero().flatten()
+        edges = int(hearers.count[frontier].sum())
+        if not len(frontier) or pushes == most or edges + len(frontier) >= limit:
+            return Pushed(pushes, gone, float(norm.max()), not len(frontier))
+        _push(graph, frontier)
+        pushes, gone = pushes + 1, gone + edges
 
 
 def _push(graph: ContextGraph, frontier: Tensor) -> None:

@@ -46,10 +46,10 @@ class Slots:
         import torch
 
         found = self.find(agents)
-        new = torch.unique(agents[found < 0])
+        new = agents[found < 0]
         if not len(new):
             return found
-        self._add(new)
+        self._add(torch.unique(new))
         return self.find(agents)
 
     def taken(self) -> Tensor:

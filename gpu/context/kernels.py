@@ -1,0 +1,265 @@
+"""A graph's rows on a GPU: a warp a row, through the kernels of `source.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import structlog
+
+from .source import LONG, LONG_PART, PART, THREADS, kernel_names, source
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .agents import AgentTable
+    from .edges import Edges
+
+Launch = Callable[[str, int, Sequence[np.uint64]], None]
+"""Enqueues a kernel on the current stream: its name, how many warps it is given, and arguments of 64 bits each."""
+
+WARP = 32
+WARPS = 1 << 13  # of a launch whose work is counted on the device: each takes on row after row
+SWEEP = 6  # members of a struct Sweep, of which these are looked at
+REACHED, TAKEN, EDGES, RAN, LONGEST = 0, 1, 2, 3, 5
+SWEEPS = (4, 8)  # that are enqueued before the host looks: at first, and then
+LEAST_ROWS = 1 << 12
+SHARE = 4  # of all rows, one in so many can be passed on in a sweep
+
+_log = structlog.get_logger(__name__)
+
+
+class Pushed(NamedTuple):
+    """What sweeps over some rows have done.
+
+    Attributes:
+        pushes: sweeps.
+        edges: that all of them went along.
+        longest: the length of the longest row of R.
+        is_settled: that is no more than ε. If not, going on with all rows costs less; some rows of R may then be 0
+            that have not been passed on, which R anew from Z mends.
+    """
+
+    pushes: int
+    edges: int
+    longest: float
+    is_settled: bool
+
+
+class ContextKernels:
+    """What the kernels do to the rows of one graph.
+
+    They add up with atomic instructions where several rows reach one, in any order: the same calls give the same sums
+    but for rounding.
+
+    Args:
+        table, edges: of the graph.
+        alpha: of the graph.
+        launch: how.
+    """
+
+    def __init__(self, table: AgentTable, edges: Edges, alpha: float, launch: Launch) -> None:
+        self._table = table
+        self._edges = edges
+        self._alpha = bits(alpha)
+        self._launch = launch
+        self._room = _Room.of(0, 0, 0, table.norm.device)
+
+    @classmethod
+    def of(cls, table: AgentTable, edges: Edges, alpha: float) -> ContextKernels | None:
+        """The kernels of a GPU, compiled; None where there is no GPU or no CuPy: torch does the same."""
+        launch = _compiled() if table.norm.is_cuda else None
+        return None if launch is None else cls(table, edges, alpha, launch)
+
+    def refresh(self, slots: Tensor | None, used: int) -> None:
+        """Compute R anew from Z, and its lengths.
+
+        Args:
+            slots: (m,) int64, each once; all by default.
+            used: how many all are.
+        """
+        import torch
+
+        table, heard = self._table, self._edges.heard
+        rows = used if slots is None else len(slots)
+        if not rows:
+            return
+        # Rows with many edges are added up in parts, by many warps.
+        place = table.norm.device
+        most = heard.total // LONG_PART + heard.total // LONG + 1
+        long_rows, long_parts = torch.empty((2, most), dtype=torch.int64, device=place)
+        lengths = torch.zeros(2, dtype=torch.int64, device=place)
+        graph = (heard.start, heard.count, heard.other, heard.columns["weight"], self._edges.scale, self._alpha)
+        z, r, d = table.blended, table.residual, table.own.shape[1]
+        self._run("refresh", rows, slots, rows, table.own, z, r, table.norm, d, *graph, long_rows, long_parts, lengths)
+        if heard.total > LONG:
+            self._run("refresh_parts", min(most, WARPS), z, r, d, *graph, long_parts, lengths)
+            self._run("measure", min(most, WARPS), long_rows, 0, lengths, r, table.norm, d)
+
+    def measure(self, slots: Tensor) -> None:
+        """Compute the lengths of rows of R that have changed, (m,) int64."""
+        table = self._table
+        self._run("measure", len(slots), slots, len(slots), None, table.residual, table.norm, table.own.shape[1])
+
+    def push(self, used: int, epsilon: float, limit: int, most: int) -> Pushed:
+        """Pass on rows of R that are longer than ε, sweep by sweep, until none is or all rows at once cost less.
+
+        Args:
+            used: rows that are somebody's, above 0.
+            epsilon: ε.
+            limit: rows and edges of a sweep that cost as much as all rows.
+            most: sweeps, at least 1.
+        """
+        import torch
+
+        table, edges, hearers = self._table, self._edges, self._edges.hearers
+        d, over = table.own.shape[1], bits(epsilon, below=True)
+        room = self._room = self._room.grown(len(table), hearers.total, d)
+        sweeps = torch.zeros(SWEEP * (most + 1), dtype=torch.int64, device=table.norm.device)
+        numbers = [np.uint64(sweeps.data_ptr() + 8 * SWEEP * number) for number in range(most + 1)]
+        reached, frontier = (room.reached, room.is_reached), (room.frontier, room.passed, room.rows)
+        taking = words(
+            *(over, limit, *reached, table.residual, table.blended, table.norm, table.stirred, d, hearers.count),
+            *(*frontier, room.parts, len(room.parts)),
+        )
+        passing = words(
+            *(limit, *reached, table.residual, d, hearers.start, hearers.count, hearers.other),
+            *(hearers.columns["weight"], edges.scale, self._alpha, *frontier, room.parts),
+        )
+        self._run(
+            "select_rows", min(-(-used // WARP), WARPS), table.norm, used, over, hearers.count, room.reached, sweeps
+        )
+        self._launch("take", WARPS, (numbers[0], np.uint64(1), *taking))
+        begin = 0
+        while True:
+            end = min(begin + SWEEPS[begin > 0], most)
+            for number in range(begin, end):
+                self._launch("pass_on", WARPS, (numbers[number], *passing))
+                self._launch("take", WARPS, (numbers[number + 1], np.uint64(0), *taking))
+            self._launch("longest", min(-(-used // WARP), WARPS), (*words(table.norm, used), numbers[end]))
+            found = sweeps[: SWEEP * (end + 1)].view(-1, SWEEP).tolist()
+            pushes = next(number for number, one in enumerate(found) if not one[RAN])
+            if pushes < end or end == most or not found[end][TAKEN]:
+                # Of the first only, what was listed is not taken where it costs too much.
+                left = found[0][REACHED] if not pushes else found[pushes][TAKEN]
+                longest = np.uint32(found[end][LONGEST]).view(np.float32)
+                return Pushed(pushes, sum(one[EDGES] for one in found[:pushes]), float(longest), not left)
+            begin = end
+
+    def due(self, used: int, now_ms: int) -> tuple[Tensor, Tensor]:
+        """Whose Z is further than its threshold from what it was told, and whose interval is over; see `notify.due`.
+
+        Args:
+            used: rows that are somebody's.
+            now_ms: the time.
+
+        Returns:
+            (m,) int64, slots in ascending order, and (m,) float32, how far each is.
+        """
+        import torch
+
+        table, d = self._table, self._table.own.shape[1]
+        far = torch.empty(used, dtype=torch.int64, device=table.norm.device)
+        moved = torch.empty(used, dtype=torch.float32, device=table.norm.device)
+        length = torch.zeros(1, dtype=torch.int64, device=table.norm.device)
+        self._run(
+            *("due", min(-(-used // WARP), WARPS), used, now_ms, table.blended, table.sent, d, table.stirred),
+            *(table.threshold, table.interval_ms, table.sent_ms, far, moved, length),
+        )
+        slots = far[: int(length)].sort().values
+        return slots, moved[slots]
+
+    def _run(self, name: str, warps: int, *arguments: Tensor | np.uint64 | int | None) -> None:
+        if warps:
+            self._launch(name, warps, words(*arguments))
+
+
+class _Room(NamedTuple):
+    """What sweeps work with.
+
+    Attributes:
+        reached: (slots,) int32, rows whose R has changed.
+        is_reached: (slots,) int32, which those are; all 0 between calls.
+        frontier: (rows,) int32, rows that are passed on.
+        passed: (rows, d) float32, what they have.
+        parts: int64, their parts.
+    """
+
+    reached: Tensor
+    is_reached: Tensor
+    frontier: Tensor
+    passed: Tensor
+    parts: Tensor
+
+    @classmethod
+    def of(cls, slots: int, edges: int, dimension: int, place: torch.device) -> _Room:
+        import torch
+
+        rows = min(slots, max(LEAST_ROWS, slots // SHARE))
+        return cls(
+            reached=torch.empty(slots, dtype=torch.int32, device=place),
+            is_reached=torch.zeros(slots, dtype=torch.int32, device=place),
+            frontier=torch.empty(rows, dtype=torch.int32, device=place),
+            passed=torch.empty((rows, dimension), dtype=torch.float32, device=place),
+            parts=torch.empty(rows + edges // PART, dtype=torch.int64, device=place),
+        )
+
+    @property
+    def rows(self) -> int:
+        """That can be passed on in a sweep."""
+        return len(self.frontier)
+
+    def grown(self, slots: int, edges: int, dimension: int) -> _Room:
+        """Room for so many slots and edges; the same where there is."""
+        if slots <= len(self.reached) and self.rows + edges // PART <= len(self.parts):
+            return self
+        return _Room.of(slots, edges + edges // 4, dimension, self.reached.device)
+
+
+def bits(number: float, *, below: bool = False) -> np.uint64:
+    """A number as the bits of float32.
+
+    Args:
+        number: at least 0.
+        below: where there is no such float32, the next smaller one, not the nearest.
+    """
+    near = np.float32(number)
+    if below and float(near) > number:
+        near = np.nextafter(near, np.float32(0))
+    return np.uint64(near.view(np.uint32))
+
+
+def words(*arguments: Tensor | np.uint64 | int | None) -> tuple[np.uint64, ...]:
+    """Arguments of a kernel: tensors by where they lie, None as null, negative numbers as int64."""
+    return tuple(map(_word, arguments))
+
+
+def _word(argument: Tensor | np.uint64 | int | None) -> np.uint64:
+    if isinstance(argument, np.uint64):
+        return argument
+    if isinstance(argument, int):
+        return np.uint64(argument & 0xFFFF_FFFF_FFFF_FFFF)
+    return np.uint64(0 if argument is None else argument.data_ptr())
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Launch | None:
+    """The kernels, compiled for the GPU at hand; None without CuPy, or without the compiler that it loads."""
+    try:
+        import cupy
+    except ImportError:
+        return None
+    module = cupy.RawModule(code=source(), options=("--std=c++17",))
+    try:
+        functions = {name: module.get_function(name) for name in kernel_names()}
+    except RuntimeError as error:
+        _log.warning("context graphs run through torch: CuPy cannot compile", reason=str(error))
+        return None
+
+    def launch(name: str, warps: int, arguments: Sequence[np.uint64]) -> None:
+        functions[name]((-(-warps * WARP // THREADS),), (THREADS,), tuple(arguments))
+
+    return launch

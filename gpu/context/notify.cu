@@ -1,0 +1,43 @@
+// Who has moved from what they were told.
+
+template <int V>
+__device__ static inline float distance(const float* blend, const u16* sent, u64 width) {
+    float sum = 0;
+    EACH_PART(first) {
+        Piece<V> moved[PIECES];
+        EACH_PIECE(first) {
+            moved[piece] = load_fixed(blend + first + piece * LANES * V, (Piece<V>*)0);
+            const Piece<V> told = load_half(sent + first + piece * LANES * V, (Piece<V>*)0);
+            for (int number = 0; number < V; number++) moved[piece].at[number] -= told.at[number];
+        }
+        sum += squares<V>(moved, first, width);
+    }
+    return sqrtf(total(sum));
+}
+
+// Those who are watched, stirred, and were told long enough ago: they are stirred no more, and who is further than its
+// threshold is listed.
+//   far: (rows,) room for the list; `length` counts.
+//   moved: (rows,) how far, by row.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    due(u64 rows, i64 now_ms, const float* blended, const u16* sent, u64 width, u8* stirred, const float* threshold,
+        const i64* interval_ms, const i64* sent_ms, i64* far, float* moved, u64* length) {
+    for (u64 begin = warp_number() * LANES; begin < rows; begin += warp_count() * LANES) {
+        const u64 mine = begin + lane_number();
+        const bool may = mine < rows && stirred[mine] && threshold[mine] < INFINITE &&
+                         now_ms - sent_ms[mine] >= interval_ms[mine];
+        if (may) stirred[mine] = 0;
+        float found = 0;
+        for (u32 lanes = __ballot_sync(EVERY_LANE, may); lanes; lanes &= lanes - 1) {
+            const u32 lane = __ffs(lanes) - 1;
+            const u64 row = begin + lane;
+            const float* blend = blended + row * width;
+            const u16* told = sent + row * width;
+            const float one = width % 4 ? distance<1>(blend, told, width) : distance<4>(blend, told, width);
+            if (lane == lane_number()) found = one;
+        }
+        const bool is_far = may && found > threshold[mine];
+        if (is_far) moved[mine] = found;
+        append(is_far, (i64)mine, far, length);
+    }
+}
