@@ -147,7 +147,7 @@ def restored(parts: Iterable[bytes], device: Device) -> GraphState:
     reader = _Reader(parts)
     try:
         header = _header_decoder.decode(reader.take(int.from_bytes(reader.take(4).tobytes(), "little")).tobytes())
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"a snapshot begins with no header of a graph: {error}") from None
     if header.format != FORMAT:
         raise ValueError(f"a snapshot has format {header.format}, known is {FORMAT}: use a newer aikoryu")
