@@ -234,6 +234,31 @@ class Service:
         on_message = partial(self._on_handler, f"{AGENT}.{name}.", place=-2)
         return await self._transport.subscribe(f"{self._subjects.agent(name)}.*.{partition}", on_message)
 
+    async def serve_owned(self, system: str, accepts: Mapping[str, Accept], key: str) -> Subscription:
+        """Take frames of a system's operations on one key, whose only owner this process is.
+
+        Args:
+            system: first token of the operations.
+            accepts: takes each frame that is sound, by the operation's second token.
+            key: one subject token.
+
+        Returns:
+            The subscription, to be ended when the key goes to another.
+        """
+        subjects = {token: self._subjects.operation(f"{system}.{token}.{key}") for token in accepts}
+        endpoints = {t: Endpoint(f"{system}.{t}", subjects[t], accept) for t, accept in accepts.items()}
+
+        def on_message(message: Message) -> None:
+            token = message.subject.split(".")[-2]
+            endpoint = endpoints.get(token)
+            if endpoint is not None:
+                self._on_request(endpoint, message)
+            elif (request := self._decode(None, message)) is not None:
+                error = NoHandler(f"{system} has no operation {token!r}: it has {', '.join(sorted(accepts))}")
+                self._refuse(None, message, error, request)
+
+        return await self._transport.subscribe(f"{self._subjects.root}.{system}.*.{key}", on_message)
+
     def answer(
         self,
         held: Held,

@@ -1,0 +1,330 @@
+"""One graph while this process owns it: what callers say goes into the log, then into the state, then it is answered.
+
+A window is appended while the one before is applied; reads see what has been applied. Whatever ends the ownership ends
+the keeper and its state: the log has all that was answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import Any
+
+import structlog
+
+from ...bus.errors import BusError, Busy, Moved, NotWritten
+from ...bus.frames import By, row_error
+from ...bus.jetstream import Refused, Unavailable
+from ...bus.leases import Lease
+from ...bus.partition_log import PartitionLog
+from ...bus.service import Held, Service
+from ...bus.transport import Subscription
+from .calls import OF_A_GRAPH, SYSTEM, Asked
+from .reads import Read
+from .recovery import InThread, SnapshotTaker
+from .said import said_by
+from .state import GraphState
+from .watchers import Watchers
+from .windows import Piece, Waiting, runs_of, words_of
+from .words import encode
+from .work import Done, Window, Work
+
+MOST_WAITING_BYTES = 256 << 20
+"""Of what is said and not in the log; beyond it callers are told to try again."""
+MOST_READS = 4096
+"""Rows that are read at once, unless one frame has more."""
+AHEAD = 2
+"""Windows that are in the log and not applied, at most."""
+ENTRY_SLACK = 64 << 10  # of an entry of the log, beside its rows
+FORGET_S = 60.0  # between two looks whether it is time to forget
+LEAVE_AGAIN_S = 0.5  # before callers try a graph whose owner gave it up
+
+_log = structlog.get_logger(__name__)
+
+
+class GraphKeeper:
+    """Serves a graph until it is told to leave it, or has lost it.
+
+    Args:
+        name: of the graph.
+        state: what the log says, all of it.
+        log: claimed.
+        lease: by which this process owns it.
+        service: answers.
+        in_thread: where the state is used.
+        window_rows: of a window, at most.
+        max_payload: of a message, bytes.
+        snapshots: takes them.
+        device: what answers call where they come from.
+        on_yield: called with the frame of the keeper that follows, which waits for this one's end.
+
+    Attributes:
+        ended: set when it serves no more.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        state: GraphState,
+        log: PartitionLog,
+        lease: Lease,
+        service: Service,
+        in_thread: InThread,
+        window_rows: int,
+        max_payload: int,
+        snapshots: SnapshotTaker,
+        device: str,
+        on_yield: Callable[[Held], None],
+    ) -> None:
+        self.name = name
+        self.state = state
+        self.ended = asyncio.Event()
+        self._log = log
+        self._lease = lease
+        self._service = service
+        self._in_thread = in_thread
+        self._snapshots = snapshots
+        self._device = device
+        self._on_yield = on_yield
+        self._now_ms = state.now_ms
+        self._expiry_ms = state.next_expiry_ms
+        self._applied_at = monotonic()
+        self._counts = {"windows": 0, "rows": 0}
+        self._waiting = Waiting(window_rows, max_payload - ENTRY_SLACK)
+        self._logged: deque[Window] = deque()
+        self._forgets = False
+        self._forget_at = monotonic() + FORGET_S
+        self._room = asyncio.Semaphore(AHEAD)
+        self._reads: deque[Read] = deque()
+        self._watchers = Watchers(service, state.spec.dimension)
+        self._said = asyncio.Event()
+        self._to_do = asyncio.Event()
+        self._is_leaving = False
+        self._has_written_all = False
+        self._subscription: Subscription | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ending: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Serve from now on."""
+        self._lease.on_lost.append(lambda reason: self._lose(Moved(f"graph {self.name} is another's now: {reason}")))
+        accepts = {call: partial(self._accept, call) for call in OF_A_GRAPH}
+        self._subscription = await self._service.serve_owned(SYSTEM, accepts, self.name)
+        running = {"log": self._write(), "apply": self._apply()}
+        self._tasks = [
+            asyncio.create_task(self._guarded(task), name=f"aikoryu-context-{what}-{self.name}")
+            for what, task in running.items()
+        ]
+
+    async def leave(self) -> None:
+        """Take no more, answer what was taken, and let others have the graph."""
+        if not self._is_leaving:
+            self._is_leaving = True
+            if self._subscription is not None:
+                await self._subscription.drain()
+            self._watchers.send_away()
+            self._said.set()
+            self._to_do.set()
+            await asyncio.gather(*self._tasks)
+            if self._ending is None:
+                await self._end()
+        await self.ended.wait()
+
+    @property
+    def epoch(self) -> int:
+        """Of the last entry of the log."""
+        return self._log.last
+
+    def withdraw(self, held: Held, rows: list[int]) -> None:
+        """A caller waits no more for some rows of a frame; none named: for all. What was said has been said."""
+        if isinstance(held.ticket, Read):
+            held.ticket.is_alive = held.ticket.is_alive and bool(rows)
+        else:
+            self._watchers.withdraw(held, rows)
+
+    def _accept(self, call: str, held: Held) -> None:
+        """Take a frame. Raises a bus error to refuse it whole."""
+        self._lease.check()
+        if call == "yield":
+            self._on_yield(held)
+        elif self._is_leaving and call not in ("put", "link"):
+            raise Moved(f"graph {self.name} is on its way to another owner: ask again")
+        elif call in ("put", "link"):
+            self._accept_words(call, held)
+        elif call == "watch":
+            self._watchers.accept(held, monotonic())
+            self._to_do.set()
+        else:
+            held.ticket, refused = Read.of(call, held, self.state.spec, self.epoch)
+            if refused:
+                self._service.answer(held, [], {}, refused)
+            self._reads.append(held.ticket)
+            self._to_do.set()
+
+    def _accept_words(self, call: str, held: Held) -> None:
+        if self._waiting.bytes > MOST_WAITING_BYTES:
+            raise Busy(f"{self._waiting.bytes >> 20} MiB wait to be written: say less at once, or try again", 0.05)
+        rows, said, refused = said_by(call, Asked(call, held.request), self.state.spec, _wall_ms())
+        if refused:
+            self._service.answer(held, [], {}, refused)
+        if len(rows):
+            self._waiting.add(held, rows, said)
+            self._said.set()
+
+    async def _write(self) -> None:
+        """Append window after window, `AHEAD` of what is applied."""
+        while True:
+            await self._snapshots.mark(self._log)
+            if not self._waiting and not self._forgets and not self._is_expiry_due():
+                if self._is_leaving:
+                    break
+                self._said.clear()
+                await _either(self._said, self._expiry_within_s())
+                continue
+            await self._room.acquire()
+            pieces = self._waiting.take()
+            self._now_ms = max(self._now_ms, _wall_ms())
+            words = words_of(pieces, self._now_ms, self.state.spec.dimension, self._forgets)
+            data = encode(words)
+            try:
+                epoch = await self._log.append(data, self._log.last)
+            except (Refused, Unavailable) as error:
+                self._room.release()
+                self._refuse(pieces, NotWritten(f"graph {self.name} cannot be written down: {error}"))
+                continue
+            self._expiry_ms = None  # known again when it is applied
+            self._forgets = False
+            self._snapshots.count(len(data))
+            self._logged.append(Window(epoch, words, pieces))
+            self._to_do.set()
+        self._has_written_all = True
+        self._to_do.set()
+
+    async def _apply(self) -> None:
+        """Apply what is in the log, read what is asked for, and tell watchers: as much at once as there is."""
+        while True:
+            now = monotonic()
+            self._watchers.answer_ended(now)
+            work = self._work(now)
+            if work:
+                done = await self._in_thread(partial(work.run, self.state))
+                self._lease.check()
+                self._answer(work, done, now)
+            elif self._has_written_all and not self._logged and not self._reads:
+                return
+            else:
+                self._to_do.clear()
+                await _either(self._to_do, min(self._watchers.next_at, self._forget_at) - now)
+
+    def _work(self, now: float) -> Work:
+        """What the device's thread is to do next."""
+        windows = list(self._logged)
+        self._logged.clear()
+        reached = windows[-1].epoch if windows else self.state.epoch
+        counts = {**self._counts, "watchers": len(self._watchers), "log_last": self.epoch}
+        look = self._watchers.look(now, bool(windows))
+        asks_forget = now >= self._forget_at
+        if asks_forget:
+            self._forget_at = now + FORGET_S
+        age_s = now - self._applied_at
+        reads = self._ripe(reached)
+        return Work(windows, look, reads, self._snapshots.is_due, asks_forget, age_s, int(1000 * now), counts)
+
+    def _ripe(self, reached: int) -> list[Read]:
+        """The reads that can be answered when so much is applied."""
+        ripe: list[Read] = []
+        rows = 0
+        for _ in range(len(self._reads)):
+            read = self._reads.popleft()
+            if not read.is_alive:
+                self._service.drop(read.held, len(read))
+            elif read.min_epoch <= reached and rows < MOST_READS:
+                ripe.append(read)
+                rows += len(read)
+            else:
+                self._reads.append(read)
+        return ripe
+
+    def _answer(self, work: Work, done: Done, began: float) -> None:
+        now = monotonic()
+        rows = sum(map(len, work.windows))
+        by = By(self._device, rows, 0, int(1e6 * (now - began)))
+        for window, applied in zip(work.windows, done.applied, strict=True):
+            self._room.release()
+            for held, runs, columns in window.answers(applied):
+                self._service.answer(held, runs, columns, [], by)
+        if work.windows:
+            self._applied_at = now
+            self._counts["windows"] += len(work.windows)
+            self._counts["rows"] += rows
+            self._expiry_ms = self.state.next_expiry_ms
+            self._said.set()
+        for read, columns in zip(work.reads, done.read, strict=True):
+            self._service.answer(read.held, runs_of(read.rows), columns, [], by)
+        self._watchers.answer(work.look, done.due, done.seen, self.state.epoch, now)
+        if done.is_time_to_forget:
+            self._forgets = True
+            self._said.set()
+        if done.copy is not None:
+            self._snapshots.take(done.copy, self.state.epoch)
+
+    def _refuse(self, pieces: list[Piece], error: BusError) -> None:
+        for piece in pieces:
+            self._service.answer(piece.held, [], {}, [row_error(error, int(row), 1) for row in piece.rows])
+
+    async def _guarded(self, running: Coroutine[Any, Any, None]) -> None:
+        """Run a task whose end by an error is the end of the ownership."""
+        try:
+            await running
+        except BusError as error:
+            self._lose(Moved(f"graph {self.name} is another's now, or will be: {error}"))
+        except Exception:
+            _log.exception("graph given up by a defect", graph=self.name)
+            self._lose(Moved(f"graph {self.name} was given up by its owner: ask again", LEAVE_AGAIN_S))
+
+    def _lose(self, error: Moved) -> None:
+        """Have callers ask the next owner, and end."""
+        if self._ending is not None or self.ended.is_set():
+            return
+        _log.warning("graph lost", graph=self.name, reason=str(error))
+        self._is_leaving = True
+        self._ending = asyncio.create_task(self._end())
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        pieces = [*(piece for window in self._logged for piece in window.pieces), *self._waiting.take_all()]
+        for held in {piece.held for piece in pieces} | {read.held for read in self._reads}:
+            self._service.fail(held, error)
+        self._watchers.send_away()
+
+    async def _end(self) -> None:
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+        self._snapshots.stop()
+        await self._lease.release()
+        self.ended.set()
+
+    def _is_expiry_due(self) -> bool:
+        return self._expiry_ms is not None and self._expiry_ms <= _wall_ms()
+
+    def _expiry_within_s(self) -> float:
+        return inf if self._expiry_ms is None else (self._expiry_ms - _wall_ms()) / 1000
+
+
+def _wall_ms() -> int:
+    """ms since 1970: times to live count by it, wherever the graph goes."""
+    return time.time_ns() // 10**6
+
+
+async def _either(event: asyncio.Event, within_s: float) -> None:
+    """Return when there is something to do, or the time has passed."""
+    try:
+        async with asyncio.timeout(None if within_s == inf else max(0.0, within_s)):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,141 @@
+"""What callers have said and the log has not: rows of frames, taken window by window. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ...bus.columns import Array
+from ...bus.frames import Run
+from ...bus.service import Held
+from .words import Links, Puts, Words
+
+NAME_BYTES = 24  # of a name in the log, about: only to cut windows, well below what the bus takes
+NUMBER_BYTES = 40  # of the numbers of a row, at most
+
+Said = TypeVar("Said", bound=Puts | Links)
+
+
+@dataclass(slots=True)
+class Piece:
+    """Rows of one frame that say something, all of which go into one window.
+
+    Attributes:
+        held: the frame.
+        rows: (m,) int64, ascending, which of its rows.
+        said: m of them.
+        bytes: in the log, about.
+    """
+
+    held: Held
+    rows: Array
+    said: Puts | Links
+    bytes: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Waiting:
+    """Pieces that no window has taken, in the order they came.
+
+    Args:
+        most_rows: of a window.
+        most_bytes: of a window in the log, about.
+
+    Attributes:
+        rows, bytes: what waits.
+    """
+
+    def __init__(self, most_rows: int, most_bytes: int) -> None:
+        self.rows = 0
+        self.bytes = 0
+        self._most_rows = most_rows
+        self._most_bytes = most_bytes
+        self._pieces: deque[Piece] = deque()
+
+    def add(self, held: Held, rows: Array, said: Puts | Links) -> None:
+        """Let rows of a frame wait, cut into as many pieces as windows need."""
+        names = said.agents if isinstance(said, Puts) else said.sources + said.targets
+        size = sum(map(len, names)) + len(names) * 4 + NUMBER_BYTES * len(rows)
+        size += said.vectors.nbytes if isinstance(said, Puts) else 0
+        count = max(-(-size // self._most_bytes), -(-len(rows) // self._most_rows))
+        ends = np.linspace(0, len(rows), count + 1).astype(int).tolist()
+        for first, end in pairwise(ends):
+            part = said if count == 1 else rows_of(said, np.arange(first, end))
+            piece = Piece(held, rows[first:end], part, size * (end - first) // len(rows))
+            self._pieces.append(piece)
+            self.rows += len(piece)
+            self.bytes += piece.bytes
+
+    def take(self) -> list[Piece]:
+        """The pieces of the next window, those that wait longest; none if none wait."""
+        taken: list[Piece] = []
+        rows = size = 0
+        while self._pieces:
+            piece = self._pieces[0]
+            if taken and (rows + len(piece) > self._most_rows or size + piece.bytes > self._most_bytes):
+                break
+            taken.append(self._pieces.popleft())
+            rows, size = rows + len(piece), size + piece.bytes
+        self.rows -= rows
+        self.bytes -= size
+        return taken
+
+    def take_all(self) -> list[Piece]:
+        """All pieces."""
+        taken, self._pieces = list(self._pieces), deque()
+        self.rows = self.bytes = 0
+        return taken
+
+    def __bool__(self) -> bool:
+        return bool(self._pieces)
+
+
+def rows_of(said: Said, rows: Array) -> Said:
+    """Some rows, (m,) int64, of what was said."""
+    numbers = rows.tolist()
+    columns = (getattr(said, each.name) for each in fields(said))
+    make: Any = type(said)
+    found: Said = make(*([each[row] for row in numbers] if isinstance(each, list) else each[rows] for each in columns))
+    return found
+
+
+def words_of(pieces: list[Piece], now_ms: int, dimension: int, forget: bool) -> Words:
+    """One window.
+
+    Args:
+        pieces: puts and links in the order they came; which of both came first does not matter to a graph.
+        now_ms: ms since 1970.
+        dimension: of the graph's vectors.
+        forget: as of `Words`.
+    """
+    puts = _joined([piece.said for piece in pieces if isinstance(piece.said, Puts)], Puts.none(dimension))
+    links = _joined([piece.said for piece in pieces if isinstance(piece.said, Links)], Links.none())
+    return Words(now_ms, puts, links, forget=forget)
+
+
+def runs_of(rows: Array) -> list[Run]:
+    """Ascending rows as runs."""
+    if not len(rows):
+        return []
+    cuts = (np.diff(rows) != 1).nonzero()[0] + 1
+    firsts = [0, *cuts.tolist()]
+    return [(int(rows[first]), end - first) for first, end in zip(firsts, [*firsts[1:], len(rows)], strict=True)]
+
+
+def _joined(parts: list[Said], none: Said) -> Said:
+    if len(parts) < 2:
+        return parts[0] if parts else none
+    joined: list[object] = []
+    for each in fields(none):
+        columns = [getattr(part, each.name) for part in parts]
+        is_list = isinstance(columns[0], list)
+        joined.append([row for column in columns for row in column] if is_list else np.concatenate(columns))
+    make: Any = type(none)
+    whole: Said = make(*joined)
+    return whole
