@@ -18,6 +18,7 @@ from ..bus.errors import BadParameter
 from ..bus.jetstream import EXPECTED_LAST, WRONG_LAST_SEQUENCE, JetStream, Refused
 from ..bus.leases import Clock, Leases, boottime
 from ..bus.permissions import LOCKS, STATE
+from ..bus.pipeline import Pipeline
 from ..bus.subjects import Subjects
 from ..bus.transport import Message, Subscription, Transport
 
@@ -75,7 +76,7 @@ class StateStore(Protocol):
 
         Raises:
             Overtaken: another has written; nothing was.
-            Others as `JetStream.publish`.
+            Others as `Pipeline.write`.
         """
 
 
@@ -93,6 +94,7 @@ class JetStreamStates:
         self._transport = transport
         self._subjects = subjects
         self._jetstream = JetStream(transport)
+        self._pipeline = Pipeline(transport)
         self._leases = Leases(self._jetstream, subjects, process, clock, LOCKS)
         self._stream = subjects.stream(STATE)
         self._open = AsyncExitStack()
@@ -100,6 +102,7 @@ class JetStreamStates:
     async def open(self) -> None:
         """Make the stream and the bucket, unless they are there."""
         await self._open.enter_async_context(self._jetstream)
+        await self._open.enter_async_context(self._pipeline)
         await self._jetstream.ensure_stream(states(self._subjects))
         await self._leases.ensure()
 
@@ -124,7 +127,7 @@ class JetStreamStates:
     async def write(self, agent: str, partition: int, key: str, data: bytes, expected: int) -> int:
         subject = self._subject(agent, partition, key)
         try:
-            return await self._jetstream.publish(subject, data, {EXPECTED_LAST: str(expected)})
+            return await self._pipeline.write(subject, data, {EXPECTED_LAST: str(expected)})
         except Refused as refused:
             if refused.err_code in WRONG_LAST_SEQUENCE:
                 raise Overtaken from refused

@@ -12,7 +12,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -28,6 +28,8 @@ LOOK_SUBJECTS = 256  # of one look for the last messages; the server takes 1,024
 _ERROR_STORE = 10077  # the stream is full, or the subject's share of it
 _ERROR_ROOM = (10023, 10047)  # the server's disk is, or what JetStream may use of it
 _PER_SUBJECT = "per subject"
+
+T = TypeVar("T")
 
 Answered = Callable[[Message], bool]
 """Takes an answer; true if none follows."""
@@ -58,12 +60,13 @@ class _Error(msgspec.Struct):
 class _Acknowledgement(msgspec.Struct):
     error: _Error | None = None
     duplicate: bool = False
+    seq: int = 0
 
 
 class _Asked(NamedTuple):
-    """A request under way; a publish has no `answered`, and its acknowledgement goes to `done`."""
+    """A request under way."""
 
-    answered: Answered | None
+    answered: Answered
     done: Done
     deadline: float
 
@@ -117,7 +120,35 @@ class Pipeline:
                 within `ANSWER_S` or the connection was lost; others if it was not sent.
             headers: of the message.
         """
-        self._ask(subject, payload, None, done, headers)
+
+        def answered(message: Message) -> bool:
+            stored = _stored(message)
+            done(stored if isinstance(stored, BusError) else None)
+            return True
+
+        self._ask(subject, payload, answered, done, headers)
+
+    async def write(self, subject: str, payload: bytes, headers: Headers = None) -> int:
+        """Put a message into the stream of its subject, and wait until the server has it.
+
+        Returns:
+            Its sequence there.
+
+        Raises:
+            BusError: what `publish` gives to its `done`.
+        """
+        outcome: asyncio.Future[int | BusError | None] = self._loop.create_future()
+
+        def answered(message: Message) -> bool:
+            settle(outcome, _stored(message))
+            return True
+
+        self._ask(subject, payload, answered, partial(settle, outcome), headers)
+        stored = await outcome
+        if isinstance(stored, int):
+            return stored
+        assert stored is not None
+        raise stored
 
     def last_of(
         self,
@@ -157,9 +188,7 @@ class Pipeline:
         """Return when all that was handed over has been given to the connection."""
         await self._outgoing.drain()
 
-    def _ask(
-        self, subject: str, payload: bytes, answered: Answered | None, done: Done, headers: Headers = None
-    ) -> None:
+    def _ask(self, subject: str, payload: bytes, answered: Answered, done: Done, headers: Headers = None) -> None:
         """Publish at the end of this loop tick, and give what comes back to `answered`, errors to `done`."""
         self._number = number = self._number + 1
         self._asked[number] = _Asked(answered, done, self._loop.time() + ANSWER_S)
@@ -172,12 +201,7 @@ class Pipeline:
         if not number.isdecimal() or len(number) > 19:
             return
         asked = self._asked.get(int(number))
-        if asked is None:
-            return
-        if asked.answered is None:
-            del self._asked[int(number)]
-            asked.done(_why_not_stored(message))
-        elif asked.answered(message):
+        if asked is not None and asked.answered(message):
             self._asked.pop(int(number), None)
 
     def _fail(self, number: int, error: BusError) -> None:
@@ -199,10 +223,10 @@ class Pipeline:
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._asked else None
 
 
-def settle(future: asyncio.Future[BusError | None], error: BusError | None) -> None:
+def settle(future: asyncio.Future[T], outcome: T) -> None:
     """Give a future the outcome of what was asked, unless whoever awaits it has gone."""
     if not future.done():
-        future.set_result(error)
+        future.set_result(outcome)
 
 
 def status_of(message: Message) -> str:
@@ -210,13 +234,14 @@ def status_of(message: Message) -> str:
     return message.headers.get("Status", "") if message.headers else ""
 
 
-def _why_not_stored(message: Message) -> BusError | None:
+def _stored(message: Message) -> int | BusError:
+    """The sequence of what was published, or why there is none."""
     if no_responders(message):
         return Unavailable("no JetStream stream takes the message: make the stream, or wait until its server is up")
     acknowledgement = _acknowledgements.decode(message.data)
     error = acknowledgement.error
     if error is None:
-        return Occupied("JetStream has the message", 0) if acknowledgement.duplicate else None
+        return Occupied("JetStream has the message", 0) if acknowledgement.duplicate else acknowledgement.seq
     text = f"JetStream refused the message: {error.description}"
     if error.err_code == _ERROR_STORE and _PER_SUBJECT in error.description:
         return Occupied(text, error.err_code)
