@@ -78,9 +78,9 @@ async def followed(
             if entry.kind is Kind.CHANGE:
                 together.append(entry)
             if len(together) == TOGETHER:
-                state = await in_thread(partial(_applied, state, together, device))
+                state = await in_thread(partial(_said, state, together, device))
                 together = []
-    return await in_thread(partial(_applied, state, together, device)), after
+    return await in_thread(partial(_settled, state, together, device)), after
 
 
 class SnapshotTaker:
@@ -147,13 +147,20 @@ def _snapshot(name: str) -> str:
     return f"context.{name}"
 
 
-def _applied(state: GraphState | None, entries: list[Entry], device: Device) -> GraphState | None:
+def _said(state: GraphState | None, entries: list[Entry], device: Device) -> GraphState | None:
     for entry in entries:
         words = decode(entry.data)
         if state is None:
             assert words.spec is not None, "the first entry of a log has the graph's"
             state = GraphState(words.spec, device)
-        state.apply(entry.sequence, words)
+        state.say(entry.sequence, words)
+    return state
+
+
+def _settled(state: GraphState | None, entries: list[Entry], device: Device) -> GraphState | None:
+    state = _said(state, entries, device)
+    if state is not None:
+        state.settle()
     return state
 
 

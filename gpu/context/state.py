@@ -108,8 +108,8 @@ class Counts(NamedTuple):
 class GraphState:
     """A graph and the names of its agents; windows of its log bring it from epoch to epoch.
 
-    The same windows give the same bits on the same device, and on another what is blended within twice epsilon over
-    alpha. Everything is synchronous, and for one thread at a time.
+    The same windows give the same bits on the same device; on another, or settled at other times, what is blended is
+    within twice epsilon over alpha. Everything is synchronous, and for one thread at a time.
 
     Args:
         spec: of the graph.
@@ -142,11 +142,20 @@ class GraphState:
         self._windows = self._rows = self._pushes = self._fulls = self._pushed = 0
 
     def apply(self, epoch: int, words: Words) -> Applied:
+        """Say a window, and settle."""
+        return Applied(*self.say(epoch, words), self.settle())
+
+    def say(self, epoch: int, words: Words) -> tuple[Array, Array, Array]:
         """Say a window: what has ended by its time ends, puts and links count, then it is forgotten if that is said.
+
+        Whoever reads a log says all of it before it settles.
 
         Args:
             epoch: the window's place in the log, above those before.
             words: rows that `words.refused_puts` and `words.refused_links` let pass.
+
+        Returns:
+            What holds now, as `Applied` has it.
         """
         if epoch <= self.epoch:
             raise ValueError(f"window {epoch} is applied already, up to {self.epoch}: go on from there")
@@ -160,10 +169,9 @@ class GraphState:
         if words.forget:
             self._forget()
         self.epoch = epoch
-        settled = self.settle()
         self._windows += 1
         self._rows += len(puts) + len(links)
-        return Applied(put_holds, put_versions, link_holds, settled)
+        return put_holds, put_versions, link_holds
 
     def settle(self) -> Settled:
         """Pass on what has not been, and see what ends next; `apply` does."""
