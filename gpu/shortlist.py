@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from .dots import Dots
+from .group_search import COMPILED_TASKS, GROUP, GroupSearch, NoKernels
 from .ops.matrix.precision import products
 
 if TYPE_CHECKING:
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
 TILE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 LEAST_TASKS = 64  # of a tile: fewer would read the agents' vectors too often
 
-GROUP = 64  # agents: a tile is searched by the groups' maxima first, which takes a hundredth of the sorting
+# A tile is searched by the maxima of groups of agents first, which takes a hundredth of the sorting. On a GPU the tile
+# is not even written, unless tasks are so many or agents so few that this is faster.
+MOST_TASKS = 256
+LEAST_AGENTS = 1 << 14
 
 LONGEST = 2.0**48  # vectors; so a score is below 2^97 in size
 LARGEST_LOAD = 2.0**97  # with its weight
@@ -33,12 +38,12 @@ class Tasks:
     Attributes:
         vectors: (m, d) f2, bf16 or f4, none longer than `LONGEST`.
         needs: (m,) int64, a bit for each capability that is needed.
-        bits: (b,) int64, the places of the bits that any of them has.
+        bits: (b,) int64, the places of the bits that any of them has; None if they have not been looked for.
     """
 
     vectors: Tensor
     needs: Tensor
-    bits: Tensor
+    bits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,6 @@ class Agents:
     capacity: Tensor
     capabilities: Tensor
     burden: Tensor
-
-    def slice(self, rows: slice) -> Agents:
-        """Some of them."""
-        return Agents(self.vectors[rows], self.capacity[rows], self.capabilities[rows], self.burden[rows])
 
 
 class Shortlist(NamedTuple):
@@ -91,28 +92,34 @@ def shortlist(
     """
     import torch
 
-    m, place = len(tasks.vectors), agents.vectors.device
-    dots = Dots.of(tasks.vectors, agents.vectors)
-    height, width = _tile(tasks, agents, dots, tile_bytes or TILE_BYTES[place.type])
-    scores = torch.empty(height * width, dtype=torch.float32, device=place)
-    found = torch.full((m, k), _NONE, dtype=torch.int64, device=place)
-    for left in range(0, len(agents.vectors), width):
-        columns = slice(left, left + width)
-        vectors, summands = _prepared(tasks, agents, dots, columns)
-        padded = -(-len(vectors) // GROUP) * GROUP
-        for top in range(0, m, height):
-            checkpoint()
-            rows = slice(top, top + height)
-            keys = found[rows]
-            tile = scores[: len(keys) * padded].view(len(keys), padded)
-            tile[:, len(vectors) :] = -torch.inf
-            within = tile[:, : len(vectors)]
-            dots.fill(within, tasks.vectors[rows], vectors)
-            _add(within, tasks.needs[rows], tasks.bits, summands)
-            keys.copy_(torch.cat([keys, _best(tile, left, k)], 1).topk(k, 1).values)
+    try:
+        found = _in_groups(tasks, agents, k, checkpoint, tile_bytes)
+    except NoKernels:
+        found = _in_tiles(tasks, agents, k, checkpoint, tile_bytes)
     utilities = _value(found)
     listed = utilities > IMPOSSIBLE
     return Shortlist(torch.where(listed, LOW_WORD - (found & LOW_WORD), 0), torch.where(listed, utilities, -torch.inf))
+
+
+def prepare(vectors: Tensor) -> None:
+    """Compile what searches agents of vectors like these for a few float32 tasks, where that is compiled.
+
+    That takes seconds the first time on a machine, which the first search would take else.
+
+    Args:
+        vectors: (n, d), n at least 1.
+    """
+    import torch
+
+    if not vectors.is_cuda:
+        return
+    some = vectors[:1]
+    weight = torch.zeros(1, device=some.device)
+    search = GroupSearch(some, weight, weight == 0, weight.long(), LONGEST, LARGEST_LOAD)
+    for tasks in COMPILED_TASKS:
+        queries = torch.zeros((tasks, some.shape[1]), device=some.device)
+        with suppress(NoKernels):
+            search.candidates(queries, torch.zeros(tasks, dtype=torch.int64, device=some.device), 1)
 
 
 def lengths(vectors: Tensor) -> Tensor:
@@ -123,12 +130,72 @@ def lengths(vectors: Tensor) -> Tensor:
     return found
 
 
-def summand(agents: Agents) -> Tensor:
-    """(n,) float32, each agent's summand of its scores, -inf if it has no room or no load that counts."""
+def _in_groups(
+    tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], object], tile_bytes: int | None
+) -> Tensor:
+    """(m, k) int64, the keys of the best.
+
+    Raises:
+        NoKernels: there are none here, or tiles are faster.
+    """
     import torch
 
-    able = (agents.burden.abs() <= LARGEST_LOAD) & (agents.capacity > 0)
-    return torch.where(able, -agents.burden, -torch.inf)
+    if not _suits_groups(tasks, agents):
+        raise NoKernels
+    room = agents.capacity > 0
+    search = GroupSearch(agents.vectors, agents.burden, room, agents.capabilities, LONGEST, LARGEST_LOAD)
+    queries, needs = tasks.vectors.contiguous(), tasks.needs.contiguous()
+    found = torch.empty((len(queries), k), dtype=torch.int64, device=queries.device)
+    beyond = torch.empty(len(queries), device=queries.device)
+    height = search.height(k)
+    for top in range(0, len(queries), height):
+        checkpoint()
+        rows = slice(top, top + height)
+        keys, beyond[rows] = search.candidates(queries[rows], needs[rows], k)
+        found[rows] = keys.topk(k, 1).values
+    # Where many agents are as good as the last one listed, the others of them may have been left out.
+    unsure = (~((beyond < _value(found[:, -1])) | (beyond == -torch.inf))).nonzero().flatten()
+    if len(unsure):
+        some = Tasks(queries[unsure], needs[unsure], tasks.bits)
+        found[unsure] = _in_tiles(some, agents, k, checkpoint, tile_bytes)
+    return found
+
+
+def _suits_groups(tasks: Tasks, agents: Agents) -> bool:
+    return agents.vectors.is_cuda and len(tasks.vectors) <= MOST_TASKS and len(agents.vectors) >= LEAST_AGENTS
+
+
+def _in_tiles(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], object], tile_bytes: int | None) -> Tensor:
+    """(m, k) int64, the keys of the best, `_NONE` where there are fewer."""
+    import torch
+
+    m, place = len(tasks.vectors), agents.vectors.device
+    bits = tasks.bits if tasks.bits is not None else _places(tasks.needs)
+    dots = Dots.of(tasks.vectors, agents.vectors)
+    height, width = _tile(tasks, agents, dots, tile_bytes or TILE_BYTES[place.type])
+    scores = torch.empty(height * width, dtype=torch.float32, device=place)
+    found = torch.full((m, k), _NONE, dtype=torch.int64, device=place)
+    for left in range(0, len(agents.vectors), width):
+        vectors, summands = _prepared(agents, bits, dots, slice(left, left + width))
+        padded = -(-len(vectors) // GROUP) * GROUP
+        for top in range(0, m, height):
+            checkpoint()
+            rows = slice(top, top + height)
+            keys = found[rows]
+            tile = scores[: len(keys) * padded].view(len(keys), padded)
+            tile[:, len(vectors) :] = -torch.inf
+            within = tile[:, : len(vectors)]
+            dots.fill(within, tasks.vectors[rows], vectors)
+            _add(within, tasks.needs[rows], bits, summands)
+            keys.copy_(torch.cat([keys, _best(tile, left, k)], 1).topk(k, 1).values)
+    return found
+
+
+def _places(needs: Tensor) -> Tensor:
+    """The places of the bits that any of them has."""
+    import torch
+
+    return ((needs[:, None] >> torch.arange(64, device=needs.device)) & 1).any(0).nonzero().flatten()
 
 
 def _tile(tasks: Tasks, agents: Agents, dots: Dots, tile_bytes: int) -> tuple[int, int]:
@@ -140,7 +207,7 @@ def _tile(tasks: Tasks, agents: Agents, dots: Dots, tile_bytes: int) -> tuple[in
     return max(1, min(m, (tile_bytes - width * copy_bytes) // (width * dots.score_bytes))), width
 
 
-def _prepared(tasks: Tasks, agents: Agents, dots: Dots, columns: slice) -> tuple[Tensor, Tensor]:
+def _prepared(agents: Agents, bits: Tensor, dots: Dots, columns: slice) -> tuple[Tensor, Tensor]:
     """Agents' vectors, without those that would spoil scores, and what is added to their scores.
 
     Returns:
@@ -150,8 +217,10 @@ def _prepared(tasks: Tasks, agents: Agents, dots: Dots, columns: slice) -> tuple
 
     vectors = dots.ready(agents.vectors[columns])
     sound = lengths(vectors) <= LONGEST
-    bias = torch.where(sound, summand(agents.slice(columns)), -torch.inf)
-    lacking = (~(agents.capabilities[columns] >> tasks.bits[:, None]) & 1).float().mul_(-LACKING)
+    burden = agents.burden[columns]
+    able = sound & (burden.abs() <= LARGEST_LOAD) & (agents.capacity[columns] > 0)
+    bias = torch.where(able, -burden, -torch.inf)
+    lacking = (~(agents.capabilities[columns] >> bits[:, None]) & 1).float().mul_(-LACKING)
     if not bool(sound.all()):
         vectors = torch.where(sound[:, None], vectors, 0)
     return vectors, torch.cat([lacking, bias[None]])

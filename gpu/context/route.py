@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..shortlist import Agents, Tasks, shortlist
+from ..shortlist import prepare as prepare_search
 from .graph import ContextGraph
 
 if TYPE_CHECKING:
@@ -57,8 +58,12 @@ def route(
         agents = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
         return Routes(agents, torch.full_like(agents, -torch.inf, dtype=torch.float32))
     vectors = (table.own if what == "own" else table.blended)[:used]
-    places = torch.arange(64, device=needs.device)
-    bits = ((needs[:, None] >> places) & 1).any(0).nonzero().flatten()
     candidates = Agents(vectors, table.is_there[:used], table.capabilities[:used], load_weight * table.load[:used])
-    found = shortlist(Tasks(queries, needs, bits), candidates, k, checkpoint, TILE_BYTES)
+    found = shortlist(Tasks(queries, needs), candidates, k, checkpoint, TILE_BYTES)
     return Routes(graph.slots.agents[found.agents], found.utilities)
+
+
+def prepare(graph: ContextGraph) -> None:
+    """Compile what `route` runs on a GPU, which takes seconds the first time on a machine; elsewhere nothing."""
+    for vectors in (graph.table.own, graph.table.blended):
+        prepare_search(vectors)

@@ -19,11 +19,12 @@ from aikoryu.gpu import auction, shortlist  # noqa: E402
 from aikoryu.gpu.auction import Auction  # noqa: E402
 from aikoryu.gpu.batch import Abandoned, Batch  # noqa: E402
 from aikoryu.gpu.device import Device  # noqa: E402
+from aikoryu.gpu.group_search import GROUP  # noqa: E402
 from aikoryu.gpu.operation import Operation  # noqa: E402
 from aikoryu.gpu.ops.assign import Assign  # noqa: E402
 from aikoryu.gpu.origin import Origin  # noqa: E402
 from aikoryu.gpu.residents import Residents, ResidentsSpec  # noqa: E402
-from aikoryu.gpu.shortlist import GROUP, Agents, Tasks  # noqa: E402
+from aikoryu.gpu.shortlist import Agents, Tasks  # noqa: E402
 
 GOAL = 0.01  # of the exact optimum
 TOLERANCE = {"f2": 2.0**-9, "bf16": 2.0**-9, "f4": 2.0**-18}  # of a score of unit vectors, as docs/assign.md has it
