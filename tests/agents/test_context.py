@@ -65,6 +65,7 @@ async def test_many_at_once(bus: ai.Bus, owner: FakeOwner) -> None:
         ["ada", "bo", "ada"], [[1.0, 0.0], [0.0, 1.0], [0.5, 0.0]], capabilities=[1, 2, 3], load=[0, 1, 0]
     )
     assert put.applied.tolist() == [False, True, True]
+    assert of(owner, "put")[0]["writer"].tolist() == [bus.client.number] * 3
     assert (await team.link_many(["ada", "bo"], ["cy", "cy"], [1, 2])).applied.tolist() == [True, True]
     links = await team.links("cy")
     assert (sorted(links.heard), links.hearers) == ([("ada", 1.0), ("bo", 2.0)], [])

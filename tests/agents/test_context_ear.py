@@ -55,7 +55,7 @@ class Member(ai.Agent):
         await self.go.wait()
         assert call.context.agent == "ada"
         if change.vector[0] < 0:
-            raise ValueError("a negative context")
+            raise asyncio.CancelledError if change.vector[1] else ValueError("a negative context")
         self.heard.append(change)
 
 
@@ -154,10 +154,23 @@ async def test_moves_while_the_method_runs_are_told_as_one(bus: ai.Bus, ada: Mem
     assert [change.vector[0] for change in ada.heard] == [1, 4]
 
 
-async def test_method_that_fails_hears_the_next(bus: ai.Bus, ada: Member) -> None:
+async def test_error_of_the_owner_is_followed_by_another_look_from_there(
+    bus: ai.Bus, owner: FakeOwner, ada: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context_ear, "LATEST_S", 0.001)
+    put = await bus.context("team").put("ada", [1, 0])
+    await until(lambda: ada.heard and owner.waiting)
+    owner.fail(owner.waiting[0], ai.OperationFailed("a defect"))
+    await until(lambda: owner.waiting)
+    assert owner.waiting[0].cursor == put.epoch
+    assert len(ada.heard) == 1
+
+
+@pytest.mark.parametrize("way", [0, 1], ids=["raises", "cancels itself"])
+async def test_method_that_fails_hears_the_next(bus: ai.Bus, ada: Member, way: int) -> None:
     team = bus.context("team")
     with capture_logs() as logs:
-        await team.put("ada", [-1, 0])
+        await team.put("ada", [-1, way])
         await until(lambda: ada.began == 1)
         await team.put("ada", [1, 0])
         await until(lambda: ada.heard)
