@@ -307,9 +307,13 @@ class Client:
         return self._loop.time() + envelope.timeout_s
 
     def send(self, pending: Pending) -> None:
-        """Send a frame and await its replies; a closed client fails it."""
+        """Send a frame and await its replies; a closed client fails it, a lost connection what may not run twice."""
         if self._closed:  # of many rows, or of a stream, some may be left
             pending.fail(Closed("the client was closed before the call was sent"))
+            return
+        if self._transport.lost and not pending.idempotent:
+            # Kept for the connection's return it would run, and its answer be taken for one that may be lost.
+            pending.fail(Disconnected("the connection to the server is lost; the call was not sent"))
             return
         self._pending[pending.id] = pending
         if pending.deadline < self._sweep_at:

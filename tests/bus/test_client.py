@@ -526,7 +526,7 @@ async def test_deadline_that_passes_without_a_connection_says_so(
 ) -> None:
     time = clock()
     bus.drop_connection(connection)
-    call = client.call("echo", x(1), timeout_s=1)
+    call = client.call("echo", x(1), timeout_s=1, idempotent=True)
     await time.advance(2)
     with pytest.raises(Expired, match="the connection to the server is lost"):
         await call
@@ -759,19 +759,33 @@ async def test_idempotent_call_made_while_disconnected_is_answered(
     assert (await within(call))["x"].tolist() == [1] * 3
 
 
-async def test_call_that_does_not_fit_the_buffer_of_a_lost_connection_fails(
-    client: Client, bus: MemoryBus, connection: MemoryConnection
+async def test_calls_that_do_not_fit_the_buffer_of_a_lost_connection_wait_for_it(
+    client: Client, worker: Worker, bus: MemoryBus, connection: MemoryConnection
 ) -> None:
     bus.drop_connection(connection)
-    calls = [client.call("echo", {"x": np.zeros(50_000, np.uint8)}, idempotent=n > 45) for n in range(60)]
+    calls = [client.call("echo", {"x": np.zeros(50_000, np.uint8)}, idempotent=True) for _ in range(60)]
     await turns()
-    failed = [n for n, call in enumerate(calls) if call.done()]
-    assert failed
-    assert max(failed) <= 45  # the idempotent ones wait for the connection
-    assert all(isinstance(calls[n].exception(), Disconnected) for n in failed)
+    assert not any(call.done() for call in calls)
     bus.restore(connection)
-    found = await within(asyncio.gather(*calls, return_exceptions=True))
-    assert all(isinstance(row, dict) for row in found[46:])
+    assert len(await within(asyncio.gather(*calls))) == 60
+
+
+async def test_call_that_may_not_run_twice_fails_at_once_without_a_connection_and_is_not_sent(
+    client: Client, worker: Worker, bus: MemoryBus, connection: MemoryConnection
+) -> None:
+    bus.drop_connection(connection)
+    one = client.call("echo", x(1), timeout_s=1000)
+    many = asyncio.ensure_future(client.call_many("echo", {"x": np.zeros(2)}, timeout_s=1000))
+    await turns()
+    with pytest.raises(Disconnected, match="the call was not sent"):
+        one.result()
+    with pytest.raises(RowsFailed) as raised:
+        many.result()
+    assert [type(error) for error in raised.value.errors.values()] == [Disconnected] * 2
+    bus.restore(connection)
+    await turns()
+    assert worker.requests == []
+    assert (await within(client.call("echo", x(1))))["x"].tolist() == [1] * 3
 
 
 async def test_call_sent_again_waits_for_a_worker_that_comes_back_later(
