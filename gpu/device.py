@@ -6,6 +6,7 @@ CPU, `cuda.py` has the other kind.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..bus.columns import FIXED, Array, Field
+from ..config import CpuSettings
 
 if TYPE_CHECKING:
     import torch
@@ -153,6 +155,11 @@ class Device:
     def figures(self) -> dict[str, float]:
         """What it knows of its memory, bytes by name of the metric."""
         return {}
+
+
+def threads_of(cpu: CpuSettings) -> int:
+    """Threads that an engine computes with on the host: fewer than the cores, so a front always finds one."""
+    return cpu.threads or max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def open_device(name: str, threads: int) -> Device:

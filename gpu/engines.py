@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from ..config import Settings
+from .device import threads_of
 from .directory import WorkerDirectory
 from .engine import EngineSpec
 from .host import ChildEngine
@@ -55,11 +54,10 @@ def spare_specs(settings: Settings, directory: WorkerDirectory | None) -> list[E
 def engine_spec(
     settings: Settings, device: str, directory: WorkerDirectory | None = None, name: str = ""
 ) -> EngineSpec:
-    """The engine of a device as the settings say. Its threads stay below the cores, so a front always finds one."""
-    threads = settings.cpu.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    """The engine of a device as the settings say."""
     streams = 1 if device == "cpu" else settings.cuda.streams
     catalogue = catalogue_of(settings, directory)
-    return EngineSpec(device, threads, streams, catalogue, settings.log, name, settings.faults.enabled)
+    return EngineSpec(device, threads_of(settings.cpu), streams, catalogue, settings.log, name, settings.faults.enabled)
 
 
 def slots_of(settings: Settings, device: str) -> int:
