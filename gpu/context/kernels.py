@@ -22,7 +22,9 @@ Launch = Callable[[str, int, Sequence[np.uint64]], None]
 """Enqueues a kernel on the current stream: its name, how many warps it is given, and arguments of 64 bits each."""
 
 WARP = 32
-WARPS = 1 << 13  # of a launch whose work is counted on the device: each takes on row after row
+WARPS = (
+    1 << 12
+)  # of a launch whose work is counted on the device: each takes on row after row; an H100 has 4,224 at once
 SWEEP = 6  # members of a struct Sweep, of which these are looked at
 REACHED, TAKEN, EDGES, RAN, LONGEST = 0, 1, 2, 3, 5
 SWEEPS = (4, 8)  # that are enqueued before the host looks: at first, and then

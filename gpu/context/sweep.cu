@@ -134,7 +134,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 if (mine) whom = (u32)other[edge];
                 share = kept * scale[whom] * (mine ? weight[edge] : 1.0f);
             }
-            const bool is_new = share != 0 && !is_reached[whom] && !atomicExch(is_reached + whom, 1);
+            // The row itself in any case: its length is not what it was.
+            const bool is_heard = mine < end && (!mine || share != 0);
+            const bool is_new = is_heard && !is_reached[whom] && !atomicExch(is_reached + whom, 1);
             append(is_new, (i32)whom, reached, &sweep[1].reached);
             const int lanes = end - from < LANES ? (int)(end - from) : LANES;
             const float* copy = passed + number_taken * width;
