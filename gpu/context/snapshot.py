@@ -155,7 +155,10 @@ def restored(parts: Iterable[bytes], device: Device) -> GraphState:
     state.epoch, state.now_ms, state.ended_ms = header.epoch, header.now_ms, header.ended_ms
     graph, place = state.graph, device.place
     graph.slots.take(torch.arange(n, device=place))
-    graph.table = AgentTable.empty(max(n, LEAST_SLOTS), graph.dimension, place)
+    # Whoever works on the graph's rows has its table, which stays; to grow it would take them twice.
+    rows = AgentTable.empty(max(n, LEAST_SLOTS), graph.dimension, place)
+    for column in fields(rows):
+        setattr(graph.table, column.name, getattr(rows, column.name))
     graph.edges.widen(len(graph.table))
     columns: dict[str, Tensor] = {}
     ends: dict[str, Array] = {}
@@ -167,8 +170,8 @@ def restored(parts: Iterable[bytes], device: Device) -> GraphState:
         elif group.endswith("_ends"):
             ends[section.name] = array
         elif group == "agent":
-            column = getattr(graph.table, name)
-            column[:n] = torch.from_numpy(array).view(column.dtype).to(place)
+            kept: Tensor = getattr(graph.table, name)
+            kept[:n] = torch.from_numpy(array).view(kept.dtype).to(place)
         else:
             columns[section.name] = torch.from_numpy(array).to(place)
     reader.end()

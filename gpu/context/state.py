@@ -161,9 +161,13 @@ class GraphState:
             raise ValueError(f"window {epoch} is applied already, up to {self.epoch}: go on from there")
         puts, links = words.puts, words.links
         self.now_ms = max(self.now_ms, words.now_ms)
+        unnamed = self._unnamed(words)
         self._expire()
         agents = self._put(puts)
         edges = self._link(links)
+        if unnamed:  # after all have their slots
+            thresholds, intervals_ms = zip(*(self._watched[name] for name in unnamed), strict=True)
+            self.watch(unnamed, np.array(thresholds, np.float32), np.array(intervals_ms, np.int64))
         put_holds, put_versions = self._puts_hold(agents, puts)
         link_holds = self._links_hold(edges, links)
         if words.forget:
@@ -324,7 +328,7 @@ class GraphState:
 
     def _put(self, puts: Puts) -> Array:
         """Say puts; the agents' numbers."""
-        agents = self._take(puts.agents)
+        agents = self.names.take(puts.agents)
         if not len(puts):
             return agents
         numbers, versions, writers = self._tensors(agents, puts.versions, puts.writers)
@@ -337,7 +341,7 @@ class GraphState:
 
     def _link(self, links: Links) -> Array:
         """Say links; (m, 2) int64, the numbers of sources and targets."""
-        ends = np.stack([self._take(links.sources), self._take(links.targets)], axis=1)
+        ends = np.stack([self.names.take(links.sources), self.names.take(links.targets)], axis=1)
         if not len(links):
             return ends
         columns = (ends[:, 0], ends[:, 1], links.weights, links.versions, links.writers)
@@ -397,18 +401,12 @@ class GraphState:
         self.names.drop(_array(graph.slots.agents[before & ~after]))
         self.ended_ms = None
 
-    def _take(self, names: Sequence[str]) -> Array:
-        """Numbers of names; those that are watched and had none are watched from now on."""
+    def _unnamed(self, words: Words) -> list[str]:
+        """Who is watched, and named for the first time by these words."""
         if not self._watched:
-            return self.names.take(names)
-        fresh = {name for name in names if name in self._watched and name not in self.names}
-        numbers = self.names.take(names)
-        if fresh:
-            ordered = [name for name in dict.fromkeys(names) if name in fresh]
-            kept = [self._watched[name] for name in ordered]
-            thresholds = np.array([threshold for threshold, _ in kept], np.float32)
-            self.watch(ordered, thresholds, np.array([interval for _, interval in kept], np.int64))
-        return numbers
+            return []
+        said = [*words.puts.agents, *words.links.sources, *words.links.targets]
+        return [name for name in dict.fromkeys(said) if name in self._watched and name not in self.names]
 
     def _slots(self, agents: Array) -> Tensor:
         """(m,) int64, -1 for a number without one."""
