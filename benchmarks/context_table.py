@@ -26,7 +26,8 @@ def tables(result: Mapping[str, Any]) -> list[str]:
 def shown(result: Mapping[str, Any]) -> list[str]:
     """Those of them that the page shows."""
     first, (name, by) = tables(result)[0], next(iter(result["embeddings"].items()))
-    return [first, _others(result["embeddings"]), _chosen(result["embeddings"]), _parts(name, by), *tables(result)[-1:]]
+    every = result["embeddings"]
+    return [first, _others(every), _chosen(every), _lengths({name: by}), _parts(name, by), _silence({name: by})]
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -35,7 +36,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     asked, silent = by["questions"][0], by["silent"][0]
     both = [one for one in asked["blended"] if one["heard"] == "both"]
     left = _panel(LEFT, f"All {asked['questions']:,} questions", asked["own"]["hits@16"], both, "hits@16")
-    title = f"{silent['share']:.0%} of the modules say nothing: questions about them"
+    title = f"{100 * silent['share']:.0f} % of the modules say nothing: questions about them"
     right = _panel(LEFT + PANEL + GAP, title, silent["own"]["silent"], silent["blended"], "silent")
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="DejaVu Sans, sans-serif" '
@@ -155,7 +156,7 @@ def _silence(embeddings: Mapping[str, Any]) -> str:
             ways += [(f"alpha {way['alpha']}, {SCORES[way['score']]}", way) for way in one["blended"]]
             for title, way in ways:
                 shares = (_percent(way[key]) for key in ("silent", "others", "all"))
-                rows.append((name, f"{one['share']:.0%}", title, *shares))
+                rows.append((name, f"{100 * one['share']:.0f} %", title, *shares))
     return markdown.table(("", "silent", "hits@16", "of the silent", "of the others", "of all"), "lrlrrr", rows)
 
 

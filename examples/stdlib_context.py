@@ -51,10 +51,11 @@ async def main(url: str) -> None:
 
 
 async def tell(bus: ai.Bus, team, names: Sequence[str], right: Sequence[str], queries) -> None:
-    """Print how often the right module is among the first 1, 5 and 16."""
+    """Print how often the right module comes first, and is among 5 and 16."""
     # Where those that an agent hears disagree its blended context is short, and a dot product with it small.
     directions = bus.context("stdlib-directions", dimension=DIMENSION)
     await directions.put_many(names, straight((await team.get_many(names)).vectors))
+    print(f"  {'':<21}{'first':>10}{'of 5':>10}{'of 16':>10}")
     for title, graph, what in (
         ("own", team, "own"),
         ("blended", team, "blended"),
@@ -65,7 +66,7 @@ async def tell(bus: ai.Bus, team, names: Sequence[str], right: Sequence[str], qu
             np.mean([name in [route.agent for route in routes[:k]] for name, routes in zip(right, found, strict=True)])
             for k in (1, 5, 16)
         )
-        print(f"  {title:<22}" + "".join(f"{share:6.0%} of {k}" for share, k in zip(shares, (1, 5, 16), strict=True)))
+        print(f"  {title:<21}" + "".join(f"{share:>10.0%}" for share in shares))
 
 
 async def embed(bus: ai.Bus, *texts: list[str]) -> list:
