@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import structlog
+
 from ..bus import tracing
 from ..bus.client import Client
 from ..bus.columns import pack_strings, unpack
@@ -14,21 +16,25 @@ from ..bus.pending import Pending, exception_of
 from ..bus.resends import BUSY_RETRIES
 from .message import no_reply
 
+_log = structlog.get_logger(__name__)
+
 
 class Broadcast(Pending):
     """A frame of one row that many answer.
 
     Attributes:
         answers: by process, the reply's bytes or text, or its error.
+        unread: replies that could not be read, and are nobody's answer.
     """
 
-    __slots__ = ("_done", "_most", "answers")
+    __slots__ = ("_done", "_most", "answers", "unread")
 
     def __init__(self, id_: int, subject: str, payload: bytes, deadline: float, most: int | None) -> None:
         super().__init__(id_, subject, payload, 1, deadline, idempotent=False)
         # That one process is busy is its answer: sent again, the frame would run once more in all others.
         self.busy = BUSY_RETRIES
         self.answers: dict[str, Any] = {}
+        self.unread = 0
         self._most = most
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -65,6 +71,13 @@ class Broadcast(Pending):
         if self._most is not None and len(self.answers) >= self._most:
             self.open = 0
             self._end(None)
+
+    def spoilt(self, error: BusError) -> bool:
+        """Who sent it is not known; the others answer, too."""
+        self.unread += 1
+        if self.unread & (self.unread - 1) == 0:  # the 1st, 2nd, 4th, 8th
+            _log.warning("answer of a process not read", subject=self.subject, count=self.unread, error=str(error))
+        return False
 
     def fail_rows(self, first: int, count: int, error: BusError) -> None:
         self._end(None if isinstance(error, Expired) or self.answers else error)

@@ -356,8 +356,8 @@ class Client:
                 return
             pending.deliver(reply)
         except BusError as error:
-            del self._pending[pending.id]
-            pending.fail(error)
+            if pending.spoilt(error):
+                del self._pending[pending.id]
             return
         if pending.open <= 0:
             del self._pending[pending.id]

@@ -111,6 +111,11 @@ class Pending:
         self.open = 0
         self.close()
 
+    def spoilt(self, error: BusError) -> bool:
+        """A reply came that cannot be read, or makes no sense; whether nothing more is awaited because of it."""
+        self.fail(error)
+        return True
+
     def close(self) -> None:
         """Called once, when every row has been answered: let go of what waiting needed."""
         self.payload = b""

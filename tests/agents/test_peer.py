@@ -10,6 +10,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 import aikoryu as ai
 from aikoryu.agents.app import App
@@ -239,6 +240,17 @@ async def test_all_returns_what_came_in_time(bus: ai.Bus) -> None:
 async def test_first_answer_is_nobodys_last(bus: ai.Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PARTS_S", 0.0)  # that a client waits for more after the last part of an answer
     assert set(await echo(bus).in_turn.all(most=3)) == {"p1", "p2", "p3"}
+
+
+async def test_all_skips_a_reply_that_cannot_be_read(bus: ai.Bus, memory: MemoryBus) -> None:
+    stranger = memory.connect()
+    await stranger.subscribe(
+        "aikoryu.v1.default.agent.echo.all.say", lambda message: stranger.send(message.reply, b"no reply")
+    )
+    with capture_logs() as logs:
+        said = await echo(bus).say.all(Ask("x"), timeout_s=0.05)
+    assert set(said) == {"p1", "p2", "p3"}
+    assert [(line["event"], line["count"]) for line in logs] == [("answer of a process not read", 1)]
 
 
 async def test_all_of_none_is_told(bus: ai.Bus) -> None:
