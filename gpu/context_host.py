@@ -151,7 +151,9 @@ class ContextHost:
             try:
                 process = await self._launch(self.device)
             except RuntimeError as error:
-                _log.error("context keeper not restarted", attempt=self._attempt, error=str(error))
+                # The 1st, 2nd, 4th, 8th time: on a server without JetStream it never starts.
+                if self._attempt & (self._attempt - 1) == 0:
+                    _log.error("context keeper not restarted", attempt=self._attempt, error=str(error))
                 continue
             if self._serving is not None:  # that of the device, meanwhile
                 await process.end()

@@ -247,6 +247,7 @@ async def test_a_stop_while_a_keeper_starts_leaves_no_process(start: Start, tmp_
 
 
 async def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "hangs-cpu").touch()
     host = made("cpu")
     starting = asyncio.create_task(host.start())
     await until(lambda: said(tmp_path) != [])
