@@ -123,6 +123,19 @@ class Crowd:
         return torch.from_numpy(array).to(device.place)
 
 
+def check_exactly(device: Device, crowd: Crowd, k: int) -> None:
+    with device.stream():
+        asked, candidates = crowd.tasks(device), crowd.agents(device)
+        found = shortlist.shortlist(asked, candidates, k, nothing)
+        chosen, utilities = found.agents.cpu().numpy(), found.utilities.cpu().numpy()
+    numbers, scores = crowd.best(asked, candidates, k)
+    listed = scores.shape[1]
+    np.testing.assert_array_equal(utilities[:, :listed], scores)
+    assert np.all(utilities[:, listed:] == -np.inf)
+    real = np.isfinite(scores)
+    np.testing.assert_array_equal(chosen[:, :listed][real], numbers[real])
+
+
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tasks=st.integers(1, 40),
@@ -134,17 +147,12 @@ class Crowd:
 def test_the_best_are_found_also_among_equals(
     device: Device, tasks: int, agents: int, width: int, k: int, seed: int
 ) -> None:
-    crowd = Crowd.whole(tasks, agents, width, seed)
-    with device.stream():
-        asked, candidates = crowd.tasks(device), crowd.agents(device)
-        found = shortlist.shortlist(asked, candidates, k, nothing)
-        chosen, utilities = found.agents.cpu().numpy(), found.utilities.cpu().numpy()
-    numbers, scores = crowd.best(asked, candidates, k)
-    listed = scores.shape[1]
-    np.testing.assert_array_equal(utilities[:, :listed], scores)
-    assert np.all(utilities[:, listed:] == -np.inf)
-    real = np.isfinite(scores)
-    np.testing.assert_array_equal(chosen[:, :listed][real], numbers[real])
+    check_exactly(device, Crowd.whole(tasks, agents, width, seed), k)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_more_equals_than_are_looked_at(device: Device, width: int) -> None:
+    check_exactly(device, Crowd.whole(30, 60 * GROUP, width, seed=6), 3)
 
 
 @pytest.mark.parametrize(("query", "vector"), [(F4, BF16), (BF16, BF16), (F4, F4), (F2, F4), (BF16, F4), (F2, F2)])
