@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from types import TracebackType
@@ -52,6 +53,8 @@ class Term:
 class Election:
     """Candidates for one office; `async with` it to campaign, lead for the block, and resign.
 
+    Tasks that enter the same object come one after the other: each resigns its own term.
+
     Args:
         leases: those of the bus's agents under this candidate's name, opened.
         name: of the office, dot-separated tokens.
@@ -62,17 +65,26 @@ class Election:
         self._leases = leases
         self._lease_name = f"election.{name}"
         self._ttl_s = ttl_s
+        self._turn = asyncio.Lock()
         self._term: Term | None = None
 
     async def __aenter__(self) -> Term:
-        self._term = await self.campaign()
+        await self._turn.acquire()
+        try:
+            self._term = await self.campaign()
+        except BaseException:
+            self._turn.release()
+            raise
         return self._term
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._term is not None:
+        assert self._term is not None
+        try:
             await self._term.resign()
+        finally:
+            self._turn.release()
 
     async def campaign(self) -> Term:
         """Wait until nobody leads, and lead. Of several candidates chance decides.

@@ -9,11 +9,13 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aikoryu.agents.coordination import Fenced, Leader, LeaseLost
+from aikoryu.agents.coordination.election import Election
 from aikoryu.bus.partition_log import OwnershipLost, PartitionLog
 from aikoryu.bus.subjects import Subjects
 
@@ -45,6 +47,50 @@ async def test_of_fifty_racers_one_leads_at_a_time(join: Join) -> None:
     assert len(terms) == RACERS
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(terms))
     assert all(before < after for before, after in itertools.pairwise(numbers))
+
+
+class Leases:
+    """Leases that are given when the test says, and lost when it says."""
+
+    def __init__(self) -> None:
+        self.released: list[int] = []
+        self.free = asyncio.Semaphore(1)
+        self.taken = 0
+
+    async def __call__(self) -> Any:
+        return self
+
+    async def acquire(self, name: str, *, ttl_s: int) -> Any:
+        await self.free.acquire()
+        self.taken += 1
+        token = self.taken
+
+        async def release() -> None:
+            self.released.append(token)
+
+        return SimpleNamespace(token=token, release=release)
+
+
+async def test_tasks_that_share_an_election_resign_each_its_own_term() -> None:
+    leases = Leases()
+    election = Election(leases, "office")
+    first = await election.__aenter__()
+    leases.free.release()  # its term is lost, unnoticed
+    other = asyncio.ensure_future(election.__aenter__())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await election.__aexit__(None, None, None)
+    assert leases.released == [first.number]
+    second = await other
+    assert second.number != first.number
+    given_up = asyncio.ensure_future(election.__aenter__())
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await election.__aexit__(None, None, None)
+    assert leases.released == [first.number, second.number]
+    leases.free.release()
+    async with election as third:
+        assert third.number == 3
 
 
 async def test_a_leader_that_was_paused_past_its_term_is_refused_when_it_comes_back(join: Join, spawn: Spawn) -> None:
