@@ -27,6 +27,7 @@ from .message import Encoded, encode
 MOST_BATCH = 1024  # messages that one call of a handler of list[T] takes
 BACKLOG_BYTES = 64 << 20  # published and not taken by the connection
 FRAME_OVERHEAD = 4096
+CANCEL_S = 1.0  # that a handler has for its `finally`
 
 _log = structlog.get_logger(__name__)
 
@@ -129,7 +130,10 @@ class Ear:
         )
 
     async def stop(self, timeout_s: float) -> bool:
-        """Hear no more, and return when what waits has been handled; false if it took too long and was let go."""
+        """Hear no more, and return when what waits has been handled; false if it took too long and was let go.
+
+        A handler that does not end though it is cancelled is left behind.
+        """
         if self._subscription is not None:
             await self._subscription.drain()
         if self._task is None:
@@ -137,8 +141,11 @@ class Ear:
         await asyncio.wait({self._task}, timeout=timeout_s)
         ended = self._task.done()
         if not ended:
+            self._waiting.clear()
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            _, left = await asyncio.wait({self._task}, timeout=CANCEL_S)
+            if left:
+                _log.warning("handler of a topic goes on though it was cancelled", agent=self._name)
         return ended
 
     def _on_message(self, message: Message) -> None:

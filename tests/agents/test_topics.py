@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,7 +18,7 @@ from aikoryu.agents.app import App
 from aikoryu.bus.errors import BusError
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.server import EmbeddedServer
-from aikoryu.config import NatsSettings, ServerSettings, Settings
+from aikoryu.config import NatsSettings, ServerSettings, Settings, WorkerSettings
 
 from .conftest import turns, until
 
@@ -204,6 +205,36 @@ async def test_handler_that_cancels_itself_hears_the_next(memory: MemoryBus) -> 
         for number in (1, 2):
             bus.agents.publish("numbers", number)
         await until(lambda: heard == [1, 2])
+
+
+async def test_handler_that_swallows_its_cancelling_holds_up_no_stop(
+    memory: MemoryBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics, "CANCEL_S", 0.01)
+    heard: list[int] = []
+    go = asyncio.Event()
+
+    class Stubborn(ai.Agent):
+        @ai.on("numbers")
+        async def hear(self, number: int) -> None:
+            heard.append(number)
+            while not go.is_set():
+                with suppress(asyncio.CancelledError):
+                    await go.wait()
+
+    app = App.in_memory(memory, settings=Settings(worker=WorkerSettings(drain_s=0)))
+    app.add(Stubborn(), "stubborn")
+    with capture_logs() as logs:
+        async with asyncio.timeout(5):
+            async with app as bus:
+                for number in (1, 2):
+                    bus.agents.publish("numbers", number)
+                await until(lambda: bool(heard))
+    assert "handler of a topic goes on though it was cancelled" in [line["event"] for line in logs]
+    go.set()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert heard == [1]
 
 
 async def test_handler_that_fails_hears_the_next(bus: ai.Bus, listener: Listener) -> None:
