@@ -145,12 +145,7 @@ def restored(parts: Iterable[bytes], device: Device) -> GraphState:
     import torch
 
     reader = _Reader(parts)
-    try:
-        header = _header_decoder.decode(reader.take(int.from_bytes(reader.take(4).tobytes(), "little")).tobytes())
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"a snapshot begins with no header of a graph: {error}") from None
-    if header.format != FORMAT:
-        raise ValueError(f"a snapshot has format {header.format}, known is {FORMAT}: use a newer aikoryu")
+    header = reader.header()
     state, n = GraphState(Spec(*header.spec), device), header.agents
     state.epoch, state.now_ms, state.ended_ms = header.epoch, header.now_ms, header.ended_ms
     graph, place = state.graph, device.place
@@ -231,6 +226,17 @@ class _Reader:
             self._part = self._part[len(more) :]
             at += len(more)
         return taken
+
+    def header(self) -> _Header:
+        """What the parts begin with."""
+        length = int.from_bytes(self.take(4).tobytes(), "little")
+        try:
+            header = _header_decoder.decode(self.take(min(length, PART_BYTES)).tobytes())
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"a snapshot begins with no header of a graph: {error}") from None
+        if header.format != FORMAT:
+            raise ValueError(f"a snapshot has format {header.format}, known is {FORMAT}: use a newer aikoryu")
+        return header
 
     def array(self, section: _Section) -> Array:
         """The array of a section."""

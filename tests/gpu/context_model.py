@@ -32,7 +32,8 @@ class Put(NamedTuple):
         """(d,) float32 that bf16 has."""
         seed = [*self.agent.encode(), self.version & 0xFFFF, self.writer & 0xFFFF]
         drawn = np.random.default_rng(seed).standard_normal((1, D)).astype(np.float32)
-        return widen_bf16(rounded(drawn))[0]
+        found: Array = widen_bf16(rounded(drawn))[0]
+        return found
 
 
 class Link(NamedTuple):

@@ -288,7 +288,7 @@ def test_what_ends_comes_once_and_in_time(sifted: int, steps: list[tuple[str, An
             else:
                 assert sorted(held.deadlines.sift().what[:, 0].tolist()) == sorted(n for _, n in held.alive())
                 assert len(held.deadlines) == len(held.alive())
-            assert held.deadlines.first_ms() == (held.alive() or [(None, 0)])[0][0]
+            assert held.deadlines.first_ms() == min((at_ms for at_ms, _ in held.alive()), default=None)
 
 
 def test_words_that_are_said_again_and_again_take_bounded_room(monkeypatch: pytest.MonkeyPatch) -> None:
