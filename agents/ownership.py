@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import structlog
 
@@ -136,8 +136,9 @@ class Ownership:
                 return
             except Closed:
                 return
-            except BusError as error:
-                _log.warning("who else has the agent is not known", agent=name, error=str(error))
+            except Exception as error:
+                traceback = None if isinstance(error, BusError) else error
+                _log.warning("who else has the agent is not known", agent=name, error=str(error), exc_info=traceback)
                 await asyncio.sleep(RETRY_S)
 
     def _deal_soon(self) -> None:
@@ -169,8 +170,11 @@ class Ownership:
                         continue
                 except (NoAnswer, Unavailable, Disconnected):
                     within_s = UNANSWERED_S
-                except BusError as error:
+                except Exception as error:
+                    # A defect, too: nobody else would take the partition as long as this process wants it.
                     self._complain(partition, error)
+                    await self._rest(partition, wake)
+                    continue
                 if partition in self._wanted:
                     await _either(wake, within_s)
         finally:
@@ -199,15 +203,33 @@ class Ownership:
                 tenancy.give_up()
             else:
                 await tenancy.settle(self._settle_s)
+        except BaseException:
+            tenancy.give_up()
+            raise
         finally:
             del self.owned[partition]
             tenancy.end()
             await lease.release()
 
-    def _complain(self, partition: int, error: BusError) -> None:
+    async def _rest(self, partition: int, wake: asyncio.Event) -> None:
+        """Wait before the next try, also if hints come: this process's own release is one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_S):
+                while partition in self._wanted:
+                    wake.clear()
+                    await wake.wait()
+
+    def _complain(self, partition: int, error: Exception) -> None:
         self._failures += 1
         if self._failures & (self._failures - 1) == 0:  # the 1st, 2nd, 4th, 8th
-            _log.warning("partition not owned", agent=self._resident.name, partition=partition, error=str(error))
+            traceback = None if isinstance(error, BusError) else error
+            _log.warning(
+                "partition not owned",
+                agent=self._resident.name,
+                partition=partition,
+                error=str(error),
+                exc_info=traceback,
+            )
 
 
 async def _either(wake: asyncio.Event, within_s: float) -> None:

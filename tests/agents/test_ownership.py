@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 import aikoryu as ai
 from aikoryu.agents import keyed_asking, ownership
 from aikoryu.agents.bus import Bus, session
 from aikoryu.agents.listing import Entry
-from aikoryu.agents.memory_states import MemoryStates
+from aikoryu.agents.memory_states import MemoryLease, MemoryStates
 from aikoryu.agents.ownership import Ownership
 from aikoryu.agents.roster import Change
 from aikoryu.agents.saved import decode_saved
@@ -240,6 +241,59 @@ class TestUnsure:
         states.answers = answers
         assert await counter(caller).add(1) == 1
         assert await counter(caller).add(1) == 2
+
+
+class Broken(MemoryStates):
+    """Whose next leases break when a partition is asked for, or when it is to be served."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults = 0
+        self.acquired = 0
+
+    async def acquire(self, agent: str, partition: int) -> MemoryLease | None:
+        self.acquired += 1
+        if self.faults:
+            self.faults -= 1
+            raise RuntimeError("a defect")
+        return await super().acquire(agent, partition)
+
+
+async def test_a_keeper_goes_on_after_a_defect(memory: MemoryBus, caller: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "RETRY_S", 0.01)
+    broken = Broken()
+    async with process(memory.connect(), broken, "one") as owner:
+        broken.faults = 2
+        with capture_logs() as logs:
+            owner.want({0})
+            assert await counter(caller).add(1) == 1
+        assert [line["exc_info"].args for line in logs if line["event"] == "partition not owned"] == [("a defect",)] * 2
+
+
+async def test_a_partition_that_cannot_be_served_is_released_and_tried_again_after_a_rest(
+    memory: MemoryBus, caller: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "RETRY_S", 0.05)
+    states = Broken()
+    async with process(memory.connect(), states, "one") as owner:
+        serve, broken = owner._service.serve_partition, True
+
+        async def fails(name: str, partition: int) -> Any:
+            if broken:
+                raise RuntimeError("a defect")
+            return await serve(name, partition)
+
+        monkeypatch.setattr(owner._service, "serve_partition", fails)
+        owner.want({0})
+        await until(lambda: states.acquired >= 1)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert states.acquired == 1
+        assert owner.owned == {}
+        assert states._leases == {}
+        broken = False
+        assert await counter(caller).add(1) == 1
+        assert states.acquired == 2
 
 
 async def test_a_key_that_nobody_owns_is_waited_for_and_then_given_up(
