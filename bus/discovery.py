@@ -22,6 +22,7 @@ from .transport import Message, Subscription, Transport
 
 NAME = "aikoryu"  # of workers, as a service
 AGENTS = "aikoryu-agents"  # of processes that have agents
+KEEPERS = "aikoryu-context"  # of processes that keep context graphs
 LONGEST_ERROR = 200  # characters of `last_error`; a caller's own text may be in it
 _TYPE = "io.nats.micro.v1.{}_response"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from .errors import BadParameter, BusError, Disconnected
 from .jetstream import WRONG_LAST_SEQUENCE, JetStream, NoAnswer, Refused, Unavailable
@@ -81,21 +82,8 @@ class PartitionLog:
             Others as `JetStream.ensure_stream`.
         """
         check_tokens(name, "log")
-        stream = subjects.stream(LOG)
-        root = subjects.kept(LOG)
-        await jetstream.ensure_stream(
-            {
-                "name": stream,
-                "description": f"logs of {subjects.root}",
-                "subjects": [f"{root}.>"],
-                "storage": "file",
-                # Where an operator sets a limit, a full log refuses; it never forgets its oldest entry.
-                "discard": "new",
-                "deny_delete": True,
-                "allow_direct": True,
-            }
-        )
-        return cls(jetstream, stream, f"{root}.{name}", patience_s)
+        await jetstream.ensure_stream(log_stream(subjects))
+        return cls(jetstream, subjects.stream(LOG), f"{subjects.kept(LOG)}.{name}", patience_s)
 
     async def claim(self, token: int) -> int:
         """Begin to own the log: after this, no entry of an earlier owner gets in, late ones of this process included.
@@ -320,3 +308,17 @@ class PartitionLog:
 
     def _new(self, kind: Kind, data: bytes) -> Write:
         return Write(kind, data, self.last, self._token, self._mark)
+
+
+def log_stream(subjects: Subjects) -> dict[str, Any]:
+    """The stream of all logs of a bus, as JetStream has it."""
+    return {
+        "name": subjects.stream(LOG),
+        "description": f"logs of {subjects.root}",
+        "subjects": [f"{subjects.kept(LOG)}.>"],
+        "storage": "file",
+        # Where an operator sets a limit, a full log refuses; it never forgets its oldest entry.
+        "discard": "new",
+        "deny_delete": True,
+        "allow_direct": True,
+    }

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .discovery import AGENTS, NAME
+from .discovery import AGENTS, KEEPERS, NAME
 from .jobs import JobSubjects
 from .leases import LEASES
 from .partition_log import LOG
+from .snapshots import SNAPSHOT
 from .subjects import Subjects, check_tokens
 
 WORKER = "worker"
@@ -29,6 +30,10 @@ SHARED = "shared"
 TASKS = "tasks"
 BURIED = "buried"
 STATE = "state"
+
+# The system of context graphs, and the token below a worker's inbox where the processes that keep them have theirs.
+CONTEXT = "context"
+KEPT_APART = "keepers"
 
 # How often, and for how long after it came, an agent may answer a request. One answer would not do: the question
 # whether the caller still listens is a message to the same inbox, and a frame's rows may be answered one by one.
@@ -152,10 +157,12 @@ def worker(subjects: Subjects, systems: Iterable[str], askers: Iterable[str]) ->
     served = [f"{subjects.operation(system)}{rest} {system}" for system in systems for rest in ("", ".>")]
     return User(
         WORKER,
-        (*map(_all, askers), *_outcomes(subjects), *_takes(subjects), *_keeps(subjects)),
+        (*map(_all, askers), *_outcomes(subjects), *_takes(subjects), *_keeps(subjects), *_hands_over(subjects)),
         (
             *(_all(WORKER), subjects.control, f"{subjects.control}.*", subjects.faults),
-            *(*served, *_told(NAME), _kept_under(subjects, LEASES)),
+            *(*served, *_told(NAME), *_told(KEEPERS), _kept_under(subjects, LEASES)),
+            # Who keeps a graph hears all that is said to it: in a queue group a stranger would get a part.
+            f"{subjects.operation(CONTEXT)}.*.*",
         ),
     )
 
@@ -240,8 +247,18 @@ def _outcomes(subjects: Subjects) -> tuple[str, ...]:
 
 
 def _not_asked(subjects: Subjects) -> tuple[str, ...]:
-    """What is under the root, and no request."""
-    return (*_outcomes(subjects), subjects.faults)
+    """What is under the root, and not asked by callers and agents."""
+    return (*_outcomes(subjects), *_between_keepers(subjects), subjects.faults)
+
+
+def _between_keepers(subjects: Subjects) -> tuple[str, ...]:
+    """What keepers of context graphs ask one another."""
+    return tuple(f"{subjects.operation(CONTEXT)}.{asked}" for asked in ("move", "yield.*"))
+
+
+def _hands_over(subjects: Subjects) -> list[str]:
+    """What a keeper publishes to hand a graph to another: it asks, withdraws what it asked, and answers."""
+    return [*_between_keepers(subjects), subjects.control, f"{inbox(WORKER)}.{KEPT_APART}.>"]
 
 
 def _takes(subjects: Subjects) -> list[str]:
@@ -253,12 +270,12 @@ def _takes(subjects: Subjects) -> list[str]:
 
 
 def _keeps(subjects: Subjects) -> list[str]:
-    """What a worker publishes to hold leases, and to write and read logs."""
-    log = subjects.stream(LOG)
+    """What a worker publishes to hold leases, and to write and read logs and snapshots."""
+    verbs = ("STREAM.INFO", "STREAM.MSG.GET", "STREAM.PURGE", "DIRECT.GET")
     return [
         *_bucket(subjects, LEASES),
-        _kept_under(subjects, LOG),
-        *(f"$JS.API.{verb}.{log}" for verb in ("STREAM.INFO", "STREAM.MSG.GET", "STREAM.PURGE", "DIRECT.GET")),
+        *(_kept_under(subjects, kind) for kind in (LOG, SNAPSHOT)),
+        *(f"$JS.API.{verb}.{subjects.stream(kind)}" for kind in (LOG, SNAPSHOT) for verb in verbs),
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from typing import NoReturn, TypeVar
 
 import structlog
@@ -17,7 +18,8 @@ import uvloop
 from ..bus.connection import NatsConnection
 from ..bus.errors import BusError
 from ..bus.options import ConnectOptions
-from ..config import configure_logging
+from ..bus.permissions import KEPT_APART
+from ..config import Settings, configure_logging
 from .child_process import Parent
 from .context.keepers import Keepers
 from .context_host import EXIT_DEVICE_LOST, KeeperSpec
@@ -50,7 +52,7 @@ async def _serve(parent: Parent[KeeperSpec]) -> int:
         if (error := trying.exception()) is not None:
             return _not_started(f"{spec.device} does not compute: {error}")
     try:
-        transport = await NatsConnection.open(ConnectOptions.of(settings.nats))
+        transport = await NatsConnection.open(_options(settings))
     except BusError as error:
         return _not_started(str(error))
     try:
@@ -91,6 +93,12 @@ def _try(name: str) -> None:
     device = open_device(name, 1)
     device.open()
     torch.ones(1, device=device.place).sum().item()
+
+
+def _options(settings: Settings) -> ConnectOptions:
+    """How to connect: with an inbox apart from the worker's own, which no keeper may answer."""
+    options = ConnectOptions.of(settings.nats)
+    return replace(options, inbox_prefix=f"{options.inbox_prefix}.{KEPT_APART}")
 
 
 def _not_started(why: str) -> int:

@@ -31,13 +31,18 @@ from aikoryu.bus.frames import Request, encode
 from aikoryu.bus.jetstream import JetStream
 from aikoryu.bus.job_worker import JobWorker
 from aikoryu.bus.jobs import JobSubjects, streams
+from aikoryu.bus.lease_bucket import LeaseBucket
+from aikoryu.bus.leases import LEASES, Leases
 from aikoryu.bus.loopback import Loopback
 from aikoryu.bus.options import ConnectOptions
+from aikoryu.bus.partition_log import PartitionLog, log_stream
 from aikoryu.bus.permissions import ANSWERS, LIMITS, inbox, users
+from aikoryu.bus.pipeline import Pipeline
 from aikoryu.bus.recorder import Recorder, steady_clock
 from aikoryu.bus.recording import Recording, RecordingWriter
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.bus.service import Held, Service
+from aikoryu.bus.snapshots import Snapshots, snapshot_stream
 from aikoryu.bus.subjects import Subjects
 from aikoryu.bus.transport import Message, no_responders
 from aikoryu.cli import main
@@ -369,6 +374,46 @@ async def test_agents_keep_states_on_the_stream_that_the_operator_made(connect: 
     await watching.unsubscribe()
     await states.close()
     assert connection.statistics().permission_errors == 0
+
+
+async def test_a_worker_keeps_graphs_on_streams_that_the_operator_made(connect: Connect) -> None:
+    subjects = Subjects()
+    async with JetStream(await connect("operator")) as jetstream:
+        leases = LeaseBucket(jetstream, subjects, LEASES).config
+        for config in (leases, log_stream(subjects), snapshot_stream(subjects)):
+            await jetstream.ensure_stream(config)
+    connection = await connect("worker")
+    async with asyncio.timeout(10), JetStream(connection) as jetstream, Pipeline(connection) as pipeline:
+        lease = await (await Leases.open(jetstream, subjects, "w1")).acquire("context.market", ttl_s=5)
+        log = await PartitionLog.open(jetstream, subjects, "context.market")
+        claimed = await log.claim(lease.token)
+        snapshots = await Snapshots.open(jetstream, pipeline, subjects)
+        ids = [await snapshots.put("context.market", [b"a", b"b"]) for _ in range(2)]
+        await snapshots.drop("context.market", ids[1])
+        await log.mark(ids[1].encode(), claimed)
+        await log.purge()
+        mark = await log.latest_mark()
+        assert mark is not None
+        async with aclosing(snapshots.get("context.market", mark.data.decode())) as parts:
+            assert [part async for part in parts] == [b"a", b"b"]
+        await lease.release()
+    assert connection.statistics().permission_errors == 0
+
+
+async def test_keepers_ask_and_answer_one_another(connect: Connect) -> None:
+    asking, answering = await connect("worker"), await connect("worker")
+    inbox = f"{asking.inbox_prefix.replace('worker.', 'worker.keepers.')}.1"
+    answered = Heard()
+    await asking.subscribe(inbox, answered)
+    asked = Heard()
+    await answering.subscribe("aikoryu.v1.default.context.*.market", asked)
+    await answering.flush()
+    assert await publishes(asking, "aikoryu.v1.default.context.yield.market", b"", inbox)
+    await answering.flush()
+    (request,) = asked
+    assert await publishes(answering, request.reply, b"answer")
+    await asking.flush()
+    assert answered.payloads == [b"answer"]
 
 
 async def test_only_the_operator_has_workers_misbehave(connect: Connect) -> None:

@@ -176,6 +176,7 @@ async def test_worker_and_clients_started_as_printed(printed: Printed, start: St
         made = start(*words)
         assert made.end() == 0, made.words
         durable = [f"aikoryu-secured-{name}" for name in ("RESULTS", "DEAD", "JOBS")]
+        owned = ["KV_aikoryu-secured-leases", "aikoryu-secured-log", "aikoryu-secured-snapshot"]
         shared = [
             "KV_aikoryu-secured-locks",
             "KV_aikoryu-secured-shared",
@@ -183,7 +184,7 @@ async def test_worker_and_clients_started_as_printed(printed: Printed, start: St
             "aikoryu-secured-tasks",
             "aikoryu-secured-state",
         ]
-        assert [line.split()[0] for line in made.heard] == durable + shared
+        assert [line.split()[0] for line in made.heard] == durable + owned + shared
     ((_, *words),) = printed.commands["aikoryu worker"]
     worker = start(*words, "--set", "models.embed=", "--set", "worker.name=w1", "--set", "jobs.in_flight=0")
     worker.hear("Worker w1 serves")

@@ -14,7 +14,11 @@ from ..agents import open_transport
 from ..agents.coordination import streams as coordination_streams
 from ..bus.jetstream import JetStream
 from ..bus.jobs import JobSubjects, streams
-from ..bus.permissions import OPERATOR, RECORDER, WORKER, User, inbox, server_config, users
+from ..bus.lease_bucket import LeaseBucket
+from ..bus.leases import LEASES
+from ..bus.partition_log import log_stream
+from ..bus.permissions import CONTEXT, OPERATOR, RECORDER, WORKER, User, inbox, server_config, users
+from ..bus.snapshots import snapshot_stream
 from ..bus.subjects import Subjects, queue_group
 from ..config import Settings, configure_logging
 from .arguments import Commands, add_command, add_settings, settings_of
@@ -49,9 +53,9 @@ Without a certificate the server listens on this machine only.
   aikoryu auth init auth --callers alice bob carol --update"""
 
 _STREAMS = """\
-Make the streams of durable work, and those that agents coordinate by, on a NATS
-server where workers and agents may not, unless they are there. `aikoryu auth
-init` prints the settings of its operator.
+Make the streams of durable work, of context graphs, and those that agents
+coordinate by, on a NATS server where workers and agents may not, unless they
+are there. `aikoryu auth init` prints the settings of its operator.
 
   aikoryu auth streams --set nats.nkey_seed_file=auth/operator.seed \\
     --set nats.inbox_prefix=_INBOX_operator"""
@@ -126,7 +130,9 @@ async def _make_streams(settings: Settings) -> None:
     try:
         async with JetStream(transport) as jetstream:
             durable = streams(JobSubjects(subjects), settings.jobs)
-            for config in [*durable, *coordination_streams(jetstream, subjects)]:
+            leases = LeaseBucket(jetstream, subjects, LEASES).config
+            owned = [leases, log_stream(subjects), snapshot_stream(subjects)]
+            for config in [*durable, *owned, *coordination_streams(jetstream, subjects)]:
                 await jetstream.ensure_stream(config)
                 print(f"{config['name']} is there.")
     finally:
@@ -152,8 +158,8 @@ def _systems(settings: Settings) -> list[str]:
         operations = load(Catalogue(modules=settings.worker.operations))
     except (ImportError, ValueError) as error:
         raise Failed(str(error)) from error
-    # Which models there are is the workers' to know.
-    return sorted({queue_group(name) for name in operations} | {"models"})
+    # Which models there are is the workers' to know; context graphs are kept by a process of its own.
+    return sorted({queue_group(name) for name in operations} | {"models", CONTEXT})
 
 
 def _keys(directory: Path, names: Iterable[str], *, update: bool) -> dict[str, str]:
