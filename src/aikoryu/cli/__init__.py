@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from ..bus.errors import BusError
 from ..config import VERSION, ConfigError, describe
-from . import agents, auth, bench, call, demo, doctor, faults, ls, new, packets, record, replay, up, worker
+from . import agents, auth, bench, call, context, demo, doctor, faults, ls, new, packets, record, replay, up, worker
 from .failure import Failed
 
-COMMANDS = (up, worker, call, ls, agents, new, packets, record, replay, demo, doctor, auth, faults, bench)
+COMMANDS = (up, worker, call, ls, agents, context, new, packets, record, replay, demo, doctor, auth, faults, bench)
 INTERRUPTED = 128 + 2  # as shells report a program that SIGINT ended
 
 _DESCRIPTION = """\
@@ -38,6 +38,10 @@ with agents of your own:
   aikoryu agents ls                which are there, and what they can do
   aikoryu agents call greeter.greet name=Ada
   aikoryu agents tail 'market.>'   what they publish
+
+with agents that know of one another:
+  aikoryu context route team --text 'Who can mend the router?'
+  aikoryu context plot team ada -o ada.svg   whom her context reaches
 
 with captures of packets:
   aikoryu packets inspect trace.pcap    a line a packet
