@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Protocol
 
 from ..bus.bucket import Overtaken
 from ..bus.errors import BadParameter
-from ..bus.jetstream import EXPECTED_LAST, WRONG_LAST_SEQUENCE, JetStream, Refused
+from ..bus.jetstream import EXPECTED_LAST, WRONG_LAST_SEQUENCE, Refused
 from ..bus.leases import Clock, Leases, boottime
 from ..bus.permissions import LOCKS, STATE
-from ..bus.pipeline import Pipeline
+from ..bus.pipeline import PipelinedJetStream
 from ..bus.subjects import Subjects
 from ..bus.transport import Message, Subscription, Transport
 
@@ -76,7 +76,7 @@ class StateStore(Protocol):
 
         Raises:
             Overtaken: another has written; nothing was.
-            Others as `Pipeline.write`.
+            Others as `JetStream.publish`.
         """
 
 
@@ -93,8 +93,9 @@ class JetStreamStates:
     def __init__(self, transport: Transport, subjects: Subjects, process: str, clock: Clock = boottime) -> None:
         self._transport = transport
         self._subjects = subjects
-        self._jetstream = JetStream(transport)
-        self._pipeline = Pipeline(transport)
+        # The leases of a share, too, are renewed at about the same time. Measured, of 64 while nobody calls: 0.4 % of a
+        # core here and 0.1 % in the server, where each alone costs 0.8 and 0.4 %.
+        self._jetstream = PipelinedJetStream(transport)
         self._leases = Leases(self._jetstream, subjects, process, clock, LOCKS)
         self._stream = subjects.stream(STATE)
         self._open = AsyncExitStack()
@@ -102,7 +103,6 @@ class JetStreamStates:
     async def open(self) -> None:
         """Make the stream and the bucket, unless they are there."""
         await self._open.enter_async_context(self._jetstream)
-        await self._open.enter_async_context(self._pipeline)
         await self._jetstream.ensure_stream(states(self._subjects))
         await self._leases.ensure()
 
@@ -127,7 +127,7 @@ class JetStreamStates:
     async def write(self, agent: str, partition: int, key: str, data: bytes, expected: int) -> int:
         subject = self._subject(agent, partition, key)
         try:
-            return await self._pipeline.write(subject, data, {EXPECTED_LAST: str(expected)})
+            return await self._jetstream.publish(subject, data, {EXPECTED_LAST: str(expected)})
         except Refused as refused:
             if refused.err_code in WRONG_LAST_SEQUENCE:
                 raise Overtaken from refused

@@ -17,7 +17,7 @@ from typing import NamedTuple, Self, TypeVar
 import msgspec
 
 from .errors import BusError
-from .jetstream import API, NoAnswer, Refused, Stored, Unavailable
+from .jetstream import API, JetStream, NoAnswer, Refused, Stored, Unavailable
 from .outgoing import Headers, Outgoing
 from .transport import Message, Subscription, Transport, no_responders
 
@@ -221,6 +221,32 @@ class Pipeline:
         for number in [number for number, asked in self._asked.items() if asked.deadline <= now]:
             self._fail(number, NoAnswer(f"JetStream did not answer within {ANSWER_S:g} s: find out"))
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._asked else None
+
+
+class PipelinedJetStream(JetStream):
+    """A `JetStream` whose publishes are a pipeline's: what many tasks publish in one loop tick leaves together."""
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport)
+        self._pipeline = Pipeline(transport)
+
+    async def __aenter__(self) -> Self:
+        await self._pipeline.__aenter__()
+        return await super().__aenter__()
+
+    async def __aexit__(self, *error: object) -> None:
+        await super().__aexit__(*error)
+        await self._pipeline.__aexit__(*error)
+
+    async def publish(
+        self, subject: str, payload: bytes, headers: Headers = None, *, timeout_s: float | None = None
+    ) -> int:
+        """As `JetStream.publish`; after a lost connection the outcome is unknown at once."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._pipeline.write(subject, payload, headers)
+        except TimeoutError:
+            raise NoAnswer(f"JetStream did not answer on {subject} within {timeout_s:g} s: find out") from None
 
 
 def settle(future: asyncio.Future[T], outcome: T) -> None:

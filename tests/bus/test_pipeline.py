@@ -13,7 +13,7 @@ from aikoryu.bus import pipeline as module
 from aikoryu.bus.errors import TooLarge
 from aikoryu.bus.jetstream import EXPECTED_LAST, NoAnswer, Refused, Unavailable
 from aikoryu.bus.memory import MemoryBus, MemoryConnection
-from aikoryu.bus.pipeline import Full, Occupied, Pipeline
+from aikoryu.bus.pipeline import Full, Occupied, Pipeline, PipelinedJetStream
 from aikoryu.bus.transport import Message
 
 from .conftest import Eventually
@@ -145,3 +145,20 @@ async def test_an_answer_that_makes_no_sense_is_none(
     await stranger.subscribe("kept.>", lambda message: stranger.send(message.reply, b"?"))
     with pytest.raises(NoAnswer):
         await pipeline.write("kept.a", b"")
+
+
+async def test_jetstream_that_is_pipelined_publishes_together_and_gives_up_in_time(
+    writer: MemoryConnection, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushes: list[bool] = []
+    monkeypatch.setattr(writer, "push", lambda: not pushes.append(True))  # type: ignore[func-returns-value]
+    async with PipelinedJetStream(writer) as jetstream:
+        assert await asyncio.gather(*(jetstream.publish("kept.a", b"") for _ in range(10))) == list(range(1, 11))
+        assert len(pushes) == 1
+        stream.answer = {"error": {"code": 400, "err_code": 10071, "description": "wrong last sequence: 9"}}
+        with pytest.raises(Refused):
+            await jetstream.publish("kept.a", b"", {EXPECTED_LAST: "3"})
+        stream.answer = None
+        with pytest.raises(NoAnswer, match=r"within 0.001 s: find out"):
+            await jetstream.publish("kept.a", b"", timeout_s=0.001)
+    assert writer.subscriptions == []
