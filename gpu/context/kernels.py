@@ -107,13 +107,11 @@ class ContextKernels:
         self._run("measure", len(slots), slots, len(slots), None, table.residual, table.norm, table.own.shape[1])
 
     def push(self, used: int, epsilon: float, limit: int, most: int) -> Pushed:
-        """Pass on rows of R that are longer than ε, sweep by sweep, until none is or all rows at once cost less.
+        """Pass on rows of R that are longer than ε, sweep by sweep; see `propagate.push`.
 
         Args:
             used: rows that are somebody's, above 0.
-            epsilon: ε.
-            limit: rows and edges of a sweep that cost as much as all rows.
-            most: sweeps, at least 1.
+            epsilon, limit, most: as there.
         """
         import torch
 

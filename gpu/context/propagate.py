@@ -56,12 +56,12 @@ def settle(graph: ContextGraph, epsilon: float, push_cost: float | None = None) 
     longest = 0.0
     limit = math.ceil((all_edges + used) / cost) if cost else NO_LIMIT
     while used:
-        done = _pushed(graph, epsilon, limit if pushes < MOST_PUSHES else 0, max(MOST_PUSHES - pushes, 1))
+        done = push(graph, epsilon, limit if pushes < MOST_PUSHES else 0, max(MOST_PUSHES - pushes, 1))
         pushes, gone, longest = pushes + done.pushes, gone + done.edges, done.longest
         if done.is_settled:
             break
         before = longest
-        _full(graph)
+        full_step(graph)
         fulls, gone = fulls + 1, gone + all_edges
         longest = float(graph.table.norm[:used].max())
         if not longest < (1 - graph.alpha / 2) * before:
@@ -69,8 +69,15 @@ def settle(graph: ContextGraph, epsilon: float, push_cost: float | None = None) 
     return Settled(pushes, fulls, gone, longest, cost)
 
 
-def _pushed(graph: ContextGraph, epsilon: float, limit: int, most: int) -> Pushed:
-    """Sweeps over some rows, while they are few; see `ContextKernels.push`."""
+def push(graph: ContextGraph, epsilon: float, limit: int, most: int) -> Pushed:
+    """Sweeps over rows that have something to pass on, while those are few.
+
+    Args:
+        graph: of which somebody has a slot.
+        epsilon: ε.
+        limit: rows and edges of a sweep that cost as much as all rows.
+        most: sweeps, at least 1.
+    """
     used, hearers = graph.slots.used, graph.edges.hearers
     if graph.kernels is not None:
         return graph.kernels.push(used, epsilon, limit, most)
@@ -81,11 +88,11 @@ def _pushed(graph: ContextGraph, epsilon: float, limit: int, most: int) -> Pushe
         edges = int(hearers.count[frontier].sum())
         if not len(frontier) or pushes == most or edges + len(frontier) >= limit:
             return Pushed(pushes, gone, float(norm.max()), not len(frontier))
-        _push(graph, frontier)
+        _sweep(graph, frontier)
         pushes, gone = pushes + 1, gone + edges
 
 
-def _push(graph: ContextGraph, frontier: Tensor) -> None:
+def _sweep(graph: ContextGraph, frontier: Tensor) -> None:
     """Pass on the residuals of some rows, (f,) int64 and each once."""
     import torch
 
@@ -113,7 +120,7 @@ def _push(graph: ContextGraph, frontier: Tensor) -> None:
         table.norm[part] = torch.linalg.vector_norm(left, dim=1)
 
 
-def _full(graph: ContextGraph) -> None:
+def full_step(graph: ContextGraph) -> None:
     """Z ← (1−a) Â Z + a X0, which is Z + R, and R anew."""
     table, used = graph.table, graph.slots.used
     table.blended[:used] += table.residual[:used]

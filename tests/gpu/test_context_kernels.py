@@ -70,7 +70,9 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     host = Device("cpu", threads=1)
     host.open()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ContextKernels, "of", lambda *parts: ContextKernels(*parts, host_warps.compiled()))
+        patch.setattr(
+            ContextKernels, "of", lambda table, edges, alpha: ContextKernels(table, edges, alpha, host_warps.compiled())
+        )
         yield host
 
 
