@@ -30,7 +30,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, text = printed(capsys, "--help")
     assert status == 0
     assert names()[:7] == ["up", "worker", "call", "ls", "agents", "new", "packets"]
-    assert names()[7:] == ["record", "replay", "demo", "doctor", "auth", "faults", "bench"]
+    assert names()[7:] == ["context", "record", "replay", "demo", "doctor", "auth", "faults", "bench"]
     assert [name for name in names() if f"\n  aikoryu {name}" not in text] == []
 
 

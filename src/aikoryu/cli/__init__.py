@@ -13,7 +13,7 @@ from ..config import VERSION, ConfigError, describe
 from . import agents, auth, bench, call, context, demo, doctor, faults, ls, new, packets, record, replay, up, worker
 from .failure import Failed
 
-COMMANDS = (up, worker, call, ls, agents, context, new, packets, record, replay, demo, doctor, auth, faults, bench)
+COMMANDS = (up, worker, call, ls, agents, new, packets, context, record, replay, demo, doctor, auth, faults, bench)
 INTERRUPTED = 128 + 2  # as shells report a program that SIGINT ended
 
 _DESCRIPTION = """\
