@@ -376,7 +376,7 @@ class GraphState:
         slots, table = self._slots(ends.what[:, 0]), self.graph.table
         version, writer = self._tensors(ends.version, ends.writer)
         same = (table.version[slots] == version ^ SIGN) & (table.writer[slots] == writer ^ SIGN)
-        return _array((slots >= 0) & table.is_there[slots] & same)
+        return _array((slots >= 0) & same)
 
     def _edges_hold(self, ends: Ends) -> Array:
         position, columns = self._positions(ends.what), self.graph.edges.heard.columns

@@ -22,15 +22,23 @@ from .context_model import SPEC, D, Link, Pair, Put, check  # noqa: E402
 
 @pytest.fixture
 def pair(device: Device) -> Pair:
-    """A graph with something of each kind: words that end, tombstones, slots that were given back."""
-    made = Pair(GraphState(SPEC, device))
-    names = "abcdefgh"
-    made.say(1, [Put(name, 2, 3, until_ms=10 if name in "cf" else 0) for name in names])
-    made.say(2, links=[Link(a, b, 1.5, 4, 5) for a in names for b in names if a < b and a != "c" and b != "c"])
+    """A graph with something of each kind: words that end, tombstones, and numbers in another order than slots."""
+    made, names = Pair(GraphState(SPEC, device)), "pqrabcdefgh"
+    until_ms = {**dict.fromkeys("pqrcf", 10), **dict.fromkeys("eg", 11)}
+    made.say(1, [Put(name, 2, 3, until_ms=until_ms.get(name, 0)) for name in names])
+    made.say(2, links=[Link(a, b, 1.5, 4, 5) for a in names for b in names if a < b])
     made.say(10, forget=True)
     puts = [Put("c", 1, 1, until_ms=90, capabilities=1 << 63, load=2.5), Put("z", 1 << 63), Put("b", 7, until_ms=70)]
-    made.say(11, puts, [Link("z", "a", 2.0, 1, until_ms=80), Link("a", "b", 0.0, 9), Link("only", "b", 0.25, 9)])
-    made.say(12, [Put("b", 8)])
+    made.say(11, puts, [Link("z", "a", 2.0, 1, until_ms=80), Link("only", "b", 0.25, 9)])
+    made.say(12, [Put("b", 8)], forget=True)
+    made.say(
+        13,
+        [Put("s", 1), Put("t", 2), Put("u", 3), Put("h", 5, until_ms=75)],
+        [Link("a", "b", 0.0, 9), Link("u", "t", 1.0, 1)],
+    )
+    numbers = made.state.graph.slots.agents[made.state.graph.slots.taken()].tolist()
+    assert numbers != sorted(numbers)
+    assert max(numbers) >= len(numbers)
     return made
 
 
@@ -47,9 +55,9 @@ def twin(pair: Pair, device: Device) -> Pair:
 def test_a_graph_comes_back(pair: Pair, device: Device) -> None:
     back = again(pair.state, device)
     check(back, pair.model)
-    assert (back.spec, back.epoch, back.now_ms) == (SPEC, pair.state.epoch, 12)
-    assert back.next_expiry_ms == 80
-    assert back.ended_ms == pair.state.ended_ms == 11
+    assert (back.spec, back.epoch, back.now_ms) == (SPEC, pair.state.epoch, 13)
+    assert back.next_expiry_ms == 75
+    assert back.ended_ms == pair.state.ended_ms == 13
     slots = back.graph.slots
     assert slots.used == len(slots) == len(back.names), "laid out anew"
     query, needs = np.ones((1, D), np.float32), np.array([1 << 63], np.uint64)
@@ -62,9 +70,9 @@ def test_a_graph_comes_back(pair: Pair, device: Device) -> None:
 def test_what_is_said_next_has_the_same_answers(pair: Pair, device: Device) -> None:
     back = twin(pair, device)
     for now, puts, links in (
-        (13, [Put("a", 2, 2), Put("a", 2, 3), Put("z", 1 << 62), Put("f", 1)], [Link("a", "b", 1.0, 8)]),
-        (14, [Put("new", 1, until_ms=20)], [Link("only", "b", 3.0, 9), Link("only", "new", 3.0, 9)]),
-        (15, [], [Link("a", "d", 0.0, 4, 6), Link("a", "e", 0.0, 4, 5)]),
+        (14, [Put("a", 2, 2), Put("a", 2, 3), Put("z", 1 << 62), Put("f", 1)], [Link("a", "b", 1.0, 8)]),
+        (15, [Put("new", 1, until_ms=20)], [Link("only", "b", 3.0, 9), Link("only", "new", 3.0, 9)]),
+        (16, [], [Link("a", "d", 0.0, 4, 6), Link("a", "e", 0.0, 4, 5)]),
         (75, [Put("a", 3)], []),
         (80, [], [Link("z", "a", 1.0, 1), Link("z", "a", 1.0, 1, 1 << 63)]),
         (95, [Put("c", 1, 9)], []),

@@ -128,6 +128,15 @@ def test_a_word_that_holds_sets_the_deadline_and_no_other_does(pair: Pair) -> No
     assert pair.model.there == {"b"}
 
 
+def test_a_deadline_goes_with_its_word_though_another_comes_first(pair: Pair) -> None:
+    links = [Link("a", "b", 1.0, 1, 1, until_ms=20), Link("b", "a", 1.0, 1, until_ms=10)]
+    pair.say(1, [Put("a", 1, 1, until_ms=20), Put("b", 1, until_ms=10)], links)
+    pair.say(2, [Put("a", 1, 2)], [Link("a", "b", 2.0, 1, 2)])
+    pair.say(20)
+    pair.check()
+    assert pair.model.there == {"a"}
+
+
 def test_what_an_agent_can_is_what_its_last_word_says(pair: Pair) -> None:
     pair.say(1, [Put("a", 5, capabilities=0b01, load=0.0), Put("b", 5, capabilities=1 << 63, load=9.0)])
     pair.say(2, [Put("a", 4, capabilities=0b10, load=99.0), Put("a", 5, capabilities=0b10, load=99.0)])
@@ -259,11 +268,14 @@ def test_an_agent_is_forgotten_though_it_is_watched_and_watched_when_it_comes_ag
 
 
 def test_a_deadline_is_not_of_who_gets_the_number_of_another(pair: Pair) -> None:
-    pair.say(1, [Put("a", 1, until_ms=1000)], [Link("a", "b", 1.0, 1, until_ms=1000)])
+    # `keep` ends first, so that nobody looks at those behind it.
+    kept = [Put("keep", 1, until_ms=900)], [Link("keep", "kept", 1.0, 1, until_ms=900)]
+    pair.say(1, [Put("a", 1, until_ms=1000), *kept[0]], [Link("a", "b", 1.0, 1, until_ms=1000), *kept[1]])
     pair.say(2, [Put("a", 2, until_ms=10)], [Link("a", "b", 0.0, 2)])
+    numbers = pair.state.names.find(["a", "b"])
     pair.say(10, forget=True)
-    assert len(pair.state.names) == 0
     pair.say(11, [Put("x", 1)], [Link("x", "y", 1.0, 1)])
+    assert pair.state.names.find(["x", "y"]).tolist() == numbers.tolist()
     pair.say(1000)
     pair.check()
     assert pair.model.there == {"x"}
@@ -297,6 +309,7 @@ def test_it_is_forgotten_when_much_has_ended_and_long_ago(
     assert not wants_forget(state, 100 + QUIET_MS), "too few"
     monkeypatch.setattr(state_module, "LEAST_DEAD", 3)
     pair.say(101, forget=True)
+    assert state.ended_ms is None
     assert not wants_forget(state, 101 + QUIET_MS), "forgotten"
 
     names = [f"agent {number}" for number in range(10)]

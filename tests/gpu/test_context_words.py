@@ -241,13 +241,14 @@ class Held:
     """Words that end, those that were taken back, and the model: a plain list."""
 
     def __init__(self) -> None:
+        self.count = 0
         self.gone: set[int] = set()
         self.model: list[tuple[int, int]] = []
         self.deadlines = Deadlines(1, lambda ends: ~np.isin(ends.what[:, 0], list(self.gone)))
 
     def add(self, at_ms: list[int]) -> None:
-        first = len(self.model) + 1000 * len(self.gone)
-        numbers = list(range(first, first + len(at_ms)))
+        numbers = list(range(self.count, self.count + len(at_ms)))
+        self.count += len(at_ms)
         self.model += zip(at_ms, numbers, strict=True)
         stamps = np.array(numbers, np.int64)
         self.deadlines.add(Ends(np.array(at_ms, np.int64), stamps[:, None], stamps, -stamps))
@@ -284,7 +285,7 @@ def test_what_ends_comes_once_and_in_time(sifted: int, steps: list[tuple[str, An
                 assert (taken.writer == -taken.version).all()
                 held.model = [entry for entry in held.model if entry[0] > value]
             elif step == "drop":
-                held.gone.update(entry[1] for entry in held.alive()[:value])
+                held.gone.update(entry[1] for entry in held.alive()[value::3])
             else:
                 assert sorted(held.deadlines.sift().what[:, 0].tolist()) == sorted(n for _, n in held.alive())
                 assert len(held.deadlines) == len(held.alive())
