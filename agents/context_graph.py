@@ -11,6 +11,7 @@ from contextvars import Context
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import structlog
 
 from ..bus.client import Client
 from ..bus.deadline import inherited_s
@@ -26,6 +27,8 @@ SILENT_S = 1.0  # that many rows may be without their answers, until it is asked
 _NAME = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 
 T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
 
 
 class Spec(NamedTuple):
@@ -67,7 +70,7 @@ class Graph:
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._last_version = 0
-        self._opening: dict[Spec, asyncio.Task[Row]] = {}
+        self._opening: dict[Spec, asyncio.Task[None]] = {}
         self._rows: set[Answer] = set()
         self._many: dict[object, float] = {}  # since when they are silent, loop time, s
         self._looking = False
@@ -188,7 +191,7 @@ class Graph:
             raise Expired(f"context graph {self.name!r} is being opened, which takes longer: ask again")
         task.result()
 
-    def _open(self, spec: Spec) -> asyncio.Task[Row]:
+    def _open(self, spec: Spec) -> asyncio.Task[None]:
         task = self._opening.get(spec)
         if task is None:
             # A context of its own: it outlives whoever asked first, and that one's deadline.
@@ -197,22 +200,18 @@ class Graph:
             task.add_done_callback(lambda done: self._end_opening(spec, done))
         return task
 
-    async def _ask_to_open(self, spec: Spec) -> Row:
+    async def _ask_to_open(self, spec: Spec) -> None:
         row = {
             "graph": self.name,
             "dimension": np.uint32(spec.dimension),
             "alpha": np.float32(spec.alpha),
             "epsilon": np.float32(spec.epsilon),
         }
-        end = self._loop.time() + OPEN_S
         try:
-            while True:
-                try:
-                    return await self._client.call("context.open", row, timeout_s=OPEN_S, idempotent=True)
-                except Busy as busy:
-                    if self._loop.time() >= end:
-                        raise
-                    await asyncio.sleep(max(busy.retry_after_s, LATEST_S))
+            await self._client.call("context.open", row, timeout_s=OPEN_S, idempotent=True)
+        except Busy as busy:
+            # `moved`: another has it by now, or the one who had it is not quite gone. The rows find out.
+            _log.debug("context graph not opened", graph=self.name, reason=str(busy))
         except NoWorker:
             raise NoWorker(
                 f"nobody keeps context graph {self.name!r}, and no worker could: start one, `aikoryu worker`"
@@ -225,7 +224,7 @@ class Graph:
                 f"bus.context({self.name!r}, dimension=…)"
             ) from error
 
-    def _end_opening(self, spec: Spec, task: asyncio.Task[Row]) -> None:
+    def _end_opening(self, spec: Spec, task: asyncio.Task[None]) -> None:
         del self._opening[spec]
         if not task.cancelled():
             task.exception()  # looked at: nobody may wait for it any more

@@ -12,7 +12,6 @@ import pytest
 import aikoryu as ai
 from aikoryu.agents import context_graph, session
 from aikoryu.agents.context_answers import Linked, Route
-from aikoryu.bus.errors import Moved
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.config import BusSettings, Settings
 
@@ -205,9 +204,22 @@ async def test_keeper_that_is_busy_is_asked_again(
     bus: ai.Bus, owner: FakeOwner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(context_graph, "LATEST_S", 0.01)
-    owner.refuse += [("open", ai.Busy("starting"))] * 5
+    owner.refuse += [("open", ai.Moved("the one who had it is not quite gone"))] * 5
     assert (await bus.context("team").put("ada", [1])).applied
     assert len(of(owner, "open")) == 6
+
+
+async def test_graph_that_another_keeper_has_opened_meanwhile_is_asked(
+    memory: MemoryBus, log: dict[str, FakeGraph], bus: ai.Bus, owner: FakeOwner
+) -> None:
+    owner.refuse.append(("open", ai.Moved("another's")))
+    other = FakeOwner(memory.connect(), log, "other")
+    log["team"] = FakeGraph(1, 0.3, 1e-3)
+    putting = asyncio.create_task(bus.context("team").put("ada", [1]))
+    await until(lambda: of(owner, "open"))
+    await other.keep("team")
+    assert (await putting).applied
+    assert (len(of(owner, "open")), len(of(other, "put"))) == (1, 1)
 
 
 async def test_row_that_met_an_owner_on_its_way_out_goes_out_again(
@@ -216,9 +228,9 @@ async def test_row_that_met_an_owner_on_its_way_out_goes_out_again(
     monkeypatch.setattr(context_graph, "SOONEST_S", 0.0)
     team = bus.context("team")
     await team.put("ada", [1])
-    owner.refuse += [("put", Moved("on its way")), ("put", Moved("on its way"))]
+    owner.refuse += [("put", ai.Moved("on its way"))] * 2
     assert (await team.put("ada", [2])).applied
-    owner.refuse.append(("put", Moved("on its way")))
+    owner.refuse.append(("put", ai.Moved("on its way")))
     assert (await team.put_many(["ada", "bo"], [[3], [3]])).applied.all()
     versions = [columns["version"].tolist() for columns in of(owner, "put")]
     assert versions[1] == versions[2] == versions[3] != versions[0]
