@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from functools import partial
 from math import inf
 from time import monotonic
@@ -17,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from ...bus.errors import BusError, Busy, Moved, NotWritten
+from ...bus.errors import BusError, Busy, Moved, NotWritten, TooLarge
 from ...bus.frames import By, row_error
 from ...bus.jetstream import Refused, Unavailable
 from ...bus.leases import Lease
@@ -38,17 +39,20 @@ MOST_WAITING_BYTES = 256 << 20
 """Of what is said and not in the log; beyond it callers are told to try again."""
 MOST_READS = 4096
 """Rows that are read at once, unless one frame has more."""
+MOST_WAITING_READS = 1 << 18
+"""Rows that are to be read; beyond them callers are told to try again."""
 AHEAD = 2
 """Windows that are in the log and not applied, at most."""
-ENTRY_SLACK = 64 << 10  # of an entry of the log, beside its rows
+ENTRY_SLACK = 1 / 16  # of a message, for what an entry of the log has beside its rows
 FORGET_S = 60.0  # between two looks whether it is time to forget
 LEAVE_AGAIN_S = 0.5  # before callers try a graph whose owner gave it up
+WRITE_AGAIN_S = 0.5  # after what no caller said, as that something has ended, was refused
 
 _log = structlog.get_logger(__name__)
 
 
 class GraphKeeper:
-    """Serves a graph until it is told to leave it, or has lost it.
+    """Serves a graph until it is told to leave it, or has lost it. Whatever it has accepted is answered by then.
 
     Args:
         name: of the graph.
@@ -65,6 +69,7 @@ class GraphKeeper:
 
     Attributes:
         ended: set when it serves no more.
+        was_given_up: it ended because of a defect, or of its device.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class GraphKeeper:
         self.name = name
         self.state = state
         self.ended = asyncio.Event()
+        self.was_given_up = False
         self._log = log
         self._lease = lease
         self._service = service
@@ -95,12 +101,15 @@ class GraphKeeper:
         self._expiry_ms = state.next_expiry_ms
         self._applied_at = monotonic()
         self._counts = {"windows": 0, "rows": 0}
-        self._waiting = Waiting(window_rows, max_payload - ENTRY_SLACK)
+        self._waiting = Waiting(window_rows, int(max_payload * (1 - ENTRY_SLACK)))
+        self._writing: list[Piece] = []
         self._logged: deque[Window] = deque()
+        self._doing: Work | None = None
         self._forgets = False
         self._forget_at = monotonic() + FORGET_S
         self._room = asyncio.Semaphore(AHEAD)
         self._reads: deque[Read] = deque()
+        self._read_rows = 0
         self._watchers = Watchers(service, state.spec.dimension)
         self._said = asyncio.Event()
         self._to_do = asyncio.Event()
@@ -111,8 +120,7 @@ class GraphKeeper:
         self._ending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Serve from now on."""
-        self._lease.on_lost.append(lambda reason: self._lose(Moved(f"graph {self.name} is another's now: {reason}")))
+        """Serve from now on. Raises as `Service.serve_owned`."""
         accepts = {call: partial(self._accept, call) for call in OF_A_GRAPH}
         self._subscription = await self._service.serve_owned(SYSTEM, accepts, self.name)
         running = {"log": self._write(), "apply": self._apply()}
@@ -120,9 +128,15 @@ class GraphKeeper:
             asyncio.create_task(self._guarded(task), name=f"aikoryu-context-{what}-{self.name}")
             for what, task in running.items()
         ]
+        self._lease.on_lost.append(self._on_lost)
+        if not self._lease.held:  # it may have told so before
+            self._on_lost("it was lost before the graph was read")
 
     async def leave(self) -> None:
-        """Take no more, answer what was taken, and let others have the graph."""
+        """Take no more, answer what was taken, and let others have the graph.
+
+        Cancelled, it leaves that half done: `give_up` follows.
+        """
         if not self._is_leaving:
             self._is_leaving = True
             if self._subscription is not None:
@@ -130,10 +144,19 @@ class GraphKeeper:
             self._watchers.send_away()
             self._said.set()
             self._to_do.set()
-            await asyncio.gather(*self._tasks)
+            await asyncio.wait(self._tasks)
             if self._ending is None:
-                await self._end()
+                self._ending = asyncio.create_task(self._end())
         await self.ended.wait()
+
+    def give_up(self) -> None:
+        """Have all callers ask another owner, and end: soon `ended` is set."""
+        self._lose(Moved(f"the owner of graph {self.name} stops: ask again"))
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it takes no more, or will soon not."""
+        return self._is_leaving
 
     @property
     def epoch(self) -> int:
@@ -149,21 +172,30 @@ class GraphKeeper:
 
     def _accept(self, call: str, held: Held) -> None:
         """Take a frame. Raises a bus error to refuse it whole."""
-        self._lease.check()
         if call == "yield":
             self._on_yield(held)
-        elif self._is_leaving and call not in ("put", "link"):
-            raise Moved(f"graph {self.name} is on its way to another owner: ask again")
+        elif self._ending is not None or not self._lease.held:
+            raise Moved(f"graph {self.name} is another's now, or will be: ask again")
         elif call in ("put", "link"):
             self._accept_words(call, held)
         elif call == "watch":
+            if self._is_leaving:
+                raise Moved(f"graph {self.name} is on its way to another owner: ask again")
             self._watchers.accept(held, monotonic())
             self._to_do.set()
         else:
-            held.ticket, refused = Read.of(call, held, self.state.spec, self.epoch)
-            if refused:
-                self._service.answer(held, [], {}, refused)
-            self._reads.append(held.ticket)
+            self._accept_read(call, held)
+
+    def _accept_read(self, call: str, held: Held) -> None:
+        if self._read_rows > MOST_WAITING_READS:
+            raise Busy(f"{self._read_rows} rows wait to be read: ask for less at once, or try again", 0.05)
+        read, refused = Read.of(call, held, self.state.spec, self.epoch)
+        if refused:
+            self._service.answer(held, [], {}, refused)
+        if len(read):
+            held.ticket = read
+            self._reads.append(read)
+            self._read_rows += len(read)
             self._to_do.set()
 
     def _accept_words(self, call: str, held: Held) -> None:
@@ -180,29 +212,38 @@ class GraphKeeper:
         """Append window after window, `AHEAD` of what is applied."""
         while True:
             await self._snapshots.mark(self._log)
-            if not self._waiting and not self._forgets and not self._is_expiry_due():
-                if self._is_leaving:
-                    break
+            # What is due by itself may as well be said by the next owner.
+            if self._waiting or (not self._is_leaving and (self._forgets or self._is_expiry_due())):
+                await self._room.acquire()
+                await self._append()
+            elif self._is_leaving:
+                break
+            else:
                 self._said.clear()
                 await _either(self._said, self._expiry_within_s())
-                continue
-            await self._room.acquire()
-            pieces = self._waiting.take()
-            self._now_ms = max(self._now_ms, _wall_ms())
-            words = words_of(pieces, self._now_ms, self.state.spec.dimension, self._forgets)
-            data = encode(words)
-            try:
-                epoch = await self._log.append(data, self._log.last)
-            except (Refused, Unavailable) as error:
-                self._room.release()
-                self._refuse(pieces, NotWritten(f"graph {self.name} cannot be written down: {error}"))
-                continue
-            self._expiry_ms = None  # known again when it is applied
-            self._forgets = False
-            self._snapshots.count(len(data))
-            self._logged.append(Window(epoch, words, pieces))
-            self._to_do.set()
         self._has_written_all = True
+        self._to_do.set()
+
+    async def _append(self) -> None:
+        """Append a window of what waits, which may be nothing."""
+        pieces = self._writing = self._waiting.take()
+        self._now_ms = max(self._now_ms, _wall_ms())
+        words = words_of(pieces, self._now_ms, self.state.spec.dimension, self._forgets)
+        data = encode(words)
+        try:
+            epoch = await self._log.append(data, self._log.last)
+        except (Refused, Unavailable, TooLarge) as error:
+            self._writing = []
+            self._room.release()
+            self._refuse(pieces, NotWritten(f"graph {self.name} cannot be written down: {error}"))
+            if not pieces:
+                await asyncio.sleep(WRITE_AGAIN_S)
+            return
+        self._writing = []
+        self._expiry_ms = None  # known again when it is applied
+        self._forgets = False
+        self._snapshots.count(len(data))
+        self._logged.append(Window(epoch, words, pieces))
         self._to_do.set()
 
     async def _apply(self) -> None:
@@ -212,9 +253,11 @@ class GraphKeeper:
             self._watchers.answer_ended(now)
             work = self._work(now)
             if work:
+                self._doing = work
                 done = await self._in_thread(partial(work.run, self.state))
                 self._lease.check()
                 self._answer(work, done, now)
+                self._doing = None
             elif self._has_written_all and not self._logged and not self._reads:
                 return
             else:
@@ -225,30 +268,28 @@ class GraphKeeper:
         """What the device's thread is to do next."""
         windows = list(self._logged)
         self._logged.clear()
-        reached = windows[-1].epoch if windows else self.state.epoch
         counts = {**self._counts, "watchers": len(self._watchers), "log_last": self.epoch}
         look = self._watchers.look(now, bool(windows))
         asks_forget = now >= self._forget_at
         if asks_forget:
             self._forget_at = now + FORGET_S
         age_s = now - self._applied_at
-        reads = self._ripe(reached)
+        reads = self._next_reads()
         return Work(windows, look, reads, self._snapshots.is_due, asks_forget, age_s, int(1000 * now), counts)
 
-    def _ripe(self, reached: int) -> list[Read]:
-        """The reads that can be answered when so much is applied."""
-        ripe: list[Read] = []
+    def _next_reads(self) -> list[Read]:
+        """The reads that wait longest, and for which somebody waits."""
+        taken: list[Read] = []
         rows = 0
-        for _ in range(len(self._reads)):
+        while self._reads and rows < MOST_READS:
             read = self._reads.popleft()
-            if not read.is_alive:
-                self._service.drop(read.held, len(read))
-            elif read.min_epoch <= reached and rows < MOST_READS:
-                ripe.append(read)
+            self._read_rows -= len(read)
+            if read.is_alive:
+                taken.append(read)
                 rows += len(read)
             else:
-                self._reads.append(read)
-        return ripe
+                self._service.drop(read.held, len(read))
+        return taken
 
     def _answer(self, work: Work, done: Done, began: float) -> None:
         now = monotonic()
@@ -271,11 +312,12 @@ class GraphKeeper:
             self._forgets = True
             self._said.set()
         if done.copy is not None:
-            self._snapshots.take(done.copy, self.state.epoch)
+            self._snapshots.take(done.copy, self.state.epoch, self._said.set)
 
-    def _refuse(self, pieces: list[Piece], error: BusError) -> None:
-        for piece in pieces:
-            self._service.answer(piece.held, [], {}, [row_error(error, int(row), 1) for row in piece.rows])
+    def _refuse(self, frames: Iterable[Piece | Read], error: BusError) -> None:
+        for each in frames:
+            errors = [row_error(error, first, count) for first, count in runs_of(each.rows)]
+            self._service.answer(each.held, [], {}, errors)
 
     async def _guarded(self, running: Coroutine[Any, Any, None]) -> None:
         """Run a task whose end by an error is the end of the ownership."""
@@ -284,12 +326,13 @@ class GraphKeeper:
         except BusError as error:
             self._lose(Moved(f"graph {self.name} is another's now, or will be: {error}"))
         except Exception:
-            _log.exception("graph given up by a defect", graph=self.name)
+            _log.exception("graph given up", graph=self.name)
+            self.was_given_up = True
             self._lose(Moved(f"graph {self.name} was given up by its owner: ask again", LEAVE_AGAIN_S))
 
     def _lose(self, error: Moved) -> None:
-        """Have callers ask the next owner, and end."""
-        if self._ending is not None or self.ended.is_set():
+        """Have callers ask the next owner, and end: also those whose words may be in the log, which count once."""
+        if self._ending is not None:
             return
         _log.warning("graph lost", graph=self.name, reason=str(error))
         self._is_leaving = True
@@ -297,17 +340,25 @@ class GraphKeeper:
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
-        pieces = [*(piece for window in self._logged for piece in window.pieces), *self._waiting.take_all()]
-        for held in {piece.held for piece in pieces} | {read.held for read in self._reads}:
-            self._service.fail(held, error)
-        self._watchers.send_away()
+        doing = self._doing
+        windows = [*(doing.windows if doing is not None else ()), *self._logged]
+        pieces = [piece for window in windows for piece in window.pieces]
+        self._refuse([*pieces, *self._writing, *self._waiting.take_all()], error)
+        self._refuse([*(doing.reads if doing is not None else ()), *self._reads], error)
+        self._watchers.send_away(doing.look if doing is not None else None)
+
+    def _on_lost(self, reason: str) -> None:
+        self._lose(Moved(f"graph {self.name} is another's now: {reason}"))
 
     async def _end(self) -> None:
-        if self._subscription is not None:
-            await self._subscription.unsubscribe()
-        self._snapshots.stop()
-        await self._lease.release()
-        self.ended.set()
+        try:
+            with suppress(BusError):
+                if self._subscription is not None:
+                    await self._subscription.unsubscribe()
+            await self._lease.release()
+            await self._snapshots.stop()
+        finally:
+            self.ended.set()
 
     def _is_expiry_due(self) -> bool:
         return self._expiry_ms is not None and self._expiry_ms <= _wall_ms()

@@ -6,11 +6,13 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
+from time import monotonic
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import structlog
@@ -18,9 +20,9 @@ import structlog
 from ...bus.client import Client
 from ...bus.columns import pack_array
 from ...bus.discovery import Discovery
-from ...bus.errors import BadParameter, BadValue, BusError, Moved
+from ...bus.errors import BadParameter, BusError, Busy, Moved, NotWritten
 from ...bus.frames import row_error
-from ...bus.jetstream import JetStream
+from ...bus.jetstream import JetStream, Refused
 from ...bus.leases import LEASES, Lease, Leases
 from ...bus.partition_log import PartitionLog
 from ...bus.pipeline import Pipeline
@@ -32,7 +34,8 @@ from ...config import VERSION, Settings
 from ..device import Device, DeviceLost, OutOfMemory, open_device
 from .calls import MOST_DIMENSIONS, OF_ANY_KEEPER, SYSTEM, Asked, is_graph
 from .keeper import GraphKeeper
-from .recovery import SnapshotTaker, followed, recovered
+from .recovery import Recovery, SnapshotTaker
+from .rests import Rests
 from .state import GraphState
 from .words import Links, Puts, Spec, Words, encode
 
@@ -40,8 +43,9 @@ SERVICE = "aikoryu-context"
 """What discovery calls a process that keeps graphs."""
 ALPHA, EPSILON = 0.3, 1e-3  # of a graph whose maker does not say
 AFTER_DEATH_S = 0.1  # within which keepers try to take a graph whose lease ended, not all at once
-LATEST_S = 60.0  # between two tries to take a graph that cannot be opened
+AGAIN_S = 0.5  # before callers ask again for a graph that could not be opened
 YIELD_S = 30.0  # for an owner to answer all that it has taken
+MOVE_SHARE = 0.5  # of the time for a stop, for others to take the graphs; what is left is for those that nobody took
 
 _log = structlog.get_logger(__name__)
 
@@ -70,10 +74,13 @@ class Keepers:
         self._transport = transport
         threads = settings.cpu.threads or max(1, len(os.sched_getaffinity(0)) - 1)
         self._device: Device = open_device(device, threads)
-        self._is_device_open = False
-        # One thread uses the graphs, the other makes those that are being opened, which may take seconds.
+        # One thread uses the graphs, the other makes those that are being opened, which may take seconds. Each claims
+        # the device for itself: torch keeps which one it is, and that nothing is differentiated, by thread.
         self._serving = ThreadPoolExecutor(1, "aikoryu-context")
         self._opening = ThreadPoolExecutor(1, "aikoryu-context-opening")
+        self._claimed: set[ThreadPoolExecutor] = set()
+        self._serving_turn = asyncio.Lock()
+        self._limit_s = settings.context.limit_s if self._device.is_cuda else None
         self._service = Service(transport, self._subjects, worker, reply_prefixes=bus.reply_prefixes)
         self._service.on_cancel = self._on_cancel
         self._client = Client(transport, self._subjects, timeout_s=bus.timeout_s, frame_bytes=bus.frame_bytes)
@@ -83,9 +90,12 @@ class Keepers:
         self._jetstream = JetStream(transport)
         self._pipeline = Pipeline(transport)
         self._open = AsyncExitStack()
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failures: dict[str, int] = {}
+        self._opens: set[asyncio.Task[None]] = set()
+        self._rests = Rests()
+        self._ownerless: set[str] = set()
+        self._taking: set[str] = set()
         self._deaths: Subscription | None = None
         self._is_stopping = False
 
@@ -112,6 +122,8 @@ class Keepers:
     async def stop(self) -> bool:
         """Have other keepers take the graphs, or let go of them; nothing that was taken stays unanswered.
 
+        What is being opened is left to others.
+
         Returns:
             False if `worker.drain_s` was not enough.
         """
@@ -120,12 +132,16 @@ class Keepers:
         try:
             async with asyncio.timeout(self._settings.worker.drain_s):
                 await self._service.leave()
-                await asyncio.gather(*(self._hand_over(name) for name in list(self.graphs)))
+                await _cancelled(self._opens)
+                await asyncio.gather(*map(self._hand_over, list(self.graphs.values())))
         except TimeoutError:
             drained = False
             _log.warning("graphs not handed over in time", graphs=sorted(self.graphs))
-        for task in self._tasks:
-            task.cancel()
+            keepers = list(self.graphs.values())
+            for keeper in keepers:
+                keeper.give_up()
+            await asyncio.gather(*(keeper.ended.wait() for keeper in keepers))
+        await _cancelled(self._opens | self._tasks)
         if self._deaths is not None:
             await self._deaths.unsubscribe()
         await self._discovery.stop()
@@ -143,11 +159,11 @@ class Keepers:
                 int(asked.array("dimension")[row]),
                 *(float(asked.array(one)[row]) for one in ("alpha", "epsilon")),
             )
-            self._start(self._answering(held, row, partial(self._answer_open, name, *given)))
+            self._start(self._answering(held, row, partial(self._answer_open, name, *given)), self._opens)
 
     def _accept_move(self, held: Held) -> None:
         for row, name in enumerate(Asked("move", held.request).texts("graph")):
-            self._start(self._answering(held, row, partial(self._answer_move, name)))
+            self._start(self._answering(held, row, partial(self._answer_move, name)), self._opens)
 
     async def _answer_open(self, name: str, dimension: float, alpha: float, epsilon: float) -> dict[str, Any]:
         keeper = await self._opened(name, _spec(int(dimension), alpha, epsilon))
@@ -168,9 +184,12 @@ class Keepers:
             found = await answer()
         except BusError as error:
             self._service.answer(held, [], {}, [row_error(error, row, 1)])
+        except asyncio.CancelledError:
+            self._service.answer(held, [], {}, [row_error(_stops(), row, 1)])
+            raise
         except Exception as error:
             _log.exception("graph not opened", error=str(error))
-            failed = Moved("the worker could not open the graph; its log holds the reason", retry_after_s=0.5)
+            failed = Moved("the worker could not open the graph; its log holds the reason", AGAIN_S)
             self._service.answer(held, [], {}, [row_error(failed, row, 1)])
         else:
             columns = {name: pack_array(np.array([value])) for name, value in found.items()}
@@ -181,58 +200,67 @@ class Keepers:
 
         Raises:
             BadParameter: there is no such graph, or none may be called so.
-            Moved: it is another's.
-            Others as `recovered` and `PartitionLog.claim`.
+            Moved: it is another's, or cannot be opened now; ask again.
+            NotWritten: the server refuses what is to be written.
         """
-        if not is_graph(name):
-            raise BadParameter(f"graph {name!r}: use 1 to 64 letters, digits, '_' and '-'")
         async with self._turn(name):
-            if name in self.graphs:
-                return self.graphs[name]
+            keeper = self.graphs.get(name)
+            if keeper is not None:
+                if not keeper.is_leaving:
+                    return keeper
+                await keeper.ended.wait()
             if self._is_stopping:
-                raise Moved("this worker stops: ask again")
+                raise _stops()
+            if rest_s := self._rests.left_s(name, monotonic()):
+                raise Moved(f"graph {name} failed here just now: ask again", rest_s)
+            recovery = await self._recovery(name)
+            # Without the lease, whose end would have all keepers look for a graph that nobody made.
+            if spec is None and not await recovery.is_graph_there():
+                raise BadParameter(f"there is no graph {name}: put something, or open it with a dimension")
             lease = await self._leases.try_acquire(_kept(name), ttl_s=self._settings.context.lease_s)
             if lease is None:
-                raise Moved(f"graph {name} has an owner, or had one just now: ask it, or again soon", retry_after_s=0.1)
-            try:
-                log = await PartitionLog.open(self._jetstream, self._subjects, _kept(name))
-                state, after = await recovered(name, log, self._snapshots, self._device, self._in_opening_thread)
-                if state is None and spec is None:
-                    raise BadParameter(f"there is no graph {name}: put something, or open it with a dimension")
-                return await self._owned(name, lease, log, state, after, spec)
-            except BaseException:
-                await lease.release()
-                raise
+                raise Moved(f"graph {name} has an owner, or had one just now: ask it, or again soon", 0.1)
+            async with _released_if_failed(lease):
+                await recovery.start()
+                return await self._owned(name, lease, recovery, spec)
 
     async def _moved(self, name: str) -> bool:
-        """Take a graph from its owner, who serves it until this one has read its log; false if there is no such."""
+        """Take a graph from its owner, who serves it until this one has read its log.
+
+        Returns:
+            Whether it is this process's now; another may have been quicker.
+        """
         async with self._turn(name):
             if name in self.graphs or self._is_stopping:
                 return False
-            log = await PartitionLog.open(self._jetstream, self._subjects, _kept(name))
-            state, after = await recovered(name, log, self._snapshots, self._device, self._in_opening_thread)
-            if state is None:
+            recovery = await self._recovery(name)
+            await recovery.start()
+            if recovery.state is None:
                 return False
             # What was said meanwhile is read before the owner ends, not after.
-            state, after = await followed(log, state, after, self._device, self._in_opening_thread)
-            await self._client.call(f"{SYSTEM}.yield.{name}", {"token": np.uint64(after)}, timeout_s=YIELD_S)
-            async with asyncio.timeout(YIELD_S):
-                lease = await self._leases.acquire(_kept(name), ttl_s=self._settings.context.lease_s)
-            try:
-                await self._owned(name, lease, log, state, after, None)
-            except BaseException:
-                await lease.release()
-                raise
+            await recovery.follow()
+            await self._client.call(f"{SYSTEM}.yield.{name}", {"token": np.uint64(recovery.after)}, timeout_s=YIELD_S)
+            lease = await self._leases.try_acquire(_kept(name), ttl_s=self._settings.context.lease_s)
+            if lease is None:
+                return False
+            async with _released_if_failed(lease):
+                await self._owned(name, lease, recovery, None)
             return True
 
-    async def _owned(
-        self, name: str, lease: Lease, log: PartitionLog, state: GraphState | None, after: int, spec: Spec | None
-    ) -> GraphKeeper:
+    async def _recovery(self, name: str) -> Recovery:
+        log = await PartitionLog.open(self._jetstream, self._subjects, _kept(name))
+        snapshots = SnapshotTaker(name, self._snapshots, self._settings.context.snapshot_bytes)
+        return Recovery(log, snapshots, self._device, self._in_opening_thread)
+
+    async def _owned(self, name: str, lease: Lease, recovery: Recovery, spec: Spec | None) -> GraphKeeper:
         """Own a graph whose lease this process has: from the claim on, nobody else writes to its log."""
+        log = recovery.log
         await log.claim(lease.token)
-        state, _ = await followed(log, state, after, self._device, self._in_opening_thread)
+        await recovery.follow()
+        state = recovery.state
         if state is None:
-            assert spec is not None, "a graph is made of a spec"
+            if spec is None:
+                raise BadParameter(f"there is no graph {name} any more: put something, or open it with a dimension")
             state = await self._made(log, spec)
         keeper = GraphKeeper(
             name,
@@ -243,14 +271,13 @@ class Keepers:
             self._in_thread,
             self._settings.context.window_rows,
             self._transport.max_payload,
-            SnapshotTaker(name, self._snapshots, self._settings.context.snapshot_bytes),
+            recovery.snapshots,
             self._device.name,
             partial(self._on_yield, name),
         )
         await keeper.start()
         self.graphs[name] = keeper
-        self._failures.pop(name, None)
-        self._start(self._until_ended(name, keeper))
+        self._start(self._until_ended(name, keeper), self._tasks)
         _log.info("graph owned", graph=name, epoch=log.last, device=self._device.name)
         return keeper
 
@@ -263,80 +290,116 @@ class Keepers:
 
     async def _until_ended(self, name: str, keeper: GraphKeeper) -> None:
         await keeper.ended.wait()
+        if keeper.was_given_up:
+            self._rests.failed(name, monotonic())
         if self.graphs.get(name) is keeper:
             del self.graphs[name]
 
-    async def _hand_over(self, name: str) -> None:
+    async def _hand_over(self, keeper: GraphKeeper) -> None:
         """Have another keeper take a graph, if there is one; then let go of it."""
-        keeper = self.graphs[name]
-        drain_s = self._settings.worker.drain_s
+        within_s = self._settings.worker.drain_s * MOVE_SHARE
         with suppress(BusError):
-            await self._client.call(f"{SYSTEM}.move", {"graph": name}, timeout_s=drain_s)
+            await self._client.call(f"{SYSTEM}.move", {"graph": keeper.name}, timeout_s=within_s)
         await keeper.leave()
 
     def _on_yield(self, name: str, held: Held) -> None:
         """The keeper that follows has read the log, and wants the lease."""
-        self._start(self._answering(held, 0, partial(self._yielded, name)))
+        self._start(self._answering(held, 0, partial(self._yielded, self.graphs.get(name))), self._tasks)
 
-    async def _yielded(self, name: str) -> dict[str, Any]:
-        keeper = self.graphs[name]
+    async def _yielded(self, keeper: GraphKeeper | None) -> dict[str, Any]:
+        if keeper is None:
+            raise Moved("this worker does not have the graph: ask again")
         await keeper.leave()
         return {"epoch": np.uint64(keeper.epoch)}
 
     def _on_lease(self, message: Message) -> None:
         """A lease of a graph has changed: one that ended without another holder is taken."""
-        if not message.data and not self._is_stopping:
-            self._start(self._take(message.subject.rpartition(".")[2]))
+        if message.data or self._is_stopping or self.failed.done():
+            return
+        name = message.subject.rpartition(".")[2]
+        self._ownerless.add(name)
+        if name not in self._taking:
+            self._taking.add(name)
+            self._start(self._take(name), self._opens)
 
     async def _take(self, name: str) -> None:
-        """Own a graph whose owner died, unless another is quicker."""
-        failures = self._failures.get(name, 0)
-        await asyncio.sleep(random.random() * AFTER_DEATH_S + min(LATEST_S, failures and 0.1 * 2**failures))
+        """Own a graph whose owner died, unless another is quicker; try again while it fails here."""
         try:
-            await self._opened(name, None)
-        except Moved:
-            return
-        except (BusError, BadValue) as error:
-            _log.warning("graph not taken", graph=name, error=str(error))
-        except Exception:
-            _log.exception("graph not taken", graph=name)
-        else:
-            return
-        self._failures[name] = failures + 1
+            while name in self._ownerless:
+                self._ownerless.discard(name)
+                await asyncio.sleep(random.random() * AFTER_DEATH_S + self._rests.left_s(name, monotonic()))
+                try:
+                    await self._opened(name, None)
+                except BusError as error:
+                    if self._rests.left_s(name, monotonic()):
+                        _log.warning("graph not taken", graph=name, error=str(error))
+                        self._ownerless.add(name)
+                except Exception:
+                    _log.exception("graph not taken", graph=name)
+                    self._ownerless.add(name)
+        finally:
+            self._taking.discard(name)
 
-    def _turn(self, name: str) -> asyncio.Lock:
-        """One at a time opens a graph."""
-        return self._turns.setdefault(name, asyncio.Lock())
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncIterator[None]:
+        """One at a time opens a graph; one that fails is left alone for a while.
+
+        Raises:
+            BadParameter: no graph may be called so.
+            Moved, NotWritten: instead of what the server or the log say.
+        """
+        if not is_graph(name):
+            raise BadParameter(f"graph {name!r}: use 1 to 64 letters, digits, '_' and '-'")
+        turn = self._turns.setdefault(name, asyncio.Lock())
+        async with turn:
+            try:
+                yield
+            except (Busy, BadParameter):
+                raise
+            except Exception as error:
+                self._rests.failed(name, monotonic())
+                if isinstance(error, Refused):
+                    raise NotWritten(f"graph {name} cannot be opened: {error}") from error
+                if isinstance(error, BusError):
+                    raise Moved(f"graph {name} cannot be opened now: {error}", AGAIN_S) from error
+                raise
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        """Run a function in the thread that uses the graphs; on a GPU no longer than `context.limit_s`."""
-        limit_s = self._settings.context.limit_s if self._device.is_cuda else None
-        try:
-            async with asyncio.timeout(limit_s):
-                return await self._run(self._serving, work)
-        except TimeoutError:
-            self._fail(DeviceLost(f"{self._device.name} has not answered for {limit_s:g} s"))
-            raise DeviceLost("the device hangs") from None
+        """Run a function in the thread that uses the graphs; on a GPU no longer than `context.limit_s`.
+
+        Raises:
+            DeviceLost: it takes longer; the process is to end.
+        """
+        async with self._serving_turn:  # the time of what waits has not begun
+            return await self._run(self._serving, work, self._limit_s)
 
     async def _in_opening_thread(self, work: Callable[[], Any]) -> Any:
         """Run a function in the thread that makes graphs."""
-        return await self._run(self._opening, partial(self._with_device, work))
+        return await self._run(self._opening, work, None)
 
-    async def _run(self, thread: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:
-        running = asyncio.get_running_loop().run_in_executor(thread, work)
-        try:
-            return await asyncio.shield(running)
-        except (RuntimeError, MemoryError) as error:
+    async def _run(self, thread: ThreadPoolExecutor, work: Callable[[], Any], limit_s: float | None) -> Any:
+        running = asyncio.get_running_loop().run_in_executor(thread, partial(self._with_device, thread, work))
+        running.add_done_callback(self._look_at)
+        await asyncio.wait({running}, timeout=limit_s)  # cancelled, it goes on
+        if not running.done():
+            lost = DeviceLost(f"{self._device.name} has not answered for {limit_s:g} s")
+            self._fail(lost)
+            raise lost
+        return running.result()
+
+    def _with_device(self, thread: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:
+        if thread not in self._claimed:
+            self._device.open()
+            self._claimed.add(thread)
+        return work()
+
+    def _look_at(self, ran: asyncio.Future[Any]) -> None:
+        """See if what a thread ran has failed because of the device."""
+        error = None if ran.cancelled() else ran.exception()
+        if isinstance(error, (RuntimeError, MemoryError)):
             explained = self._device.explain(error)
             if isinstance(explained, (DeviceLost, OutOfMemory, MemoryError)):
                 self._fail(DeviceLost(str(explained)))
-            raise
-
-    def _with_device(self, work: Callable[[], Any]) -> Any:
-        if not self._is_device_open:
-            self._device.open()
-            self._is_device_open = True
-        return work()
 
     def _fail(self, error: DeviceLost) -> None:
         if not self.failed.done():
@@ -347,13 +410,34 @@ class Keepers:
         if keeper is not None:
             keeper.withdraw(held, rows)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    @staticmethod
+    def _start(work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        among.add(task)
+        task.add_done_callback(among.discard)
 
     def _details(self, operation: str) -> dict[str, Any]:
         return {"device": self._device.name, "graphs": sorted(self.graphs)}
+
+
+@asynccontextmanager
+async def _released_if_failed(lease: Lease) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        await lease.release()
+        raise
+
+
+async def _cancelled(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stops() -> Moved:
+    return Moved("this worker stops: ask again")
 
 
 def _kept(name: str) -> str:

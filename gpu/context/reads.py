@@ -30,9 +30,7 @@ class Read:
         call: `get`, `route`, `links` or `stats`.
         held: the frame.
         asked: what it asks.
-        min_epoch: it waits until so much has been applied.
         rows: (m,) int64, ascending, those of its rows that are read.
-        min_epoch: it waits until so much has been applied.
         names: m agents that it asks for.
         queries: (m, d) float32 that it routes.
         is_alive: somebody waits for it.
@@ -42,7 +40,6 @@ class Read:
     held: Held
     asked: Asked
     rows: Array
-    min_epoch: int = 0
     names: list[str] = field(default_factory=list)
     queries: Array | None = None
     is_alive: bool = True
@@ -62,25 +59,25 @@ class Read:
 
         Raises:
             BadColumn, BadParameter: the frame does not suit the operation.
-            BadValue: a name is not UTF-8, or `min_epoch` is none of this graph's.
+            BadValue: a name is not UTF-8.
         """
         asked = Asked(call, held.request)
-        read = cls(call, held, asked, np.arange(asked.rows))
+        refused: dict[int, str] = {}
         if call in ("get", "route"):
-            read.min_epoch = int(asked.array("min_epoch").max())
-            if read.min_epoch > epoch:
-                raise BadValue(
-                    f"min_epoch is {read.min_epoch}, the graph's last is {epoch}: name one that was answered"
-                )
+            # What is in the log now is applied before anything is read: an epoch that is there need not be waited for.
+            later = (asked.array("min_epoch") > np.uint64(epoch)).nonzero()[0].tolist()
+            reason = f"min_epoch is beyond {epoch}, the graph's last: name one that was answered"
+            refused |= dict.fromkeys(later, reason)
+        queries = vectors_of(asked, "query", spec) if call == "route" else None
+        if queries is not None:
+            refused |= refused_vectors(queries)
+        read = cls(call, held, asked, np.delete(np.arange(asked.rows), list(refused)))
         if call in ("get", "links"):
-            read.names = asked.texts("agent")
-        if call != "route":
-            return read, []
-        queries = vectors_of(asked, "query", spec)
-        refused = refused_vectors(queries)
-        read.rows = np.delete(read.rows, list(refused))
-        queries = queries[read.rows]
-        read.queries = widen_bf16(queries) if queries.dtype == np.uint16 else queries.astype(np.float32)
+            names = asked.texts("agent")
+            read.names = [names[row] for row in read.rows.tolist()] if refused else names
+        if queries is not None:
+            queries = queries[read.rows]
+            read.queries = widen_bf16(queries) if queries.dtype == np.uint16 else queries.astype(np.float32)
         return read, [row_error(BadValue(reason), row, 1) for row, reason in sorted(refused.items())]
 
 

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from ...bus.errors import BusError
+from ...bus.jetstream import Refused, Unavailable
 from ...bus.log_entry import Entry, Kind
 from ...bus.partition_log import PartitionLog
 from ...bus.snapshots import Snapshots
@@ -21,6 +22,7 @@ from .state import GraphState
 from .words import decode
 
 TOGETHER = 64  # entries that go to the device's thread at once
+MOST_TOGETHER_BYTES = 32 << 20
 
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a function in the device's thread, and gives what it returns."""
@@ -35,52 +37,64 @@ class SnapshotMark(msgspec.Struct, frozen=True):
     epoch: int
 
 
-async def recovered(
-    name: str, log: PartitionLog, snapshots: Snapshots, device: Device, in_thread: InThread
-) -> tuple[GraphState | None, int]:
-    """The state that a log tells, and the sequence of the last entry it is made of; no state if it tells nothing.
-
-    Raises:
-        Unavailable, Disconnected, NoAnswer, Refused, Closed, Incomplete, LogGap: it cannot be read now.
-    """
-    state, after = None, 0
-    mark = await log.latest_mark()
-    if mark is not None:
-        said = msgspec.msgpack.decode(mark.data, type=SnapshotMark)
-        async with aclosing(snapshots.get(_snapshot(name), said.id)) as found:
-            pieces = [piece async for piece in found]
-        state, after = await in_thread(partial(restored, pieces, device)), said.epoch
-    return await followed(log, state, after, device, in_thread)
-
-
-async def followed(
-    log: PartitionLog, state: GraphState | None, after: int, device: Device, in_thread: InThread
-) -> tuple[GraphState | None, int]:
-    """Bring a state up to date with the log.
+class Recovery:
+    """Makes a graph's state of its snapshot and its log.
 
     Args:
-        log: anybody's.
-        state: of the entries up to `after`; None before the first.
-        after: a sequence.
-        device: of the state.
+        device: where the state is to be.
         in_thread: where it is used.
 
-    Returns:
-        The state, and the sequence of the log's last entry.
-
-    Raises:
-        As `recovered`.
+    Attributes:
+        log: the graph's, anybody's.
+        snapshots: the graph's.
+        state: of the entries up to `after`; None if these tell of none.
+        after: sequence of the last entry that was read.
     """
-    together: list[Entry] = []
-    async with aclosing(log.replay(after)) as entries:
-        async for entry in entries:
-            after = entry.sequence
-            if entry.kind is Kind.CHANGE:
-                together.append(entry)
-            if len(together) == TOGETHER:
-                state = await in_thread(partial(_said, state, together, device))
-                together = []
-    return await in_thread(partial(_settled, state, together, device)), after
+
+    def __init__(self, log: PartitionLog, snapshots: SnapshotTaker, device: Device, in_thread: InThread) -> None:
+        self.state: GraphState | None = None
+        self.after = 0
+        self.log = log
+        self.snapshots = snapshots
+        self._device = device
+        self._in_thread = in_thread
+
+    async def is_graph_there(self) -> bool:
+        """Whether the log tells of a graph; a claim alone does not. Raises as `follow`."""
+        async with aclosing(self.log.replay()) as entries:
+            async for entry in entries:
+                if entry.kind is not Kind.CLAIM:
+                    return True
+        return False
+
+    async def start(self) -> None:
+        """Restore the latest snapshot, if there is one, and follow. Raises as `follow`."""
+        mark = await self.log.latest_mark()
+        if mark is not None:
+            said = msgspec.msgpack.decode(mark.data, type=SnapshotMark)
+            parts_ = await self.snapshots.parts(said)
+            self.state, self.after = await self._in_thread(partial(restored, parts_, self._device)), said.epoch
+        await self.follow()
+
+    async def follow(self) -> None:
+        """Read what the log has got since.
+
+        Raises:
+            Unavailable, Disconnected, NoAnswer, Refused, Closed, Incomplete, LogGap: it cannot be read now.
+        """
+        together: list[Entry] = []
+        size = 0
+        async with aclosing(self.log.replay(self.after)) as entries:
+            async for entry in entries:
+                self.after = entry.sequence
+                if entry.kind is Kind.CHANGE:
+                    self.snapshots.count(len(entry.data))
+                    together.append(entry)
+                    size += len(entry.data)
+                if len(together) == TOGETHER or size > MOST_TOGETHER_BYTES:
+                    self.state = await self._in_thread(partial(_said, self.state, together, self._device))
+                    together, size = [], 0
+        self.state = await self._in_thread(partial(_settled, self.state, together, self._device))
 
 
 class SnapshotTaker:
@@ -99,9 +113,15 @@ class SnapshotTaker:
         self._since = 0
         self._storing: asyncio.Task[None] | None = None
         self._stored: SnapshotMark | None = None
+        self._told: Callable[[], None] = lambda: None
+
+    async def parts(self, mark: SnapshotMark) -> list[bytes]:
+        """What a mark of the log names. Raises as `Snapshots.get`."""
+        async with aclosing(self._snapshots.get(_snapshot(self._name), mark.id)) as found:
+            return [part async for part in found]
 
     def count(self, entry_bytes: int) -> None:
-        """An entry was appended."""
+        """The log has an entry that no snapshot holds."""
         self._since += entry_bytes
 
     @property
@@ -109,36 +129,47 @@ class SnapshotTaker:
         """Whether a copy of the state is wanted."""
         return self._since >= self._log_bytes and self._storing is None and self._stored is None
 
-    def take(self, copy: Frozen, epoch: int) -> None:
-        """Store a copy of the state as it is at an epoch."""
+    def take(self, copy: Frozen, epoch: int, told: Callable[[], None]) -> None:
+        """Store a copy of the state as it is at an epoch; `told` is called when `mark` has something to say."""
         self._since = 0
+        self._told = told
         self._storing = asyncio.create_task(self._store(copy, epoch), name=f"aikoryu-snapshot-{self._name}")
 
     async def mark(self, log: PartitionLog) -> None:
         """Say in the log that a snapshot is stored, if one is, and drop what it takes the place of.
 
+        A log that takes no mark keeps its entries; it is tried again with the next snapshot.
+
         Raises:
-            As `PartitionLog.mark`.
+            OwnershipLost, Unresolved, Disconnected, Closed: as `PartitionLog.mark`.
         """
         if self._stored is None:
             return
         mark, self._stored = self._stored, None
-        await log.mark(msgspec.msgpack.encode(mark), log.last)
+        try:
+            await log.mark(msgspec.msgpack.encode(mark), log.last)
+        except (Refused, Unavailable) as error:
+            _log.warning("snapshot not marked", graph=self._name, error=str(error))
+            return
         with suppress(BusError):  # what is not dropped now is dropped with the next
             await log.purge(mark.epoch + 1)
             await self._snapshots.drop(_snapshot(self._name), mark.id)
 
-    def stop(self) -> None:
-        """Store no more."""
+    async def stop(self) -> None:
+        """Store no more; what was stored in part is deleted, if the server can be asked."""
         if self._storing is not None:
             self._storing.cancel()
+            await asyncio.wait({self._storing})
 
     async def _store(self, copy: Frozen, epoch: int) -> None:
         try:
             id_ = await self._snapshots.put(_snapshot(self._name), _each(copy))
             self._stored = SnapshotMark(id_, epoch)
+            self._told()
         except BusError as error:
             _log.warning("snapshot not stored", graph=self._name, error=str(error))
+        except Exception:
+            _log.exception("snapshot not stored", graph=self._name)
         finally:
             self._storing = None
 

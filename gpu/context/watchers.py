@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, NamedTuple
@@ -46,10 +45,11 @@ class Look:
 
 
 class Row(NamedTuple):
-    """A row of a frame that watches."""
+    """A row of a frame that watches: its place there, and what it has seen."""
 
     held: Held
     row: int
+    cursor: int
 
 
 @dataclass(slots=True)
@@ -92,8 +92,9 @@ class Watchers:
             Busy: too many wait.
         """
         asked = Asked("watch", held.request)
-        if self._count + asked.rows > MOST_WAITING:
-            raise Busy(f"{self._count} rows wait for changes here: watch fewer agents, or ask again", 1.0)
+        if max(self._count, len(self._watching)) + asked.rows > MOST_WAITING:
+            told = f"{self._count} rows wait for changes of {len(self._watching)} agents here"
+            raise Busy(f"{told}: watch fewer, or ask again", 1.0)
         names = asked.texts("agent")
         thresholds, cursors = asked.array("threshold"), asked.array("cursor")
         intervals = asked.array("min_interval_ms")
@@ -106,10 +107,12 @@ class Watchers:
         for row, name in enumerate(names):
             if row in refused:
                 continue
-            question = Question(name, float(thresholds[row]), float(intervals[row]) / 1000, int(cursors[row]), until)
-            watcher = self._watching.ask(question, Row(held, row), now)
+            cursor = int(cursors[row])
+            question = Question(name, float(thresholds[row]), float(intervals[row]) / 1000, cursor, until)
+            asker = Row(held, row, cursor)
+            watcher = self._watching.ask(question, asker, now)
             if watcher is None:
-                self._fresh.append((name, Row(held, row)))
+                self._fresh.append((name, asker))
             else:
                 self._waiting.setdefault(held, {})[row] = watcher
                 self._count += 1
@@ -119,7 +122,7 @@ class Watchers:
         waiting = self._waiting.get(held, {})
         gone = [row for row in rows or list(waiting) if row in waiting]
         for row in gone:
-            self._watching.withdraw(self._taken(Row(held, row)))
+            self._watching.withdraw(self._taken(held, row))
         self._service.drop(held, len(gone))
 
     def look(self, now: float, has_news: bool) -> Look:
@@ -166,27 +169,30 @@ class Watchers:
 
     def answer_ended(self, now: float) -> None:
         """Tell those who have waited long enough that nothing has changed."""
-        self._send_unchanged(self._watching.ended(now))
+        answers: dict[Held, _Answers] = {}
+        for watcher in self._watching.ended(now):
+            self._say(answers, watcher, False, watcher.question.cursor, 0, self._nothing, 0.0)
+        self._send(answers)
 
-    def send_away(self) -> None:
-        """Have all ask the next owner."""
-        self._send_unchanged([watcher for rows in self._waiting.values() for watcher in rows.values()])
+    def send_away(self, look: Look | None = None) -> None:
+        """Have all ask the next owner, also those at whom a thread has looked in vain."""
+        answers: dict[Held, _Answers] = {}
+        for watcher in [watcher for rows in self._waiting.values() for watcher in rows.values()]:
+            self._watching.withdraw(watcher)
+            self._say(answers, watcher, False, watcher.question.cursor, 0, self._nothing, 0.0)
+        for row in [*(look.rows if look is not None else ()), *(row for _, row in self._fresh)]:
+            self._say_row(answers, row, False, row.cursor, 0, self._nothing, 0.0)
+        self._fresh = []
+        self._send(answers)
 
     @property
     def next_at(self) -> float:
         """When there is something to do here without news, s; infinite for never."""
         return -inf if self._fresh else self._watching.next_at
 
-    def _send_unchanged(self, watchers: Iterable[Watcher]) -> None:
-        answers: dict[Held, _Answers] = {}
-        for watcher in watchers:
-            self._watching.withdraw(watcher)
-            self._say(answers, watcher, False, watcher.question.cursor, 0, self._nothing, 0.0)
-        self._send(answers)
-
     def _say(self, answers: dict[Held, _Answers], watcher: Watcher, *said: Any) -> None:
         row: Any = watcher.row
-        self._taken(row)
+        self._taken(row.held, row.row)
         self._say_row(answers, row, *said)
 
     def _say_row(
@@ -218,10 +224,10 @@ class Watchers:
             }
             self._service.answer(held, [(row, 1) for row in said.rows], columns, [])
 
-    def _taken(self, row: Row) -> Watcher:
-        rows = self._waiting[row.held]
-        watcher = rows.pop(row.row)
+    def _taken(self, held: Held, row: int) -> Watcher:
+        rows = self._waiting[held]
+        watcher = rows.pop(row)
         if not rows:
-            del self._waiting[row.held]
+            del self._waiting[held]
         self._count -= 1
         return watcher

@@ -40,7 +40,6 @@ class Watcher:
 
     question: Question
     row: object
-    is_open: bool = True
 
 
 @dataclass(slots=True)
@@ -50,14 +49,14 @@ class _Agent:
     Attributes:
         told: epoch of what it was told last; 0 for nothing.
         threshold, interval_s: of the watchers, the least of each; infinite for what nobody has said.
-        watchers: those that wait.
+        watchers: those that wait, in the order they came.
         asked_at: when somebody asked last.
     """
 
     told: int = 0
     threshold: float = inf
     interval_s: float = inf
-    watchers: list[Watcher] = field(default_factory=list)
+    watchers: dict[Watcher, None] = field(default_factory=dict)
     asked_at: float = 0.0
 
 
@@ -93,7 +92,7 @@ class Watching:
         if question.cursor != agent.told:
             return None
         watcher = Watcher(question, row)
-        agent.watchers.append(watcher)
+        agent.watchers[watcher] = None
         self._number += 1
         heapq.heappush(self._ends, (question.until, self._number, watcher))
         return watcher
@@ -117,10 +116,8 @@ class Watching:
             agent.told = epoch
             if 0 < agent.interval_s < inf:
                 heapq.heappush(self._looks, now + agent.interval_s)
-            watchers, agent.watchers = [each for each in agent.watchers if each.is_open], []
-            for watcher in watchers:
-                watcher.is_open = False
-            found.append(watchers)
+            found.append(list(agent.watchers))
+            agent.watchers.clear()
         return found
 
     def seen(self, agent: str) -> int:
@@ -129,19 +126,20 @@ class Watching:
         return found.told if found is not None else 0
 
     def withdraw(self, watcher: Watcher) -> None:
-        """It waits no more."""
-        watcher.is_open = False
+        """It waits no more, if it did."""
+        agent = self._agents.get(watcher.question.agent)
+        if agent is not None:
+            agent.watchers.pop(watcher, None)
 
     def ended(self, now: float) -> list[Watcher]:
         """Those that have waited long enough; they wait no more."""
         found = []
         while self._ends and self._ends[0][0] <= now:
             watcher = heapq.heappop(self._ends)[2]
-            if watcher.is_open:
-                watcher.is_open = False
+            agent = self._agents.get(watcher.question.agent)
+            if agent is not None and watcher in agent.watchers:
+                del agent.watchers[watcher]
                 found.append(watcher)
-        for watcher in found:
-            self._agents[watcher.question.agent].watchers.remove(watcher)
         if now >= self._forget_at:
             self._forget_at = now + FORGET_S
             self._forget(now - FORGET_S)

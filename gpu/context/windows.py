@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,8 +13,8 @@ from ...bus.frames import Run
 from ...bus.service import Held
 from .words import Links, Puts, Words
 
-NAME_BYTES = 24  # of a name in the log, about: only to cut windows, well below what the bus takes
 NUMBER_BYTES = 40  # of the numbers of a row, at most
+NAME_BYTES = 3  # before each name in the log, at most
 
 Said = TypeVar("Said", bound=Puts | Links)
 
@@ -28,7 +27,7 @@ class Piece:
         held: the frame.
         rows: (m,) int64, ascending, which of its rows.
         said: m of them.
-        bytes: in the log, about.
+        bytes: in the log, at most.
     """
 
     held: Held
@@ -45,7 +44,7 @@ class Waiting:
 
     Args:
         most_rows: of a window.
-        most_bytes: of a window in the log, about.
+        most_bytes: of a window in the log, unless one row has more.
 
     Attributes:
         rows, bytes: what waits.
@@ -60,17 +59,14 @@ class Waiting:
 
     def add(self, held: Held, rows: Array, said: Puts | Links) -> None:
         """Let rows of a frame wait, cut into as many pieces as windows need."""
-        names = said.agents if isinstance(said, Puts) else said.sources + said.targets
-        size = sum(map(len, names)) + len(names) * 4 + NUMBER_BYTES * len(rows)
-        size += said.vectors.nbytes if isinstance(said, Puts) else 0
-        count = max(-(-size // self._most_bytes), -(-len(rows) // self._most_rows))
-        ends = np.linspace(0, len(rows), count + 1).astype(int).tolist()
-        for first, end in pairwise(ends):
-            part = said if count == 1 else rows_of(said, np.arange(first, end))
-            piece = Piece(held, rows[first:end], part, size * (end - first) // len(rows))
-            self._pieces.append(piece)
-            self.rows += len(piece)
-            self.bytes += piece.bytes
+        size = _bytes_of(said)
+        if len(rows) > 1 and (len(rows) > self._most_rows or size > self._most_bytes):
+            for half in np.array_split(np.arange(len(rows)), 2):
+                self.add(held, rows[half], rows_of(said, half))
+            return
+        self._pieces.append(Piece(held, rows, said, size))
+        self.rows += len(rows)
+        self.bytes += size
 
     def take(self) -> list[Piece]:
         """The pieces of the next window, those that wait longest; none if none wait."""
@@ -126,6 +122,13 @@ def runs_of(rows: Array) -> list[Run]:
     cuts = (np.diff(rows) != 1).nonzero()[0] + 1
     firsts = [0, *cuts.tolist()]
     return [(int(rows[first]), end - first) for first, end in zip(firsts, [*firsts[1:], len(rows)], strict=True)]
+
+
+def _bytes_of(said: Puts | Links) -> int:
+    """What it takes in the log, at most."""
+    names = said.agents if isinstance(said, Puts) else said.sources + said.targets
+    vectors = said.vectors.nbytes if isinstance(said, Puts) else 0
+    return len("".join(names).encode()) + NAME_BYTES * len(names) + NUMBER_BYTES * len(said) + vectors
 
 
 def _joined(parts: list[Said], none: Said) -> Said:
