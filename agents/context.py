@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ class Contexts:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._graphs: dict[str, Graph] = {}
+        # Not the client's number, which is nobody else's to know: a writer is kept in the graph's log.
+        self._writer = secrets.randbits(64)
 
     def __call__(
         self,
@@ -68,7 +71,7 @@ class Contexts:
             raise BadParameter(f"epsilon is {epsilon}: use more than 0")
         known = self._graphs.get(graph)
         if known is None:
-            known = self._graphs[graph] = Graph(self._client, graph)
+            known = self._graphs[graph] = Graph(self._client, graph, self._writer)
         return Context(known, Spec(dimension or 0, alpha or 0.0, epsilon or 0.0))
 
 

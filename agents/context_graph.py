@@ -54,18 +54,20 @@ class Graph:
     Args:
         client: asks.
         name: 1 to 64 letters, digits, `_` and `-`.
+        writer: by which words of this connection are told from those of others with the same version.
 
     Attributes:
-        name: the graph's.
+        name, writer: as above.
         written: the latest epoch by which words of this connection were answered; 0 before the first.
 
     Raises:
         ValueError: this is no name.
     """
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Client, name: str, writer: int) -> None:
         check_name(name)
         self.name = name
+        self.writer = np.uint64(writer)
         self.written = 0
         self._client = client
         self._loop = asyncio.get_running_loop()
@@ -74,11 +76,6 @@ class Graph:
         self._rows: set[Answer] = set()
         self._many: dict[object, float] = {}  # since when they are silent, loop time, s
         self._looking = False
-
-    @property
-    def writer(self) -> np.uint64:
-        """By which words of this connection are told from those of others with the same version."""
-        return np.uint64(self._client.number)
 
     @property
     def timeout_s(self) -> float:
