@@ -104,25 +104,26 @@ def frozen(state: GraphState) -> Frozen:
         for each in fields(ends):
             column = getattr(ends, each.name)
             columns[f"{name}.{each.name}"] = np.searchsorted(numbers, column) if each.name == "what" else column
+    state.device.synchronize()  # another thread reads it, on another stream
     return Frozen(state.spec, state.epoch, state.now_ms, state.ended_ms, len(numbers), columns)
 
 
-def parts(frozen: Frozen) -> Iterator[bytes]:
+def parts(copy: Frozen) -> Iterator[bytes]:
     """The copy as bytes, `PART_BYTES` at a time; of a device's no more is in memory than `FETCHED_BYTES`."""
-    spec = frozen.spec
-    sections = [_Section(name, _dtype(column), tuple(column.shape)) for name, column in frozen.columns.items()]
+    spec = copy.spec
+    sections = [_Section(name, _dtype(column), tuple(column.shape)) for name, column in copy.columns.items()]
     header = _Header(
         FORMAT,
         (spec.dimension, spec.alpha, spec.epsilon),
-        frozen.epoch,
-        frozen.now_ms,
-        frozen.ended_ms,
-        frozen.agents,
+        copy.epoch,
+        copy.now_ms,
+        copy.ended_ms,
+        copy.agents,
         sections,
     )
     encoded = msgspec.msgpack.encode(header)
     part = bytearray(len(encoded).to_bytes(4, "little") + encoded)
-    for column in frozen.columns.values():
+    for column in copy.columns.values():
         for block in _blocks(column):
             at = 0
             while at < len(block):

@@ -116,7 +116,7 @@ class GraphState:
         device: where it is.
 
     Attributes:
-        spec: as given.
+        spec, device: as given.
         epoch: of the last window applied; 0 for none.
         now_ms: its time.
         residual: the longest row of R.
@@ -128,6 +128,7 @@ class GraphState:
 
     def __init__(self, spec: Spec, device: Device) -> None:
         self.spec = spec
+        self.device = device
         self.epoch = 0
         self.now_ms = 0
         self.residual = 0.0

@@ -33,7 +33,7 @@ def pair(device: Device) -> Pair:
     made.say(12, [Put("b", 8)], forget=True)
     made.say(
         13,
-        [Put("s", 1), Put("t", 2), Put("u", 3), Put("h", 5, until_ms=75)],
+        [Put("s", 1), Put("t", 2, until_ms=78), Put("u", 3, until_ms=79), Put("h", 5, until_ms=75)],
         [Link("a", "b", 0.0, 9), Link("u", "t", 1.0, 1)],
     )
     numbers = made.state.graph.slots.agents[made.state.graph.slots.taken()].tolist()
