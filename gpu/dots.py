@@ -46,13 +46,23 @@ class Dots:
         """Memory for each product, those of parts included."""
         return 4 * (1 + self.parts) if self.parts > 1 else 4
 
-    def vector_bytes(self, right: Tensor) -> int:
-        """Memory for the copy of a vector, 0 where none is made."""
-        return 4 * right.shape[1] if is_half(right) and not self.parts else 0
+    def room(self, right: Tensor, count: int) -> Tensor:
+        """(count, d) float32 for copies of right vectors; (0, d) where none are made.
 
-    def ready(self, right: Tensor) -> Tensor:
-        """Right vectors as `fill` takes them."""
-        return right if self.parts else right.float()
+        To be used again: the first use of memory takes a CPU longer than the copy.
+        """
+        import torch
+
+        made = count if is_half(right) and not self.parts else 0
+        return torch.empty((made, right.shape[1]), dtype=torch.float32, device=right.device)
+
+    def vector_bytes(self, right: Tensor) -> int:
+        """Of `room` for one vector."""
+        return self.room(right, 1).nbytes
+
+    def ready(self, right: Tensor, room: Tensor) -> Tensor:
+        """Right vectors as `fill` takes them, no more of them than there is room for."""
+        return room[: len(right)].copy_(right) if len(room) else right
 
     def fill(self, into: Tensor, left: Tensor, right: Tensor) -> None:
         """Multiply.

@@ -173,10 +173,11 @@ def _in_tiles(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], obj
     bits = tasks.bits if tasks.bits is not None else _places(tasks.needs)
     dots = Dots.of(tasks.vectors, agents.vectors)
     height, width = _tile(tasks, agents, dots, tile_bytes or TILE_BYTES[place.type])
-    scores = torch.empty(height * width, dtype=torch.float32, device=place)
+    scores, room = torch.empty(height * width, device=place), dots.room(agents.vectors, width)
     found = torch.full((m, k), _NONE, dtype=torch.int64, device=place)
     for left in range(0, len(agents.vectors), width):
-        vectors, summands = _prepared(agents, bits, dots, slice(left, left + width))
+        columns = slice(left, left + width)
+        vectors, summands = _prepared(agents, columns, dots.ready(agents.vectors[columns], room), bits)
         padded = -(-len(vectors) // GROUP) * GROUP
         for top in range(0, m, height):
             checkpoint()
@@ -207,15 +208,14 @@ def _tile(tasks: Tasks, agents: Agents, dots: Dots, tile_bytes: int) -> tuple[in
     return max(1, min(m, (tile_bytes - width * copy_bytes) // (width * dots.score_bytes))), width
 
 
-def _prepared(agents: Agents, bits: Tensor, dots: Dots, columns: slice) -> tuple[Tensor, Tensor]:
-    """Agents' vectors, without those that would spoil scores, and what is added to their scores.
+def _prepared(agents: Agents, columns: slice, vectors: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """Some agents' vectors, without those that would spoil scores, and what is added to their scores.
 
     Returns:
         (c, d) vectors and (b + 1, c) float32: what each capability that is lacked adds, and what is always added.
     """
     import torch
 
-    vectors = dots.ready(agents.vectors[columns])
     sound = lengths(vectors) <= LONGEST
     burden = agents.burden[columns]
     able = sound & (burden.abs() <= LARGEST_LOAD) & (agents.capacity[columns] > 0)
