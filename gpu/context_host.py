@@ -21,7 +21,8 @@ from .device import threads_of
 MODULE = "aikoryu.gpu.context_process"
 CPU = "cpu"
 EXIT_DEVICE_LOST = 75
-START_TIMEOUT_S = 120.0  # where the device is tried first, torch comes from a cold disk
+START_TIMEOUT_S = 30.0  # connecting to the bus
+TRY_TIMEOUT_S = 120.0  # loading torch from a cold disk, and computing
 STOP_SLACK_S = 10.0  # beyond `worker.drain_s`
 
 _log = structlog.get_logger(__name__)
@@ -117,7 +118,7 @@ class ContextHost:
             KeeperSpec(self._settings, device, worker, tries_device),
             "context keeper",
             f"the context keeper on {device}",
-            start_within_s=START_TIMEOUT_S,
+            start_within_s=TRY_TIMEOUT_S if tries_device else START_TIMEOUT_S,
             end_within_s=self._settings.worker.drain_s + STOP_SLACK_S,
             # As for engines: devices are numbered as the driver counts, and libraries size their pools as they load.
             environment={"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(threads_of(self._settings.cpu))},

@@ -1,8 +1,9 @@
-"""The engines of a worker, as the settings say."""
+"""The engines of a worker, and who keeps its context graphs, as the settings say."""
 
 from __future__ import annotations
 
 from ..config import Settings
+from .context_host import ContextHost
 from .device import threads_of
 from .directory import WorkerDirectory
 from .engine import EngineSpec
@@ -49,6 +50,11 @@ def spare_specs(settings: Settings, directory: WorkerDirectory | None) -> list[E
     if spare == "none" or (spare == "auto" and behind_cpu):
         return []
     return [engine_spec(settings, "cpu", directory, "cpu-spare" if behind_cpu else "")]
+
+
+def context_hosts(settings: Settings) -> list[ContextHost]:
+    """One for a worker, on the first of its devices; none if it keeps no graphs."""
+    return [ContextHost(settings, devices_of(settings)[0])] if settings.context.enabled else []
 
 
 def engine_spec(

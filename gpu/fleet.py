@@ -16,7 +16,7 @@ import structlog
 from ..config import Settings
 from .child_process import RESTART_DELAYS_S, STEADY_S, ChildProcess
 from .directory import WorkerDirectory
-from .engines import catalogue_of, devices_of, engine_spec, slots_of, spare_specs
+from .engines import catalogue_of, context_hosts, devices_of, engine_spec, slots_of, spare_specs
 from .host import EngineHost
 from .operation import Operation
 from .registry import load
@@ -55,7 +55,7 @@ class FrontSpec(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """A worker of several processes.
+    """A worker of several processes: fronts, engines, and one that keeps context graphs.
 
     Attributes:
         id: what it is called in logs; each front has an id of its own on the bus.
@@ -71,6 +71,7 @@ class Fleet:
         self._directory = WorkerDirectory(settings.residents.directory)
         specs = [engine_spec(settings, device, self._directory) for device in devices]
         specs += spare_specs(settings, self._directory)
+        self._contexts = context_hosts(settings)
         self._hosts = [
             EngineHost(spec, settings.worker.reserve and number < len(devices)) for number, spec in enumerate(specs)
         ]
@@ -93,7 +94,8 @@ class Fleet:
         """
         try:
             self._directory.open()
-            await together(host.start() for host in self._hosts)
+            starting = [host.start() for host in self._hosts]
+            await together([*starting, *(context.start() for context in self._contexts)])
             await together(self._launch(number) for number in range(len(self._specs)))
         except BaseException:
             await self.stop()
@@ -110,15 +112,19 @@ class Fleet:
             keeper.cancel()
         try:
             ended = [process.end() for process in self._processes.values()]
-            codes, _ = await asyncio.gather(
-                asyncio.gather(*ended), asyncio.gather(*self._keepers, return_exceptions=True)
+            codes, kept, _ = await asyncio.gather(
+                asyncio.gather(*ended),
+                asyncio.gather(*(context.stop() for context in self._contexts)),
+                asyncio.gather(*self._keepers, return_exceptions=True),
             )
         finally:  # also when whoever waits for the drain gives up, perhaps before it has begun
             await asyncio.gather(
-                *(process.kill() for process in self._processes.values()), *(host.stop() for host in self._hosts)
+                *(process.kill() for process in self._processes.values()),
+                *(context.kill() for context in self._contexts),
+                *(host.stop() for host in self._hosts),
             )
             self._directory.close()
-        return not any(codes)
+        return not any(codes) and all(kept)
 
     async def _launch(self, number: int) -> None:
         """Start a front, and wait until it serves; raised or cancelled, it leaves no process.

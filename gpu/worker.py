@@ -24,7 +24,7 @@ from ..config import VERSION, Settings
 from .breaker import BreakerLimits
 from .directory import WorkerDirectory
 from .engine import Engine
-from .engines import catalogue_of, own_engines
+from .engines import catalogue_of, context_hosts, own_engines
 from .front import Front
 from .job import Inject
 from .operation import Operation
@@ -43,7 +43,8 @@ class Worker:
     Args:
         transport: the connection; it stays open when the worker stops.
         settings: all groups.
-        engines: where batches run, and the spare; by default processes of its own, for the settings' first device.
+        engines: where batches run, and the spare; by default processes of its own, for the settings' first device, and
+            one that keeps context graphs.
 
     Attributes:
         id: one subject token, unique on the bus.
@@ -58,6 +59,7 @@ class Worker:
         self._settings = settings
         self._directory = None if engines else WorkerDirectory(settings.residents.directory)
         self._engines = engines or own_engines(settings, transport.max_payload, self._directory)
+        self._contexts = [] if engines else context_hosts(settings)
         subjects = Subjects(settings.bus.prefix, settings.bus.namespace)
         self._faulty = FaultyTransport(transport, Faults()) if settings.faults.enabled else None
         bus = self._faulty or transport
@@ -96,7 +98,10 @@ class Worker:
                 self._directory.open()
             for engine in self._engines:
                 undo.push_async_callback(engine.stop)
-            await together(engine.start() for engine in self._engines)
+            for context in self._contexts:
+                undo.push_async_callback(context.kill)
+            starting = [engine.start() for engine in self._engines]
+            await together([*starting, *(context.start() for context in self._contexts)])
             undo.push_async_callback(self._service.drain, 0.0)
             await self._service.start()
             for name, operation in sorted(self.operations.items()):
@@ -124,8 +129,12 @@ class Worker:
             await asyncio.gather(self._service.leave(), self._jobs.pause())
             await self._discovery.stop()
             await self._fault_control.stop()
-            drained = await self._service.drain(self._settings.worker.drain_s)
+            drained, *kept = await asyncio.gather(
+                self._service.drain(self._settings.worker.drain_s), *(context.stop() for context in self._contexts)
+            )
         finally:  # also when whoever waits for the drain gives up
+            for context in self._contexts:
+                await context.kill()
             await self._jobs.stop()
             if self._faulty is not None:
                 self._faulty.release()
@@ -135,6 +144,7 @@ class Worker:
             if self._directory is not None:
                 self._directory.close()
             await self._probes.stop()
+        drained = drained and all(kept)
         _log.info("worker stopped", worker=self.id, drained=drained)
         return drained
 

@@ -46,7 +46,7 @@ def test_up_serves_through_all_its_fronts_and_leaves_none(start: Start, capsys: 
     assert json.loads(capsys.readouterr().out) == {"x": 1.5}
     assert main(["ls", "--nats", url]) == 0
     assert len(re.findall(r"^\S+ +\S+ +cpu ", capsys.readouterr().out, re.M)) == 2
-    assert len(up.processes()) == 5, "itself, the server, the engine and the fronts"
+    assert len(up.processes()) == 6, "itself, the server, the engine, the keeper of graphs and the fronts"
     up.process.send_signal(signal.SIGTERM)
     assert up.end() == 0
     assert up.processes() == []
@@ -61,7 +61,7 @@ def test_killed_processes_come_back(start: Start, up: str, tmp_path: Path) -> No
     before = set(worker.processes())
     for pid in before - {worker.process.pid}:
         os.kill(pid, signal.SIGKILL)
-    eventually(lambda: len(set(worker.processes()) - before) == 3, "all three are started again")
+    eventually(lambda: len(set(worker.processes()) - before) == 4, "all are started again")
     worker.hear("front restarted")
     worker.hear("front restarted")
     assert main(["call", "echo", "x=1.5", *here]) == 0

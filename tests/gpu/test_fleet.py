@@ -21,6 +21,7 @@ from aikoryu.bus.server import EmbeddedServer
 from aikoryu.config import (
     BatchSettings,
     BusSettings,
+    ContextSettings,
     CpuSettings,
     LogSettings,
     ModelSettings,
@@ -30,6 +31,7 @@ from aikoryu.config import (
     Settings,
     WorkerSettings,
 )
+from aikoryu.gpu import context_host
 from aikoryu.gpu import fleet as fleets
 from aikoryu.gpu.engines import spare_specs
 from aikoryu.gpu.fleet import EngineAddress, Fleet, FrontSpec
@@ -74,6 +76,7 @@ async def settings(tmp_path: Path) -> AsyncIterator[Settings]:
             bus=BusSettings(timeout_s=2.0),
             batch=BatchSettings(max_bytes=1 << 20),
             cpu=CpuSettings(threads=1),
+            context=ContextSettings(enabled=False),
             worker=WorkerSettings(device="cpu", fronts=2, operations=(str(module),), drain_s=5.0),
             residents=ResidentSettings(directory=str(tmp_path)),
             models=ModelSettings(embed=()),
@@ -336,6 +339,32 @@ async def test_reserve_takes_over_for_every_front(start: Start, settings: Settin
     after = {await answered(bus) for _ in range(20)}
     assert after == {second}
     assert host.pid == second
+
+
+async def test_fleet_keeps_graphs_in_a_process_of_their_own(
+    start: Start, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = "import sys\nsys.stdin.readline()\nprint('ready', flush=True)\nsys.exit(len(sys.stdin.read()) + {})"
+    (tmp_path / "test_keeper.py").write_text(stand_in.format(0))
+    monkeypatch.setattr(context_host, "MODULE", "test_keeper")
+    given = replace(settings, context=ContextSettings(), worker=replace(settings.worker, fronts=1))
+    fleet = await start(given)
+    (context,) = fleet._contexts
+    assert context.device == "cpu"
+    assert os.path.exists(f"/proc/{context.pid}")
+    assert await fleet.stop()
+    assert context.pid == 0
+    (tmp_path / "test_keeper.py").write_text(stand_in.format(1))
+    assert not await (await start(given)).stop(), "it left something undone"
+
+
+async def test_fleet_whose_keeper_does_not_start_serves(
+    start: Start, settings: Settings, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context_host, "MODULE", "aikoryu.nothing")
+    fleet = await start(replace(settings, context=ContextSettings(), worker=replace(settings.worker, fronts=1)))
+    assert await answered(bus) == fleet._hosts[0].pid
+    assert await fleet.stop()
 
 
 @pytest.mark.parametrize(

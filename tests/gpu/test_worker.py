@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,7 +22,9 @@ from aikoryu.bus.errors import NoWorker
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.subjects import Subjects
 from aikoryu.bus.transport import Message
-from aikoryu.config import BatchSettings, CpuSettings, ModelSettings, Settings, WorkerSettings
+from aikoryu.config import BatchSettings, ContextSettings, CpuSettings, ModelSettings, Settings, WorkerSettings
+from aikoryu.gpu import context_host
+from aikoryu.gpu import worker as workers
 from aikoryu.gpu.engines import catalogue_of, engine_spec, slab_bytes
 from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.plan import Limits
@@ -28,6 +33,13 @@ from aikoryu.gpu.worker import Worker, limits_of
 
 Start = Callable[..., Awaitable["Served"]]
 X = np.arange(6, dtype=np.float32)
+KEEPER = """
+import pathlib, sys
+sys.stdin.readline()
+print("ready", flush=True)
+sys.stdin.read()
+sys.exit(int(pathlib.Path({file!r}).read_text()))
+"""
 
 
 class Served:
@@ -195,3 +207,74 @@ def test_slab_holds_the_heaviest_batch_of_texts(max_payload: int) -> None:
     assert slab_bytes(Settings(batch=batch), max_payload) >= heaviest + batch.max_bytes, (
         "the batch, and as much again for its answer"
     )
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Workers have an engine of their own in this process, and a keeper of graphs that ends with the code in a file."""
+    file = tmp_path / "code"
+    file.write_text("0")
+    (tmp_path / "test_keeper.py").write_text(KEEPER.format(file=str(file)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(context_host, "MODULE", "test_keeper")
+    monkeypatch.setattr(
+        workers, "own_engines", lambda given, *_: [InlineEngine(load(catalogue_of(given)), slab_bytes=1 << 20)]
+    )
+    return file
+
+
+async def test_worker_keeps_graphs_in_a_process_of_their_own(keeper: Path) -> None:
+    worker = Worker(MemoryBus().connect("_WORKER"), settings(device="cpu"))
+    await worker.start()
+    (context,) = worker._contexts
+    os.kill(context.pid, signal.SIGKILL)
+    first = context.pid
+    async with asyncio.timeout(30):
+        while context.pid in (0, first):  # noqa: ASYNC110 - it is another process that changes it
+            await asyncio.sleep(0.005)
+    assert await worker.stop()
+    assert context.pid == 0
+
+
+async def test_worker_whose_keeper_leaves_something_undone_says_so(keeper: Path) -> None:
+    keeper.write_text("1")
+    worker = Worker(MemoryBus().connect("_WORKER"), settings(device="cpu"))
+    await worker.start()
+    assert not await worker.stop()
+
+
+async def test_stop_that_is_given_up_leaves_no_keeper(keeper: Path) -> None:
+    worker = Worker(MemoryBus().connect("_WORKER"), settings(device="cpu"))
+    await worker.start()
+    pid = worker._contexts[0].pid
+    stopping = asyncio.create_task(worker.stop())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    await asyncio.wait({stopping})
+    assert stopping.cancelled()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_start_that_fails_leaves_no_keeper(keeper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(MemoryBus().connect("_WORKER"), settings(device="cpu"))
+    kept = worker._contexts[0]
+
+    async def fails() -> None:
+        async with asyncio.timeout(30):
+            while not kept.pid:  # noqa: ASYNC110 - it is another process that changes it
+                await asyncio.sleep(0.005)
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(worker._engines[0], "start", fails)
+    with pytest.raises(RuntimeError, match="no device"):
+        await worker.start()
+    assert kept.pid == 0
+
+
+async def test_no_keeper_where_it_is_not_wanted(keeper: Path) -> None:
+    given = replace(settings(device="cpu"), context=ContextSettings(enabled=False))
+    worker = Worker(MemoryBus().connect("_WORKER"), given)
+    assert worker._contexts == []
+    await worker.start()
+    await worker.stop()
