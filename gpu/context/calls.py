@@ -24,6 +24,7 @@ MOST_DIMENSIONS = 8192
 MOST_ROUTES = 256
 MOST_LINKS = 4096
 """Edges that one `links` tells."""
+LARGEST_LOAD_WEIGHT = 1e30
 LONGEST_WAIT_MS = 60_000
 
 What = Literal["own", "blended"]
@@ -45,6 +46,10 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     k: Annotated[int, msgspec.Meta(ge=1, le=MOST_ROUTES)] = 16
     load_weight: float = 0.0
     what: What = "blended"
+
+    def __post_init__(self) -> None:
+        if not abs(self.load_weight) <= LARGEST_LOAD_WEIGHT:
+            raise ValueError(f"load_weight is {self.load_weight:g}: use up to {LARGEST_LOAD_WEIGHT:g}")
 
 
 class Watching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
