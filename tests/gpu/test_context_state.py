@@ -70,6 +70,14 @@ def test_epochs_ascend(pair: Pair) -> None:
     pair.check()
 
 
+def test_time_does_not_go_back(pair: Pair) -> None:
+    pair.say(25, [Put("a", 1, until_ms=30)])
+    pair.state.apply(2, window(15, [Put("b", 1, until_ms=20)]))
+    assert pair.state.now_ms == 25
+    pair.state.apply(3, window(16))
+    assert pair.state.next_expiry_ms == 30
+
+
 def test_who_is_not_known_knows_nothing(pair: Pair) -> None:
     pair.say(1, [Put("a", 3)], [Link("a", "b", 1.0, 1)])
     for what in ("own", "blended"):
