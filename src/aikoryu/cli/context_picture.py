@@ -35,8 +35,8 @@ class _Picture:
         self._places = places_of(reach, GAP)
         rings = max(reach.hops.values())
         self._radii = [0.0] + [_radius(ring, rings) for ring in range(1, rings + 1)]
-        self._lowest = _lowest(reach)
-        self._heaviest = max((edge.weight for edge in reach.edges), default=1.0)
+        self._lowest, self._highest = _range(reach)
+        self._weights = sorted({edge.weight for edge in reach.edges})
         tips = (self._radii[reach.hops[name]] + _width(name) for name in self._places)
         self._radius = min(max(tips, default=3 * CENTRE), self._radii[-1] + MOST_ROOM)  # names included
         self._height = round(HEAD + 2 * self._radius + FOOT)
@@ -62,14 +62,14 @@ class _Picture:
         yield from self._middle()
         yield "</g>"
         yield from self._colours()
-        yield from self._weights()
+        yield from self._samples()
         yield "</svg>"
 
     def _heading(self) -> Iterator[str]:
         reach = self._reach
         hearers, far = len(reach.hops) - 1, max(reach.hops.values())
         what = f"{hearers:,} agent{'s' * (hearers > 1)} within {_hops(far)}" if hearers else "nobody hears it"
-        more = f"; {reach.left_out:,} more, of lighter links, are left out" if reach.left_out else ""
+        more = f"; {reach.left_out:,} more are left out" if reach.left_out else ""
         title = escape(f"Whom {_short(reach.agent, 40)} reaches")
         yield f'<text id="title" x="{MARGIN:g}" y="52" font-size="22" font-weight="bold">{title}</text>'
         yield (
@@ -116,13 +116,14 @@ class _Picture:
         yield "</g>"
 
     def _middle(self) -> Iterator[str]:
-        yield self._dot(self._reach.agent, 0.0, CENTRE)
+        yield f'<circle r="{CENTRE:g}" fill="{INK}"><title>{escape(self._reach.agent)}</title></circle>'
         how = f'y="{CENTRE + 19:g}" font-size="14" font-weight="bold" text-anchor="middle"'
         yield from _over_lines(_short(self._reach.agent, 24), how)
 
     def _dot(self, name: str, x: float, size: float) -> str:
         alike = self._reach.alike[name]
-        fill = UNKNOWN if alike is None else _colour((alike - self._lowest) / (1 - self._lowest))
+        span = self._highest - self._lowest
+        fill = UNKNOWN if alike is None else _colour((alike - self._lowest) / span)
         told = escape(f"{name}, {'no context' if alike is None else f'{alike:.3f} alike'}")
         dot = f'cx="{x:.1f}" r="{size:.1f}" fill="{fill}" {_outline(alike is None)}'
         return f"<circle {dot}><title>{told}</title></circle>"
@@ -140,15 +141,16 @@ class _Picture:
         bar = f'x="{x:g}" y="{y:g}" width="{width:g}" height="11"'
         yield f'<rect {bar} fill="url(#alike)" stroke="{INK}" stroke-width="0.6"/>'
         for share, side in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-            value = f"{self._lowest + share * (1 - self._lowest):.2g}".replace("-", "−")
-            yield _note(x + share * width, y + 26, value, side)
-        if None in self._reach.alike.values():
+            value = f"{self._lowest + share * (self._highest - self._lowest):.2g}"
+            is_least = not share and any(alike is not None and alike < self._lowest for alike in _others(self._reach))
+            yield _note(x + share * width, y + 26, f"{value} or less" if is_least else value, side)
+        if None in _others(self._reach):
             yield f'<circle cx="{x + width + 26:g}" cy="{y + 5.5:g}" r="6" fill="{UNKNOWN}" {_outline(True)}/>'
             yield _note(x + width + 38, y + 9.5, "nothing yet")
 
-    def _weights(self) -> Iterator[str]:
-        """Samples of links: the lightest, one in the middle, the heaviest."""
-        weights = sorted({edge.weight for edge in self._reach.edges})
+    def _samples(self) -> Iterator[str]:
+        """Links of the least weight, of one in the middle, and of the greatest."""
+        weights = self._weights
         if not weights:
             return
         y, x = self._height - 62.0, WIDTH - MARGIN - 280.0
@@ -160,7 +162,7 @@ class _Picture:
             yield _note(left + 41, y + 9.3, f"{weight:.3g}")
 
     def _stroke(self, weight: float) -> float:
-        return 0.7 + 3.6 * math.sqrt(weight / self._heaviest)
+        return 0.6 + 2.8 * math.sqrt(weight / self._weights[-1]) if len(self._weights) > 1 else 1.4
 
 
 def _radius(ring: int, rings: int) -> float:
@@ -171,10 +173,15 @@ def _point(radius: float, angle: float) -> str:
     return f"{radius * math.cos(angle):.1f} {radius * math.sin(angle):.1f}"
 
 
-def _lowest(reach: Reach) -> float:
-    """Where the colours begin: a tenth that nobody is below, and 0.9 at most."""
-    known = [alike for alike in reach.alike.values() if alike is not None]
-    return min(0.9, math.floor(10 * min(known, default=0.0)) / 10)
+def _range(reach: Reach) -> tuple[float, float]:
+    """Where the colours begin and end: the tenths around all but the one in the middle, none below 0."""
+    known = [max(0.0, alike) for alike in _others(reach) if alike is not None]
+    lowest = min(9, math.floor(10 * min(known, default=0.0)))
+    return lowest / 10, max(lowest + 1, math.ceil(10 * max(known, default=1.0))) / 10
+
+
+def _others(reach: Reach) -> list[float | None]:
+    return [alike for name, alike in reach.alike.items() if name != reach.agent]
 
 
 def _colour(share: float) -> str:
@@ -210,4 +217,8 @@ def _width(name: str) -> float:
 
 
 def _short(name: str, letters: int) -> str:
-    return name if len(name) <= letters else name[: max(1, letters - 1)] + "…"
+    """A name in so many letters; both its ends tell it from others."""
+    if len(name) <= letters:
+        return name
+    kept = max(2, letters - 1)
+    return f"{name[: kept // 2]}…{name[len(name) - (kept + 1) // 2 :]}"
