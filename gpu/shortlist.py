@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from .dots import Dots
-from .group_search import COMPILED_TASKS, GROUP, GroupSearch, NoKernels
+from .group_search import COMPILED_TASKS, GROUP, Candidates, GroupSearch, NoKernels
 from .ops.matrix.precision import products
 
 if TYPE_CHECKING:
@@ -93,10 +93,18 @@ def shortlist(
     import torch
 
     try:
-        found = _in_groups(tasks, agents, k, checkpoint, tile_bytes)
+        found, beyond = _in_groups(tasks, agents, k, checkpoint)
+        utilities = _value(found)
+        # Where many agents are as good as the last one listed, the others of them may have been left out.
+        sure = (beyond < utilities[:, -1]) | (beyond == -torch.inf)
+        if not bool(sure.all()):
+            rest = (~sure).nonzero().flatten()
+            some = Tasks(tasks.vectors[rest], tasks.needs[rest], tasks.bits)
+            found[rest] = _in_tiles(some, agents, k, checkpoint, tile_bytes)
+            utilities = _value(found)
     except NoKernels:
         found = _in_tiles(tasks, agents, k, checkpoint, tile_bytes)
-    utilities = _value(found)
+        utilities = _value(found)
     listed = utilities > IMPOSSIBLE
     return Shortlist(torch.where(listed, LOW_WORD - (found & LOW_WORD), 0), torch.where(listed, utilities, -torch.inf))
 
@@ -130,10 +138,8 @@ def lengths(vectors: Tensor) -> Tensor:
     return found
 
 
-def _in_groups(
-    tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], object], tile_bytes: int | None
-) -> Tensor:
-    """(m, k) int64, the keys of the best.
+def _in_groups(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], object]) -> Candidates:
+    """(m, k) keys of the best of those that were looked at, the greatest first.
 
     Raises:
         NoKernels: there are none here, or tiles are faster.
@@ -145,20 +151,13 @@ def _in_groups(
     room = agents.capacity > 0
     search = GroupSearch(agents.vectors, agents.burden, room, agents.capabilities, LONGEST, LARGEST_LOAD)
     queries, needs = tasks.vectors.contiguous(), tasks.needs.contiguous()
-    found = torch.empty((len(queries), k), dtype=torch.int64, device=queries.device)
-    beyond = torch.empty(len(queries), device=queries.device)
-    height = search.height(k)
+    found, height = [], search.height(k)
     for top in range(0, len(queries), height):
         checkpoint()
         rows = slice(top, top + height)
-        keys, beyond[rows] = search.candidates(queries[rows], needs[rows], k)
-        found[rows] = keys.topk(k, 1).values
-    # Where many agents are as good as the last one listed, the others of them may have been left out.
-    unsure = (~((beyond < _value(found[:, -1])) | (beyond == -torch.inf))).nonzero().flatten()
-    if len(unsure):
-        some = Tasks(queries[unsure], needs[unsure], tasks.bits)
-        found[unsure] = _in_tiles(some, agents, k, checkpoint, tile_bytes)
-    return found
+        keys, beyond = search.candidates(queries[rows], needs[rows], k)
+        found.append(Candidates(keys.topk(k, 1).values, beyond))
+    return found[0] if len(found) == 1 else Candidates(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
 def _suits_groups(tasks: Tasks, agents: Agents) -> bool:

@@ -13,8 +13,10 @@ from aikoryu.gpu import shortlist  # noqa: E402 - only where torch is
 from aikoryu.gpu.context import route as routing  # noqa: E402
 from aikoryu.gpu.context.graph import ContextGraph  # noqa: E402
 from aikoryu.gpu.context.propagate import settle  # noqa: E402
-from aikoryu.gpu.context.route import route  # noqa: E402
+from aikoryu.gpu.context.route import prepare, route  # noqa: E402
 from aikoryu.gpu.device import Device  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:::triton")  # what its own code is warned of is not ours to mend
 
 D = 16
 
@@ -62,6 +64,28 @@ def test_the_best_of_those_who_can(
             there = [scores[row, numbers.index(agent)] for agent in named]
             np.testing.assert_allclose(there, best[row], atol=1e-4)
             assert len(set(named)) == 5
+
+
+@pytest.mark.parametrize("what", ["own", "blended"])
+@pytest.mark.parametrize("b", [1, 20])
+def test_many_agents_are_searched_exactly(device: Device, what: Literal["own", "blended"], b: int) -> None:
+    draw, n, place = np.random.default_rng(3), shortlist.LEAST_AGENTS + 77, device.place
+    graph = ContextGraph(D, 0.3, place)
+    agents = torch.arange(n, device=place)
+    ones = torch.ones_like(agents)
+    graph.put(agents, torch.tensor(draw.standard_normal((n, D)), device=place).float(), ones, ones)
+    gone = agents[::2].contiguous()
+    graph.remove(gone, 2 * torch.ones_like(gone), torch.ones_like(gone))
+    settle(graph, 1e-3)
+    prepare(graph)
+    queries = torch.tensor(draw.standard_normal((b, D)), device=place).float()
+    found = route(graph, queries, torch.zeros(b, dtype=torch.int64, device=place), 16, 0.0, what, nothing)
+    vectors = (graph.table.own if what == "own" else graph.table.blended)[graph.slots.find(agents)]
+    scores = queries.double() @ vectors.double().T
+    scores[:, ::2] = -torch.inf
+    best = scores.topk(16, 1)
+    torch.testing.assert_close(found.scores.double(), best.values, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.gather(1, found.agents), best.values, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("what", ["own", "blended"])

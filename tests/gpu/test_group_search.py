@@ -19,6 +19,9 @@ from aikoryu.gpu.device import Device  # noqa: E402
 from aikoryu.gpu.group_search import GROUP, GroupSearch, NoKernels  # noqa: E402
 from aikoryu.gpu.shortlist import Agents, Tasks  # noqa: E402
 
+# What Triton's own code is warned of is not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore:::triton")
+
 F4, F2, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
@@ -158,7 +161,7 @@ def test_more_equals_than_are_looked_at(device: Device, width: int) -> None:
 @pytest.mark.parametrize(("query", "vector"), [(F4, BF16), (BF16, BF16), (F4, F4), (F2, F4), (BF16, F4), (F2, F2)])
 @pytest.mark.parametrize(
     ("tasks", "agents", "width", "k"),
-    [(1, 5000, 384, 16), (16, 4097, 100, 1), (17, 6000, 16, 40), (64, 5000, 384, 16), (200, 3001, 33, 5)],
+    [(1, 5000, 384, 16), (16, 4097, 96, 1), (17, 6000, 16, 40), (64, 5000, 384, 16), (200, 3001, 33, 5)],
 )
 def test_the_best_whatever_the_numbers(
     device: Device, query: Any, vector: Any, tasks: int, agents: int, width: int, k: int
@@ -266,9 +269,8 @@ def test_greatest_bounds_are_those_of_sorting(device: Device, listed: int) -> No
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("vector", [F4, F2, BF16])
-@pytest.mark.parametrize("query", [F4, F2, BF16])
-@pytest.mark.parametrize("tasks", [3, 40])
-@pytest.mark.parametrize("width", [16, 50, 384])
+@pytest.mark.parametrize("query", [F4, BF16])
+@pytest.mark.parametrize(("tasks", "width"), [(3, 384), (40, 16), (40, 384), (40, 33)])
 def test_no_score_is_above_its_groups_bound(device: Device, query: Any, vector: Any, tasks: int, width: int) -> None:
     if not device.is_cuda:
         pytest.skip("the kernel's rounding is that of a GPU")
