@@ -21,6 +21,7 @@ from aikoryu.agents.roster import Change
 from aikoryu.agents.saved import decode_saved
 from aikoryu.bus.jetstream import NoAnswer
 from aikoryu.bus.memory import MemoryBus
+from aikoryu.bus.transport import Subscription
 
 from .conftest import until
 from .keyed import ONE, Counter, process
@@ -104,6 +105,13 @@ async def test_no_update_is_lost_by_a_hundred_moves_under_load(pair: list[Owners
     await load.stop()
     assert load.done >= 2 * MOVES
     assert await counter(caller).read() == load.done
+
+
+async def test_what_was_known_of_a_partition_is_forgotten_with_it(pair: list[Ownership], caller: Bus) -> None:
+    await counter(caller).add(1)
+    assert len(pair[0]._cells) == 1
+    await move(pair[0], pair[1])
+    assert len(pair[0]._cells) == 0
 
 
 async def test_no_update_is_lost_where_the_owner_is_taken_by_surprise(
@@ -196,6 +204,36 @@ class TestPaused:
         gated.expire("counter", 0)
         assert await call == 1
         assert await counter(caller).read() == 1
+
+    async def test_a_defect_while_it_leaves_has_its_callers_ask_the_next(
+        self, pair: list[Ownership], gated: Gated, caller: Bus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = pair[0]
+        serve = first._service.serve_partition
+
+        class Broken:
+            def __init__(self, subscription: Subscription) -> None:
+                self.unsubscribe = subscription.unsubscribe
+
+            async def drain(self) -> None:
+                await self.unsubscribe()
+                raise RuntimeError("a defect")
+
+        async def broken(name: str, partition: int) -> Broken:
+            return Broken(await serve(name, partition))
+
+        monkeypatch.setattr(first._service, "serve_partition", broken)
+        first.want(set())
+        await until(lambda: not first._keepers)
+        first.want({0})
+        await until(lambda: first.owned)
+        gated.armed = True
+        call = asyncio.ensure_future(counter(caller).add(1))
+        await gated.paused.wait()
+        pair[1].want({0})
+        first.want(set())
+        async with asyncio.timeout(5):
+            assert await call == 1
 
     async def test_a_planned_move_waits_for_what_runs(self, pair: list[Ownership], gated: Gated, caller: Bus) -> None:
         gated.armed = True

@@ -88,8 +88,13 @@ async def test_tasks_that_share_an_election_resign_each_its_own_term() -> None:
     given_up.cancel()
     await election.__aexit__(None, None, None)
     assert leases.released == [first.number, second.number]
+    given_up = asyncio.ensure_future(election.__aenter__())
+    for _ in range(5):
+        await asyncio.sleep(0)  # until it waits for the office, no more for its turn
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
     leases.free.release()
-    async with election as third:
+    async with asyncio.timeout(1), election as third:
         assert third.number == 3
 
 
