@@ -40,7 +40,7 @@ class Contexts:
         self._client = client
         self._graphs: dict[str, Graph] = {}
         # Not the client's number, which is nobody else's to know: a writer is kept in the graph's log.
-        self._writer = secrets.randbits(64)
+        self._writer = secrets.randbits(63)
 
     def __call__(
         self,
