@@ -276,5 +276,6 @@ async def test_no_keeper_where_it_is_not_wanted(keeper: Path) -> None:
     given = replace(settings(device="cpu"), context=ContextSettings(enabled=False))
     worker = Worker(MemoryBus().connect("_WORKER"), given)
     assert worker._contexts == []
+    assert Served(settings()).worker._contexts == [], "a front's is its fleet's"
     await worker.start()
     await worker.stop()
