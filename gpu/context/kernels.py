@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -60,7 +60,7 @@ class ContextKernels:
     Args:
         table, edges: of the graph.
         alpha: of the graph.
-        launch: how.
+        launch: how, those for rows of its dimension.
     """
 
     def __init__(self, table: AgentTable, edges: Edges, alpha: float, launch: Launch) -> None:
@@ -73,7 +73,7 @@ class ContextKernels:
     @classmethod
     def of(cls, table: AgentTable, edges: Edges, alpha: float) -> ContextKernels | None:
         """The kernels of a GPU, compiled; None where there is no GPU or no CuPy: torch does the same."""
-        launch = _compiled() if table.norm.is_cuda else None
+        launch = _compiled(table.own.shape[1]) if table.norm.is_cuda else None
         return None if launch is None else cls(table, edges, alpha, launch)
 
     def refresh(self, slots: Tensor | None, used: int) -> None:
@@ -95,16 +95,16 @@ class ContextKernels:
         long_rows, long_parts = torch.empty((2, most), dtype=torch.int64, device=place)
         lengths = torch.zeros(2, dtype=torch.int64, device=place)
         graph = (heard.start, heard.count, heard.other, heard.columns["weight"], self._edges.scale, self._alpha)
-        z, r, d = table.blended, table.residual, table.own.shape[1]
-        self._run("refresh", rows, slots, rows, table.own, z, r, table.norm, d, *graph, long_rows, long_parts, lengths)
+        z, r = table.blended, table.residual
+        self._run("refresh", rows, slots, rows, table.own, z, r, table.norm, *graph, long_rows, long_parts, lengths)
         if heard.total > LONG:
-            self._run("refresh_parts", min(most, WARPS), z, r, d, *graph, long_parts, lengths)
-            self._run("measure", min(most, WARPS), long_rows, 0, lengths, r, table.norm, d)
+            self._run("refresh_parts", min(most, WARPS), z, r, *graph, long_parts, lengths)
+            self._run("measure", min(most, WARPS), long_rows, 0, lengths, r, table.norm)
 
     def measure(self, slots: Tensor) -> None:
         """Compute the lengths of rows of R that have changed, (m,) int64."""
         table = self._table
-        self._run("measure", len(slots), slots, len(slots), None, table.residual, table.norm, table.own.shape[1])
+        self._run("measure", len(slots), slots, len(slots), None, table.residual, table.norm)
 
     def push(self, used: int, epsilon: float, limit: int, most: int) -> Pushed:
         """Pass on rows of R that are longer than ε, sweep by sweep; see `propagate.push`.
@@ -116,17 +116,17 @@ class ContextKernels:
         import torch
 
         table, edges, hearers = self._table, self._edges, self._edges.hearers
-        d, over = table.own.shape[1], bits(epsilon, below=True)
-        room = self._room = self._room.grown(len(table), hearers.total, d)
+        over = bits(epsilon, below=True)
+        room = self._room = self._room.grown(len(table), hearers.total, table.own.shape[1])
         sweeps = torch.zeros(SWEEP * (most + 1), dtype=torch.int64, device=table.norm.device)
         numbers = [np.uint64(sweeps.data_ptr() + 8 * SWEEP * number) for number in range(most + 1)]
         reached, frontier = (room.reached, room.is_reached), (room.frontier, room.passed, room.rows)
         taking = words(
-            *(over, limit, *reached, table.residual, table.blended, table.norm, table.stirred, d, hearers.count),
+            *(over, limit, *reached, table.residual, table.blended, table.norm, table.stirred, hearers.count),
             *(*frontier, room.parts, len(room.parts)),
         )
         passing = words(
-            *(limit, *reached, table.residual, d, hearers.start, hearers.count, hearers.other),
+            *(limit, *reached, table.residual, hearers.start, hearers.count, hearers.other),
             *(hearers.columns["weight"], edges.scale, self._alpha, *frontier, room.parts),
         )
         self._run(
@@ -161,12 +161,12 @@ class ContextKernels:
         """
         import torch
 
-        table, d = self._table, self._table.own.shape[1]
+        table = self._table
         far = torch.empty(used, dtype=torch.int64, device=table.norm.device)
         moved = torch.empty(used, dtype=torch.float32, device=table.norm.device)
         length = torch.zeros(1, dtype=torch.int64, device=table.norm.device)
         self._run(
-            *("due", min(-(-used // WARP), WARPS), used, now_ms, table.blended, table.sent, d, table.stirred),
+            *("due", min(-(-used // WARP), WARPS), used, now_ms, table.blended, table.sent, table.stirred),
             *(table.threshold, table.interval_ms, table.sent_ms, far, moved, length),
         )
         slots = far[: int(length)].sort().values
@@ -245,14 +245,17 @@ def _word(argument: Tensor | np.uint64 | int | None) -> np.uint64:
     return np.uint64(0 if argument is None else argument.data_ptr())
 
 
-@lru_cache(maxsize=1)
-def _compiled() -> Launch | None:
-    """The kernels, compiled for the GPU at hand; None without CuPy, or without the compiler that it loads."""
+@cache
+def _compiled(dimension: int) -> Launch | None:
+    """The kernels for rows of so many numbers, compiled for the GPU at hand.
+
+    None without CuPy, or without the compiler that it loads.
+    """
     try:
         import cupy
     except ImportError:
         return None
-    module = cupy.RawModule(code=source(), options=("--std=c++17",))
+    module = cupy.RawModule(code=source(dimension), options=("--std=c++17",))
     try:
         functions = {name: module.get_function(name) for name in kernel_names()}
     except RuntimeError as error:

@@ -1,16 +1,15 @@
 // Who has moved from what they were told.
 
-template <int V>
-__device__ static inline float distance(const float* blend, const u16* sent, u64 width) {
+__device__ static inline float distance(const float* blend, const u16* sent) {
     float sum = 0;
     EACH_PART(first) {
-        Piece<V> moved[PIECES];
+        Piece moved[PIECES];
         EACH_PIECE(first) {
-            moved[piece] = load_fixed(blend + first + piece * LANES * V, (Piece<V>*)0);
-            const Piece<V> told = load_half(sent + first + piece * LANES * V, (Piece<V>*)0);
+            moved[piece] = load_fixed(blend + first + piece * LANES * V);
+            const Piece told = load_half(sent + first + piece * LANES * V);
             for (int number = 0; number < V; number++) moved[piece].at[number] -= told.at[number];
         }
-        sum += squares<V>(moved, first, width);
+        sum += squares(moved, first);
     }
     return sqrtf(total(sum));
 }
@@ -20,7 +19,7 @@ __device__ static inline float distance(const float* blend, const u16* sent, u64
 //   far: (rows,) room for the list; `length` counts.
 //   moved: (rows,) how far, by row.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    due(u64 rows, i64 now_ms, const float* blended, const u16* sent, u64 width, u8* stirred, const float* threshold,
+    due(u64 rows, i64 now_ms, const float* blended, const u16* sent, u8* stirred, const float* threshold,
         const i64* interval_ms, const i64* sent_ms, i64* far, float* moved, u64* length) {
     for (u64 begin = warp_number() * LANES; begin < rows; begin += warp_count() * LANES) {
         const u64 mine = begin + lane_number();
@@ -31,9 +30,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (u32 lanes = __ballot_sync(EVERY_LANE, may); lanes; lanes &= lanes - 1) {
             const u32 lane = __ffs(lanes) - 1;
             const u64 row = begin + lane;
-            const float* blend = blended + row * width;
-            const u16* told = sent + row * width;
-            const float one = width % 4 ? distance<1>(blend, told, width) : distance<4>(blend, told, width);
+            const float* blend = blended + row * WIDTH;
+            const u16* told = sent + row * WIDTH;
+            const float one = distance(blend, told);
             if (lane == lane_number()) found = one;
         }
         const bool is_far = may && found > threshold[mine];

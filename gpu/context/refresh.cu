@@ -2,26 +2,25 @@
 
 // R_i = a X0_i - Z_i + (1 - a) scale_i (Z_i + sum of w_ij Z_j), without the edges of rows that have more than LONG: those
 // are listed, and `refresh_parts` adds theirs.
-template <int V>
 __device__ static inline void refresh_row(u64 row, bool is_long, const u16* own, const float* blended, float* residual,
-                                          float* norm, u64 width, const u64* start, const u64* count, const i32* other,
+                                          float* norm, const u64* start, const u64* count, const i32* other,
                                           const float* weight, float mixed, float alpha) {
-    const float* here = blended + row * width;
+    const float* here = blended + row * WIDTH;
     const u64 begin = start[row], end = is_long ? begin : begin + count[row];
     float sum = 0;
     EACH_PART(first) {
-        Piece<V> heard[PIECES];
-        EACH_PIECE(first) heard[piece] = load_fixed(here + first + piece * LANES * V, (Piece<V>*)0);
-        add_rows<V>(heard, first, blended, width, other, weight, begin, end, (u32)row);
+        Piece heard[PIECES];
+        EACH_PIECE(first) heard[piece] = load_fixed(here + first + piece * LANES * V);
+        add_rows(heard, first, blended, other, weight, begin, end, (u32)row);
         EACH_PIECE(first) {
             const u64 column = first + piece * LANES * V;
-            const Piece<V> known = load_half(own + row * width + column, (Piece<V>*)0);
-            const Piece<V> blend = load_fixed(here + column, (Piece<V>*)0);
+            const Piece known = load_half(own + row * WIDTH + column);
+            const Piece blend = load_fixed(here + column);
             for (int number = 0; number < V; number++)
                 heard[piece].at[number] = mixed * heard[piece].at[number] + alpha * known.at[number] - blend.at[number];
-            store(residual + row * width + column, heard[piece]);
+            store(residual + row * WIDTH + column, heard[piece]);
         }
-        sum += squares<V>(heard, first, width);
+        sum += squares(heard, first);
     }
     sum = total(sum);
     if (!lane_number()) norm[row] = sqrtf(sum);
@@ -30,19 +29,15 @@ __device__ static inline void refresh_row(u64 row, bool is_long, const u16* own,
 //   rows: (count_rows,) which, each once; null for all from 0 on.
 //   long_rows, long_parts: lists of rows with many edges, and of their parts: the row, and above it the number. Their
 //     lengths in `lengths`.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    refresh(const i64* rows, u64 count_rows, const u16* own, const float* blended, float* residual, float* norm,
-            u64 width, const u64* start, const u64* count, const i32* other, const float* weight, const float* scale,
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
+    refresh(const i64* rows, u64 count_rows, const u16* own, const float* blended, float* residual, float* norm, const u64* start, const u64* count, const i32* other, const float* weight, const float* scale,
             u64 alpha_bits, i64* long_rows, u64* long_parts, u64* lengths) {
     const float alpha = number(alpha_bits);
     for (u64 which = warp_number(); which < count_rows; which += warp_count()) {
         const u64 row = rows ? (u64)rows[which] : which, edges = count[row];
         const float mixed = (1 - alpha) * scale[row];
         const bool is_long = edges > LONG;
-        if (width % 4)
-            refresh_row<1>(row, is_long, own, blended, residual, norm, width, start, count, other, weight, mixed, alpha);
-        else
-            refresh_row<4>(row, is_long, own, blended, residual, norm, width, start, count, other, weight, mixed, alpha);
+        refresh_row(row, is_long, own, blended, residual, norm, start, count, other, weight, mixed, alpha);
         if (!is_long) continue;
         append(!lane_number(), (i64)row, long_rows, lengths);
         const u64 parts = (edges + LONG_PART - 1) / LONG_PART;
@@ -53,19 +48,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
-template <int V>
-__device__ static inline void refresh_part(u64 row, u64 begin, u64 end, const float* blended, float* residual, u64 width,
+__device__ static inline void refresh_part(u64 row, u64 begin, u64 end, const float* blended, float* residual,
                                            const i32* other, const float* weight, float mixed) {
     EACH_PART(first) {
-        Piece<V> heard[PIECES];
-        EACH_PIECE(first) heard[piece] = Piece<V>();
-        add_rows<V>(heard, first, blended, width, other, weight, begin, end, (u32)row);
-        EACH_PIECE(first) add(residual + row * width + first + piece * LANES * V, heard[piece], mixed);
+        Piece heard[PIECES];
+        EACH_PIECE(first) heard[piece] = Piece();
+        add_rows(heard, first, blended, other, weight, begin, end, (u32)row);
+        EACH_PIECE(first) add(residual + row * WIDTH + first + piece * LANES * V, heard[piece], mixed);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    refresh_parts(const float* blended, float* residual, u64 width, const u64* start, const u64* count,
+    refresh_parts(const float* blended, float* residual, const u64* start, const u64* count,
                   const i32* other, const float* weight, const float* scale, u64 alpha_bits, const u64* long_parts,
                   const u64* lengths) {
     const float alpha = number(alpha_bits);
@@ -74,22 +68,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const u64 begin = start[row] + part * LONG_PART, all = start[row] + count[row];
         const u64 end = begin + LONG_PART < all ? begin + LONG_PART : all;
         const float mixed = (1 - alpha) * scale[row];
-        if (width % 4)
-            refresh_part<1>(row, begin, end, blended, residual, width, other, weight, mixed);
-        else
-            refresh_part<4>(row, begin, end, blended, residual, width, other, weight, mixed);
+        refresh_part(row, begin, end, blended, residual, other, weight, mixed);
     }
 }
 
 //   rows: (counted,) which.
 //   length: how many they are, where that is known to the device alone; null for `counted`.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    measure(const i64* rows, u64 counted, const u64* length, const float* residual, float* norm, u64 width) {
+    measure(const i64* rows, u64 counted, const u64* length, const float* residual, float* norm) {
     const u64 many = length ? *length : counted;
     for (u64 which = warp_number(); which < many; which += warp_count()) {
         const u64 row = rows[which];
-        const float* left = residual + row * width;
-        const float found = width % 4 ? length_of<1>(left, width) : length_of<4>(left, width);
+        const float* left = residual + row * WIDTH;
+        const float found = length_of(left);
         if (!lane_number()) norm[row] = found;
     }
 }

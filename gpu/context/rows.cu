@@ -1,20 +1,18 @@
-// Rows of matrices. A warp works on a row: each lane holds pieces of V numbers of it, PIECES at once, LANES * V apart.
-// What has more columns is done part by part: `first` is the lane's first column of the part, `width` how many a row
-// has, and V divides it.
+// Rows of matrices of WIDTH columns. A warp works on a row: each lane holds pieces of V numbers of it, PIECES at once,
+// LANES * V apart. What has more columns is done part by part: `first` is the lane's first column of the part.
 
 #define LANES 32
 #define EVERY_LANE 0xffffffffu
-#define PIECES 3   // with V of 4, 384 numbers of a row are one part
-#define AT_ONCE 4  // rows that are on their way to a warp, so that it waits for memory once for all of them
+#define AT_ONCE (PIECES == 1 ? 8 : 4)  // rows on their way to a warp, so that it waits for memory once for all of them
 
 // Lanes go from part to part together, also those that have no column of the last one.
-#define EACH_PART(first) \
-    for (u64 first = lane_number() * V, part_end = 0; part_end < width; \
-         first += PIECES * LANES * V, part_end += PIECES * LANES * V)
-#define EACH_PIECE(first) \
-    _Pragma("unroll") for (int piece = 0; piece < PIECES; piece++) if ((first) + piece * LANES * V < width)
+#define EACH_PART(first)                                                  \
+    for (u64 first = lane_number() * V, part_begin = 0; part_begin < WIDTH; \
+         first += PIECES * LANES * V, part_begin += PIECES * LANES * V)
+#define EACH_PIECE(first)                                              \
+    _Pragma("unroll") for (int piece = 0; piece < PIECES; piece++)     \
+        if (WIDTH % (PIECES * LANES * V) == 0 || (first) + piece * LANES * V < WIDTH)
 
-template <int V>
 struct Piece {
     float at[V];
 };
@@ -45,49 +43,40 @@ __device__ static inline void append(bool found, T what, T* list, u64* count) {
     if (found) list[begin + __popc(lanes & ((1u << lane) - 1))] = what;
 }
 
-__device__ static inline Piece<4> load(const float* from, Piece<4>*) {
-    const float4 read = *(const float4*)from;
-    return {{read.x, read.y, read.z, read.w}};
-}
-__device__ static inline Piece<1> load(const float* from, Piece<1>*) { return {{*from}}; }
-
+#if V == 4
+__device__ static inline Piece unpacked(const float4& four) { return {{four.x, four.y, four.z, four.w}}; }
+__device__ static inline Piece load(const float* from) { return unpacked(*(const float4*)from); }
 // Of what no thread of the launch writes.
-__device__ static inline Piece<4> load_fixed(const float* from, Piece<4>*) {
-    const float4 read = __ldg((const float4*)from);
-    return {{read.x, read.y, read.z, read.w}};
-}
-__device__ static inline Piece<1> load_fixed(const float* from, Piece<1>*) { return {{__ldg(from)}}; }
-
+__device__ static inline Piece load_fixed(const float* from) { return unpacked(__ldg((const float4*)from)); }
 // bf16 is the upper half of float32.
-__device__ static inline Piece<4> load_half(const u16* from, Piece<4>*) {
+__device__ static inline Piece load_half(const u16* from) {
     const uint2 read = *(const uint2*)from;
     return {{__uint_as_float(read.x << 16), __uint_as_float(read.x & 0xffff0000u), __uint_as_float(read.y << 16),
              __uint_as_float(read.y & 0xffff0000u)}};
 }
-__device__ static inline Piece<1> load_half(const u16* from, Piece<1>*) {
-    return {{__uint_as_float((u32)*from << 16)}};
-}
-
-__device__ static inline void store(float* to, const Piece<4>& what) {
+__device__ static inline void store(float* to, const Piece& what) {
     *(float4*)to = make_float4(what.at[0], what.at[1], what.at[2], what.at[3]);
 }
-__device__ static inline void store(float* to, const Piece<1>& what) { *to = what.at[0]; }
+#else
+__device__ static inline Piece load(const float* from) { return {{*from}}; }
+__device__ static inline Piece load_fixed(const float* from) { return {{__ldg(from)}}; }
+__device__ static inline Piece load_half(const u16* from) { return {{__uint_as_float((u32)*from << 16)}}; }
+__device__ static inline void store(float* to, const Piece& what) { *to = what.at[0]; }
+#endif
 
 // Add to what others add to at the same time.
-__device__ static inline void add(float* to, const Piece<4>& what, float times) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ static inline void add(float* to, const Piece& what, float times) {
+#if V == 4 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(times * what.at[0]),
                  "f"(times * what.at[1]), "f"(times * what.at[2]), "f"(times * what.at[3])
                  : "memory");
 #else
-    for (int number = 0; number < 4; number++) atomicAdd(to + number, times * what.at[number]);
+    for (int number = 0; number < V; number++) atomicAdd(to + number, times * what.at[number]);
 #endif
 }
-__device__ static inline void add(float* to, const Piece<1>& what, float times) { atomicAdd(to, times * what.at[0]); }
 
 // The sum of the squares of what a lane holds of a part of a row.
-template <int V>
-__device__ static inline float squares(const Piece<V>* part, u64 first, u64 width) {
+__device__ static inline float squares(const Piece* part, u64 first) {
     float sum = 0;
     EACH_PIECE(first) {
         for (int number = 0; number < V; number++) sum += part[piece].at[number] * part[piece].at[number];
@@ -96,21 +85,19 @@ __device__ static inline float squares(const Piece<V>* part, u64 first, u64 widt
 }
 
 // The length of a row; all lanes have it.
-template <int V>
-__device__ static inline float length_of(const float* row, u64 width) {
+__device__ static inline float length_of(const float* row) {
     float sum = 0;
     EACH_PART(first) {
-        Piece<V> part[PIECES];
-        EACH_PIECE(first) part[piece] = load(row + first + piece * LANES * V, (Piece<V>*)0);
-        sum += squares<V>(part, first, width);
+        Piece part[PIECES];
+        EACH_PIECE(first) part[piece] = load(row + first + piece * LANES * V);
+        sum += squares(part, first);
     }
     return sqrtf(total(sum));
 }
 
 // Rows of a matrix with weights, those at `begin` to `end` of a list, added to a part of a sum in this order. `instead`
 // is a row that is read where the list has no more, with weight 0.
-template <int V>
-__device__ static inline void add_rows(Piece<V>* sum, u64 first, const float* rows, u64 width, const i32* other,
+__device__ static inline void add_rows(Piece* sum, u64 first, const float* rows, const i32* other,
                                        const float* weight, u64 begin, u64 end, u32 instead) {
     for (u64 from = begin; from < end; from += LANES) {
         const u64 mine = from + lane_number();
@@ -118,12 +105,12 @@ __device__ static inline void add_rows(Piece<V>* sum, u64 first, const float* ro
         const float share = mine < end ? weight[mine] : 0.0f;
         const int many = end - from < LANES ? (int)(end - from) : LANES;
         for (int next = 0; next < many; next += AT_ONCE) {
-            Piece<V> read[AT_ONCE][PIECES];
+            Piece read[AT_ONCE][PIECES];
             float by[AT_ONCE];
             _Pragma("unroll") for (int one = 0; one < AT_ONCE; one++) {
-                const u64 at = (u64)__shfl_sync(EVERY_LANE, row, next + one) * (u32)width + first;
+                const u64 at = (u64)__shfl_sync(EVERY_LANE, row, next + one) * WIDTH + first;
                 by[one] = __shfl_sync(EVERY_LANE, share, next + one);
-                EACH_PIECE(first) read[one][piece] = load_fixed(rows + at + piece * LANES * V, (Piece<V>*)0);
+                EACH_PIECE(first) read[one][piece] = load_fixed(rows + at + piece * LANES * V);
             }
             _Pragma("unroll") for (int one = 0; one < AT_ONCE; one++) {
                 EACH_PIECE(first) {

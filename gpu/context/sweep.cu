@@ -31,19 +31,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
-template <int V>
-__device__ static inline void take_row(float* left, float* blend, float* copy, u64 width) {
+__device__ static inline void take_row(float* left, float* blend, float* copy) {
     EACH_PART(first) {
-        Piece<V> taken[PIECES], blended[PIECES];
+        Piece taken[PIECES], blended[PIECES];
         EACH_PIECE(first) {
-            taken[piece] = load(left + first + piece * LANES * V, (Piece<V>*)0);
-            blended[piece] = load(blend + first + piece * LANES * V, (Piece<V>*)0);
+            taken[piece] = load(left + first + piece * LANES * V);
+            blended[piece] = load(blend + first + piece * LANES * V);
         }
         EACH_PIECE(first) {
             const u64 column = first + piece * LANES * V;
             for (int number = 0; number < V; number++) blended[piece].at[number] += taken[piece].at[number];
             store(blend + column, blended[piece]);
-            store(left + column, Piece<V>());
+            store(left + column, Piece());
             if (copy) store(copy + column, taken[piece]);
         }
     }
@@ -55,19 +54,19 @@ __device__ static inline void take_row(float* left, float* blend, float* copy, u
 //   is_reached: of each row, whether it is in that list; not set by `select_rows`.
 //   frontier: (rows_room,) the rows taken.
 //   parts: (parts_room,) what `pass_on` goes along: the number of the row in `frontier`, and above it that of the part.
-//   passed: (rows_room, width) the copy.
+//   passed: (rows_room) the copy.
 extern "C" __global__ void __launch_bounds__(THREADS)
     take(Sweep* sweep, u64 is_first, u64 epsilon_bits, u64 limit, const i32* reached, i32* is_reached, float* residual,
-         float* blended, float* norm, u8* stirred, u64 width, const u64* count, i32* frontier, float* passed,
+         float* blended, float* norm, u8* stirred, const u64* count, i32* frontier, float* passed,
          u64 rows_room, u64* parts, u64 parts_room) {
     const float epsilon = number(epsilon_bits);
     const u64 many = sweep->reached;
     if (is_first && !is_cheap(many, sweep->ahead, limit, rows_room)) return;
     for (u64 which = warp_number(); which < many; which += warp_count()) {
         const u64 row = (u32)reached[which];
-        float* left = residual + row * width;
+        float* left = residual + row * WIDTH;
         if (!is_first) {
-            const float length = width % 4 ? length_of<1>(left, width) : length_of<4>(left, width);
+            const float length = length_of(left);
             if (!lane_number()) {
                 norm[row] = length;
                 is_reached[row] = 0;
@@ -88,25 +87,21 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (u64 part = lane_number(); part < row_parts; part += LANES) {
             if (first_part + part < parts_room) parts[first_part + part] = part << 32 | number_taken;
         }
-        float *blend = blended + row * width, *copy = has_room ? passed + number_taken * width : 0;
-        if (width % 4)
-            take_row<1>(left, blend, copy, width);
-        else
-            take_row<4>(left, blend, copy, width);
+        float *blend = blended + row * WIDTH, *copy = has_room ? passed + number_taken * WIDTH : 0;
+        take_row(left, blend, copy);
     }
 }
 
 // What a row had, added to R of those whose numbers the lanes hold, `many` of them.
-template <int V>
-__device__ static inline void pass_row(const float* copy, float* residual, u64 width, u32 whom, float share, int many) {
+__device__ static inline void pass_row(const float* copy, float* residual, u32 whom, float share, int many) {
     EACH_PART(first) {
-        Piece<V> taken[PIECES];
-        EACH_PIECE(first) taken[piece] = load_fixed(copy + first + piece * LANES * V, (Piece<V>*)0);
+        Piece taken[PIECES];
+        EACH_PIECE(first) taken[piece] = load_fixed(copy + first + piece * LANES * V);
         for (int one = 0; one < many; one++) {
             const u64 row = __shfl_sync(EVERY_LANE, whom, one);
             const float by = __shfl_sync(EVERY_LANE, share, one);
             if (by == 0) continue;
-            EACH_PIECE(first) add(residual + row * width + first + piece * LANES * V, taken[piece], by);
+            EACH_PIECE(first) add(residual + row * WIDTH + first + piece * LANES * V, taken[piece], by);
         }
     }
 }
@@ -114,7 +109,7 @@ __device__ static inline void pass_row(const float* copy, float* residual, u64 w
 // R += (1 - a) A S, where S is what was taken; each row hears itself with weight 1, before its other edges.
 //   sweep: of what was taken; the next one in memory gets what is reached.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    pass_on(Sweep* sweep, u64 limit, i32* reached, i32* is_reached, float* residual, u64 width, const u64* start,
+    pass_on(Sweep* sweep, u64 limit, i32* reached, i32* is_reached, float* residual, const u64* start,
             const u64* count, const i32* other, const float* weight, const float* scale, u64 alpha_bits,
             const i32* frontier, const float* passed, u64 rows_room, const u64* parts) {
     const u64 taken = sweep->taken, many = (u32)taken;
@@ -139,11 +134,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             const bool is_new = is_heard && !is_reached[whom] && !atomicExch(is_reached + whom, 1);
             append(is_new, (i32)whom, reached, &sweep[1].reached);
             const int lanes = end - from < LANES ? (int)(end - from) : LANES;
-            const float* copy = passed + number_taken * width;
-            if (width % 4)
-                pass_row<1>(copy, residual, width, whom, share, lanes);
-            else
-                pass_row<4>(copy, residual, width, whom, share, lanes);
+            const float* copy = passed + number_taken * WIDTH;
+            pass_row(copy, residual, whom, share, lanes);
         }
     }
 }
