@@ -1,4 +1,4 @@
-"""Whom a message is for: `python -m benchmarks.context_route [--device cuda] [--agents N] [--json OUT]`.
+"""Whom a message is for: `python -m benchmarks.context_route [--device cuda] [--agents N] [--rounds N] [--json OUT]`.
 
 The 16 best of many agents, by what they know themselves and by what has reached them, for messages that come together;
 beside torch, which multiplies, masks and sorts, and Faiss where it is installed. Each call has messages of its own and
@@ -33,7 +33,7 @@ NEEDS = 8  # capabilities, of which a message needs one and an agent has half
 CENTRES = 64  # of agents that know much the same
 LOAD_WEIGHT = 0.1
 PUT_AT_ONCE = 1 << 16
-ROUNDS, ROUND_S, MOST_CALLS = 3, 0.1, 20  # a round ends when either is reached
+ROUND_S, MOST_CALLS = 0.1, 10  # a round ends when either is reached
 CHECKED = 8  # messages of each shape, against float64
 ERROR = 1e-5  # of a score of unit vectors, in float32
 TORCH, FAISS = "torch", "faiss"
@@ -201,11 +201,13 @@ def faiss_alone(crowd: Crowd, shape: Shape) -> Search | None:
     return search
 
 
-def measure(crowd: Crowd, shape: Shape, searches: dict[str, Search], device: Device) -> dict[str, list[dict[str, Any]]]:
+def measure(
+    crowd: Crowd, shape: Shape, searches: dict[str, Search], device: Device, rounds: int
+) -> dict[str, list[dict[str, Any]]]:
     """Samples by contestant, who take turns."""
     wrong = _wrong(crowd, shape, searches[NAME])
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in searches}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for name, search in searches.items():
             figures = _timed(crowd, shape, search, device)
             found[name].append(record.sample(wrong if name == NAME and not number else 0, **figures))
@@ -259,7 +261,7 @@ def _wrong(crowd: Crowd, shape: Shape, search: Search) -> int:
     return int(off.any(1).sum())
 
 
-def run(device: Device, agents: int) -> tuple[record.Samples, dict[str, str]]:
+def run(device: Device, agents: int, rounds: int) -> tuple[record.Samples, dict[str, str]]:
     """Samples by shape and contestant, and who did not run."""
     samples: record.Samples = {}
     skipped: dict[str, str] = {}
@@ -276,7 +278,7 @@ def run(device: Device, agents: int) -> tuple[record.Samples, dict[str, str]]:
                 skipped[FAISS] = "faiss is not installed"
             else:
                 searches[FAISS] = peer
-        samples[shape.name] = measure(crowd, shape, searches, device)
+        samples[shape.name] = measure(crowd, shape, searches, device, rounds)
     return samples, skipped
 
 
@@ -301,12 +303,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.context_route", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default cpu)")
     parser.add_argument("--agents", type=int, default=1_000_000, help="how many (default 1,000,000)")
+    parser.add_argument("--rounds", type=int, default=3, help="in which all take turns (default 3)")
     parser.add_argument("--json", type=Path, help="write the result record to this file")
     options = parser.parse_args()
     opened = open_device("cuda:0" if options.device == "cuda" else "cpu", len(os.sched_getaffinity(0)))
     opened.open()
     with opened.stream():
-        samples, skipped = run(opened, options.agents)
+        samples, skipped = run(opened, options.agents, options.rounds)
     described = {shape.name: asdict(shape) | {"title": shape.title, "agents": options.agents} for shape in shapes()}
     result = record.record(
         "context_route",

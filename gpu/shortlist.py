@@ -161,7 +161,7 @@ def _in_groups(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], ob
 
 
 def _suits_groups(tasks: Tasks, agents: Agents) -> bool:
-    return agents.vectors.is_cuda and len(tasks.vectors) <= MOST_TASKS and len(agents.vectors) >= LEAST_AGENTS
+    return agents.vectors.is_cuda and 0 < len(tasks.vectors) <= MOST_TASKS and len(agents.vectors) >= LEAST_AGENTS
 
 
 def _in_tiles(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], object], tile_bytes: int | None) -> Tensor:
@@ -232,8 +232,9 @@ def _add(scores: Tensor, needs: Tensor, bits: Tensor, summands: Tensor) -> None:
     if not len(bits):
         scores += summands[0]
         return
-    needed = ((needs[:, None] >> bits) & 1).float()
-    needed = torch.cat([needed, torch.ones_like(needed[:, :1])], 1)
+    # The last is for what is always added. Rows begin where vector loads of a GPU can.
+    needed = torch.ones((len(needs), -(-len(summands) // 4) * 4), device=scores.device)[:, : len(summands)]
+    needed[:, :-1] = (needs[:, None] >> bits) & 1
     with products(needed):
         scores.addmm_(needed, summands)
 
