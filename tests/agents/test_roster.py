@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from aikoryu.agents.allowance import Allowance
 from aikoryu.agents.announcements import Announced, Kind, Part, cut, decode, encode
 from aikoryu.agents.announcer import Announcer
 from aikoryu.agents.listing import Entry, Listing
@@ -272,15 +271,6 @@ def test_announcements_too_large_or_for_too_long_are_none() -> None:
     part.names = ["a" * 100] * 3000
     with pytest.raises(BadFrame, match=r"an announcement of 3\d+ bytes: tell 262144 at once"):
         decode(encode(part))
-
-
-def test_an_allowance_is_so_much_a_second() -> None:
-    allowance = Allowance(4.0)
-    assert [allowance.take(1, 100.0) for _ in range(6)] == [True] * 4 + [False] * 2
-    assert [allowance.take(1, 100.5) for _ in range(3)] == [True] * 2 + [False]
-    assert allowance.take(40, 200.0)  # larger than all that there is: what follows waits
-    assert not allowance.take(1, 209.0)
-    assert allowance.take(1, 209.1)
 
 
 # --- who is found ---------------------------------------------------------------------------------------------------
