@@ -230,7 +230,7 @@ class Context(Words):
 
     def _epoch(self, given: int | None) -> dict[str, Any]:
         least = self._graph.written if given is None else given
-        return {"min_epoch": np.uint64(least)} if least else {}
+        return {"min_epoch": np.array(least, np.uint64)} if least else {}
 
     def _epochs(self, given: int | None, count: int) -> dict[str, Any]:
         return {name: np.full(count, epoch) for name, epoch in self._epoch(given).items()}

@@ -67,7 +67,7 @@ class Graph:
     def __init__(self, client: Client, name: str, writer: int) -> None:
         check_name(name)
         self.name = name
-        self.writer = np.uint64(writer)
+        self.writer = np.array(writer, np.uint64)  # an array, which a row takes as it is
         self.written = 0
         self._client = client
         self._loop = asyncio.get_running_loop()

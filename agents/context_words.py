@@ -52,7 +52,7 @@ class Words:
             version: at least 1; of two words the greater counts. By default the time, so that the later does.
             timeout_s: how long to wait, s.
         """
-        (number,) = self._words(1, version)
+        number = self._word(version)
         row = {"agent": agent, "vector": vector_of(vector, 1), "version": number, "writer": self._graph.writer}
         if ttl_s is not None:
             row["ttl_ms"] = _milliseconds(ttl_s)
@@ -119,8 +119,8 @@ class Words:
             ttl_s: after so long the link ends, s; by default it stays.
             timeout_s: how long to wait, s.
         """
-        (number,) = self._words(1)
-        row = {"source": source, "target": target, "weight": np.float32(weight)}
+        number = self._word()
+        row = {"source": source, "target": target, "weight": np.array(weight, np.float32)}
         row |= {"version": number, "writer": self._graph.writer}
         if ttl_s is not None:
             row["ttl_ms"] = _milliseconds(ttl_s)
@@ -163,11 +163,15 @@ class Words:
         self._graph.remember(int(answer["epoch"].max()))
         return AllLinked(answer["epoch"], answer["applied"])
 
-    def _words(self, count: int, version: int | None = None) -> Array:
-        """The versions of so many words, the first as given."""
+    def _word(self, version: int | None = None) -> Array:
+        """The version of one word, (), as given if it is."""
         if version is not None and not 1 <= version < 2**64:
             raise BadParameter(f"version is {version}: use 1 to 2**64 - 1")
-        first = self._graph.versions(count, version)
+        return np.array(self._graph.versions(1, version), np.uint64)
+
+    def _words(self, count: int) -> Array:
+        """The versions of so many words, (count,)."""
+        first = self._graph.versions(count)
         return np.arange(first, first + count, dtype=np.uint64)
 
     def _making(self, vectors: Array) -> Spec:
@@ -183,7 +187,7 @@ def vector_of(given: ArrayLike, axes: int) -> Array:
     """
     try:
         array = np.asarray(given)
-        if array.dtype != np.float16 and array.dtype.name != "bfloat16":
+        if array.dtype not in (np.float32, np.float16) and array.dtype.name != "bfloat16":
             array = array.astype(np.float32, copy=False)
     except (TypeError, ValueError) as error:
         raise BadColumn(f"a context makes no array of numbers: {error}") from None
