@@ -53,7 +53,12 @@ class Words:
             timeout_s: how long to wait, s.
         """
         number = self._word(version)
-        row = {"agent": agent, "vector": vector_of(vector, 1), "version": number, "writer": self._graph.writer}
+        row: dict[str, Any] = {
+            "agent": agent,
+            "vector": vector_of(vector, 1),
+            "version": number,
+            "writer": self._graph.writer,
+        }
         if ttl_s is not None:
             row["ttl_ms"] = _milliseconds(ttl_s)
         if capabilities:
@@ -120,7 +125,7 @@ class Words:
             timeout_s: how long to wait, s.
         """
         number = self._word()
-        row = {"source": source, "target": target, "weight": np.array(weight, np.float32)}
+        row: dict[str, Any] = {"source": source, "target": target, "weight": np.array(weight, np.float32)}
         row |= {"version": number, "writer": self._graph.writer}
         if ttl_s is not None:
             row["ttl_ms"] = _milliseconds(ttl_s)
