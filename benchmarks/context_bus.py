@@ -64,8 +64,8 @@ def _goal(figure: str, title: str, goal: float | None, aim: float | None = None,
 
 GOALS = (
     _goal("device", f"updates/s with p99 ≤ {P99_MS:g} ms, put to told", None),
-    _goal("over_cpu", "the same ÷ on the CPU", 2, 5),
-    _goal("over_alone", "the same ÷ a window for each update", 20),
+    _goal("over_cpu", "the same ÷ on the CPU, there at any p99 if it never keeps that", 2, 5),
+    _goal("over_alone", "the same ÷ a window for each update, likewise", 20),
     _goal("recovery_s", "recovery from a snapshot, with the process's start, s", 20, None, "lower"),
     _goal("gap_s", "hand-over under load: longest time without an update, s", 2, None, "lower"),
 )
@@ -112,15 +112,15 @@ async def measure(device: str, size: Size) -> dict[str, Any]:
     rates = {kind: _sustained(steps) for kind, steps in found["steps"].items()}
     found["values"] = {
         **rates,
-        "over_cpu": _over(rates["device"], rates["cpu"]),
-        "over_alone": _over(rates["device"], rates["alone"]),
+        "over_cpu": _over(rates["device"], found["steps"]["cpu"]),
+        "over_alone": _over(rates["device"], found["steps"]["alone"]),
         **found["large"],
     }
     return found
 
 
-def _over(mine: float, theirs: float) -> float | None:
-    return round(mine / theirs, 2) if theirs else None
+def _over(mine: float, theirs: Sequence[dict[str, Any]]) -> float:
+    return round(mine / (_sustained(theirs) or max(step["updates_per_s"] for step in theirs)), 2)
 
 
 def _sustained(steps: Sequence[dict[str, Any]]) -> float:
@@ -270,10 +270,10 @@ async def _put_all(
             await anext(changes)  # what holds now
             while (asked := time.perf_counter()) < end:
                 turn += 1
+                telling = asyncio.ensure_future(anext(changes))  # it waits before anything has moved
                 epoch = (await context.put(agent, vectors[turn % len(vectors)])).epoch
-                async for change in changes:
-                    if change.epoch >= epoch:
-                        break
+                while (await telling).epoch < epoch:
+                    telling = asyncio.ensure_future(anext(changes))
                 if begin <= asked:
                     found["told"].append(time.perf_counter() - asked)
 
