@@ -171,7 +171,7 @@ def _in_tiles(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], obj
     m, place = len(tasks.vectors), agents.vectors.device
     bits = tasks.bits if tasks.bits is not None else _places(tasks.needs)
     dots = Dots.of(tasks.vectors, agents.vectors)
-    height, width = _tile(tasks, agents, dots, tile_bytes or TILE_BYTES[place.type])
+    height, width = _tile(tasks, agents, len(bits), dots, tile_bytes or TILE_BYTES[place.type])
     scores, room = torch.empty(height * width, device=place), dots.room(agents.vectors, width)
     found = torch.full((m, k), _NONE, dtype=torch.int64, device=place)
     for left in range(0, len(agents.vectors), width):
@@ -198,10 +198,10 @@ def _places(needs: Tensor) -> Tensor:
     return ((needs[:, None] >> torch.arange(64, device=needs.device)) & 1).any(0).nonzero().flatten()
 
 
-def _tile(tasks: Tasks, agents: Agents, dots: Dots, tile_bytes: int) -> tuple[int, int]:
+def _tile(tasks: Tasks, agents: Agents, bits: int, dots: Dots, tile_bytes: int) -> tuple[int, int]:
     """Tasks and agents of a tile: all agents if there is room for them beside `LEAST_TASKS`."""
     m, n = len(tasks.vectors), max(1, len(agents.vectors))
-    copy_bytes = dots.vector_bytes(agents.vectors)
+    copy_bytes = dots.vector_bytes(agents.vectors) + 24 * bits  # what `_prepared` takes on the way
     most = tile_bytes // (min(m, LEAST_TASKS) * dots.score_bytes + copy_bytes) // GROUP * GROUP
     width = min(-(-n // GROUP) * GROUP, max(most, GROUP))
     return max(1, min(m, (tile_bytes - width * copy_bytes) // (width * dots.score_bytes))), width
