@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aikoryu.gpu.context.notify import due
-from aikoryu.gpu.context.propagate import NO_LIMIT, PUSH_COST, full_step, push, settle
+from aikoryu.gpu.context.propagate import NO_LIMIT, PUSH_COST, Settled, full_step, push, settle
 from aikoryu.gpu.device import Device, open_device
 from benchmarks import context_floor, goals, record
 from benchmarks.context_graphs import DEGREE, Windows, copied, drawn
@@ -47,17 +47,19 @@ class Repeats:
     Attributes:
         rounds: of the sweep over all rows and of the floor, in turns.
         least_s: length of one, s.
-        windows: of each size.
+        windows: of each size, the first of which warms up.
+        most_s: after which no further window of a size is begun, s.
         pushes: for their cost.
     """
 
     rounds: int
     least_s: float
     windows: int
+    most_s: float
     pushes: int
 
 
-DEVICE_REPEATS, CPU_REPEATS = Repeats(5, 0.2, 40, 5), Repeats(2, 0.0, 4, 2)
+DEVICE_REPEATS, CPU_REPEATS = Repeats(5, 0.2, 41, 10.0, 5), Repeats(2, 0.0, 5, 5.0, 2)
 
 
 def _goals(kind: str) -> list[Goal]:
@@ -98,6 +100,7 @@ class Measured:
         self._device = device
         self._repeats = repeats
         self._windows = Windows(graph.slots.used, device.place)
+        self._now_ms = 1
 
     def full(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
         """Rounds of sweeps over all rows, and of the fastest floor, whose name comes last."""
@@ -113,8 +116,12 @@ class Measured:
 
     def window(self, rows: int) -> dict[str, Any]:
         """Medians over fresh windows: the puts, then propagation and who is told, ms; what one of them did."""
-        put_ms, rest_ms, done, told = [], [], [], []
-        for number in range(self._repeats.windows + 1):
+        put_ms: list[float] = []
+        rest_ms: list[float] = []
+        done: list[Settled] = []
+        told: list[int] = []
+        start = time.perf_counter()
+        while len(done) < self._repeats.windows and (not done or time.perf_counter() - start < self._repeats.most_s):
             window = self._windows.next(rows)
             self._device.synchronize()
             begin = time.perf_counter()
@@ -122,21 +129,25 @@ class Measured:
             self._device.synchronize()
             middle = time.perf_counter()
             settled = settle(self.graph, EPSILON)
-            notices = due(self.graph, number)
+            notices = due(self.graph, self._now_ms)
             self._device.synchronize()
-            if number:  # the first one warms up
-                put_ms.append(1e3 * (middle - begin))
-                rest_ms.append(1e3 * (time.perf_counter() - middle))
-                done.append(settled)
-                told.append(len(notices.agents))
-        middles = {name: statistics.median(one[place] for one in done) for place, name in enumerate(done[0]._fields)}
-        ordered = sorted(rest_ms)
+            self._now_ms += 1
+            put_ms.append(1e3 * (middle - begin))
+            rest_ms.append(1e3 * (time.perf_counter() - middle))
+            done.append(settled)
+            told.append(len(notices.agents))
+        warm = slice(len(done) > 1, None)
+        middles = {
+            name: statistics.median(one[place] for one in done[warm]) for place, name in enumerate(Settled._fields)
+        }
+        ordered = sorted(rest_ms[warm])
         return record.sample(
             wrong=sum(one.residual > EPSILON for one in done),
             p50_ms=round(statistics.median(ordered), 4),
             p99_ms=round(record.quantile(ordered, 0.99), 4),
-            put_ms=round(statistics.median(put_ms), 4),
-            told=statistics.median(told),
+            put_ms=round(statistics.median(put_ms[warm]), 4),
+            windows=len(ordered),
+            told=statistics.median(told[warm]),
             **{name: middles[name] for name in ("pushes", "fulls", "edges")},
         )
 

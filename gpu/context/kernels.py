@@ -119,7 +119,7 @@ class ContextKernels:
         over = bits(epsilon, below=True)
         room = self._room = self._room.grown(len(table), hearers.total, table.own.shape[1])
         sweeps = torch.zeros(SWEEP * (most + 1), dtype=torch.int64, device=table.norm.device)
-        numbers = [np.uint64(sweeps.data_ptr() + 8 * SWEEP * number) for number in range(most + 1)]
+        at = sweeps.data_ptr()
         reached, frontier = (room.reached, room.is_reached), (room.frontier, room.passed, room.rows)
         taking = words(
             *(over, limit, *reached, table.residual, table.blended, table.norm, table.stirred, hearers.count),
@@ -132,14 +132,14 @@ class ContextKernels:
         self._run(
             "select_rows", min(-(-used // WARP), WARPS), table.norm, used, over, hearers.count, room.reached, sweeps
         )
-        self._launch("take", WARPS, (numbers[0], np.uint64(1), *taking))
+        self._launch("take", WARPS, (np.uint64(at), np.uint64(1), *taking))
         begin = 0
         while True:
             end = min(begin + SWEEPS[begin > 0], most)
             for number in range(begin, end):
-                self._launch("pass_on", WARPS, (numbers[number], *passing))
-                self._launch("take", WARPS, (numbers[number + 1], np.uint64(0), *taking))
-            self._launch("longest", min(-(-used // WARP), WARPS), (*words(table.norm, used), numbers[end]))
+                self._launch("pass_on", WARPS, (np.uint64(at + number * SWEEP * 8), *passing))
+                self._launch("take", WARPS, (np.uint64(at + (number + 1) * SWEEP * 8), np.uint64(0), *taking))
+            self._launch("longest", min(-(-used // WARP), WARPS), words(table.norm, used, at + end * SWEEP * 8))
             found = sweeps[: SWEEP * (end + 1)].view(-1, SWEEP).tolist()
             pushes = next(number for number, one in enumerate(found) if not one[RAN])
             if pushes < end or end == most or not found[end][TAKEN]:
