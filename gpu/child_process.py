@@ -35,10 +35,10 @@ class ChildProcess:
         pid: its number.
     """
 
-    def __init__(self, process: Process, kind: str, end_within_s: float) -> None:
+    def __init__(self, process: Process, name: str, end_within_s: float) -> None:
         self.pid = process.pid
         self._process = process
-        self._kind = kind
+        self._name = name
         self._end_within_s = end_within_s
 
     @classmethod
@@ -46,7 +46,6 @@ class ChildProcess:
         cls,
         module: str,
         spec: msgspec.Struct,
-        kind: str,
         name: str,
         *,
         start_within_s: float,
@@ -58,7 +57,6 @@ class ChildProcess:
         Args:
             module: of its `main`.
             spec: what it must know.
-            kind: what its log lines call it: "front".
             name: what errors call it: "front 0".
             start_within_s: longest wait until it serves, s.
             end_within_s: longest wait until it has ended, s.
@@ -79,7 +77,7 @@ class ChildProcess:
             )
         except OSError as error:
             raise RuntimeError(f"{name} cannot be started: {error}") from error
-        started = cls(process, kind, end_within_s)
+        started = cls(process, name, end_within_s)
         assert process.stdin is not None, "it is a pipe"
         assert process.stdout is not None, "it is a pipe"
         process.stdin.write(msgspec.json.encode(spec) + b"\n")
@@ -108,7 +106,7 @@ class ChildProcess:
             async with asyncio.timeout(self._end_within_s):
                 await self._process.wait()
         except TimeoutError:
-            _log.error(f"{self._kind} did not end", pid=self.pid)
+            _log.error("process did not end", process=self._name, pid=self.pid)
         finally:
             await self.kill()
         return await self._process.wait()

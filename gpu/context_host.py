@@ -116,7 +116,6 @@ class ContextHost:
         return await ChildProcess.start(
             MODULE,
             KeeperSpec(self._settings, device, worker, tries_device),
-            "context keeper",
             f"the context keeper on {device}",
             start_within_s=TRY_TIMEOUT_S if tries_device else START_TIMEOUT_S,
             end_within_s=self._settings.worker.drain_s + STOP_SLACK_S,

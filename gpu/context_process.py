@@ -10,7 +10,7 @@ import asyncio
 import os
 import sys
 from dataclasses import replace
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import structlog
 import uvloop
@@ -70,7 +70,8 @@ async def _serve(parent: Parent[KeeperSpec]) -> int:
 
 async def _unless_failed(task: asyncio.Task[T], keepers: Keepers) -> T:
     """What a task comes to; if the device is lost first, this process ends."""
-    await asyncio.wait({task, keepers.failed}, return_when=asyncio.FIRST_COMPLETED)
+    either: tuple[asyncio.Future[Any], ...] = (task, keepers.failed)
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if keepers.failed.done() and (error := keepers.failed.exception()) is not None:
         _end_at_once(error)
     return await task

@@ -135,7 +135,6 @@ class Fleet:
         self._processes[number] = await ChildProcess.start(
             "aikoryu.gpu.front_process",
             self._specs[number],
-            "front",
             f"front {number}",
             start_within_s=FRONT_TIMEOUT_S,
             end_within_s=self._drain_s + STOP_SLACK_S,

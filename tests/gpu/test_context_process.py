@@ -101,9 +101,7 @@ async def start(spec: KeeperSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     async with AsyncExitStack() as stack:
 
         async def started(given: KeeperSpec = spec) -> ChildProcess:
-            process = await ChildProcess.start(
-                MODULE, given, "keeper", "the keeper", start_within_s=WAIT_S, end_within_s=WAIT_S
-            )
+            process = await ChildProcess.start(MODULE, given, "the keeper", start_within_s=WAIT_S, end_within_s=WAIT_S)
             stack.push_async_callback(process.kill)
             return process
 
