@@ -268,7 +268,7 @@ class GraphKeeper:
         """What the device's thread is to do next."""
         windows = list(self._logged)
         self._logged.clear()
-        counts = {**self._counts, "watchers": len(self._watchers), "log_last": self.epoch}
+        counts = {**self._counts, "watchers": len(self._watchers), "log_last": self.epoch, "device": self._device}
         look = self._watchers.look(now, bool(windows))
         asks_forget = now >= self._forget_at
         if asks_forget:
