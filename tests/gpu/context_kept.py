@@ -18,9 +18,9 @@ from aikoryu.bus.columns import Array, Values, pack, unpack, widen_bf16
 from aikoryu.bus.connection import NatsConnection
 from aikoryu.bus.frames import decode_reply, encode
 from aikoryu.bus.jetstream import JetStream
-from aikoryu.bus.log_entry import Entry, Kind
+from aikoryu.bus.log_entry import Entry, Kind, decode
 from aikoryu.bus.options import ConnectOptions
-from aikoryu.bus.partition_log import PartitionLog
+from aikoryu.bus.partition_log import LOG
 from aikoryu.bus.server import EmbeddedServer
 from aikoryu.bus.subjects import Subjects
 from aikoryu.bus.transport import Message
@@ -106,9 +106,16 @@ class Kept:
 
     async def log(self, graph: str = "team") -> list[Entry]:
         """All that a graph's log has."""
+        subjects = Subjects()
+        stream, subject = subjects.stream(LOG), f"{subjects.kept(LOG)}.context.{graph}"
+        found: list[Entry] = []
         async with JetStream(await self.connect()) as jetstream:
-            log = await PartitionLog.open(jetstream, Subjects(), f"context.{graph}")
-            return [entry async for entry in log.replay(0)]
+            while True:
+                at = found[-1].sequence + 1 if found else 1
+                more = [decode(stored) async for stored in jetstream.scan(stream, subject, at)]
+                if not more:
+                    return found
+                found += more
 
     async def changes(self, graph: str = "team") -> list[Entry]:
         """The windows of a graph's log."""

@@ -54,7 +54,7 @@ async def test_what_is_said_is_read(kept: Kept, team: Context, keepers: Keepers)
     links = {(f"a{n}", f"a{(n * 7 + 1) % 20}"): 0.5 + n / 10 for n in range(20) if n != (n * 7 + 1) % 20}
     put = await team.put_many(list(own), np.array(list(own.values())), capabilities=np.arange(20), load=np.ones(20))
     assert put.applied.all()
-    linked = await team.link_many(*zip(*links, strict=True), list(links.values()))
+    linked = await team.link_many([source for source, _ in links], [t for _, t in links], list(links.values()))
     assert linked.applied.all()
     await check(team, own | {"ada": np.ones(D)}, links)
     seen = await team.get("a3", what="own")
