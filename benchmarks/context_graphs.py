@@ -42,15 +42,21 @@ class Window(NamedTuple):
 
 
 class Windows:
-    """Seeded windows, one after the other; later ones hold against earlier ones."""
+    """Seeded windows, one after the other; later ones hold against earlier ones.
 
-    def __init__(self, agents: int, place: torch.device) -> None:
+    Args:
+        agents: of the graph.
+        place: its device.
+        version: of all that has been said before, at the most.
+    """
+
+    def __init__(self, agents: int, place: torch.device, version: int = 1) -> None:
         import torch
 
         self._agents = agents
         self._place = place
         self._draw = torch.Generator(place).manual_seed(agents)
-        self._version = 1
+        self._version = version
 
     def next(self, rows: int) -> Window:
         """A window of so many agents."""

@@ -36,6 +36,7 @@ SIZES = (1, 16, 256, 4096)
 ALPHA, EPSILON = 0.3, 1e-3
 THRESHOLD = 0.02  # all are told who moved by more
 ROUNDING = 1e-4
+LATER = 1 << 40  # than any version of what is said to a graph on a GPU
 CALIBRATED = 16  # one agent in so many says something where the cost of a push is measured
 FLOOR, CPU = "only gathered", "torch on all cores"
 
@@ -93,13 +94,14 @@ class Measured:
         graph: settled; it goes on from window to window.
         device: its own, on whose current stream everything runs.
         repeats: how often.
+        version: of all that has been said to it, at the most.
     """
 
-    def __init__(self, graph: ContextGraph, device: Device, repeats: Repeats) -> None:
+    def __init__(self, graph: ContextGraph, device: Device, repeats: Repeats, version: int = 1) -> None:
         self.graph = graph
         self._device = device
         self._repeats = repeats
-        self._windows = Windows(graph.slots.used, device.place)
+        self._windows = Windows(graph.slots.used, device.place, version)
         self._now_ms = 1
 
     def full(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
@@ -235,11 +237,10 @@ class Run:
 
         cpu = Device("cpu", self._device.threads)
         mine.graph.edges.heard.compact()  # which the CPU's sweep over all rows would begin with
-        peer = Measured(copied(mine.graph, cpu.place), cpu, CPU_REPEATS)
+        peer = Measured(copied(mine.graph, cpu.place), cpu, CPU_REPEATS, 2 * LATER)
         self._lap(f"{kind} copied to the CPU")
         # The same window on both: neither is further than the bound from what is sought.
-        window = Windows(self._agents, self._device.place).next(256)
-        window = window._replace(stamps=torch.full_like(window.stamps, 1 << 40))
+        window = Windows(self._agents, self._device.place, LATER).next(256)
         for graph, said in ((mine.graph, window), (peer.graph, window.to(cpu.place))):
             said.put(graph)
             settle(graph, EPSILON)

@@ -147,6 +147,31 @@ def test_the_order_of_warps_does_not_matter(device: Device) -> None:
     assert_alike(found, expected)
 
 
+def test_warps_that_meet_lose_nothing(device: Device) -> None:
+    """Of many that pass on to the same rows at once."""
+    if not device.is_cuda:
+        pytest.skip("its warps run one after another")
+    case = Case.random(10, n=20_000, d=384, degree=8)
+    case.own /= np.linalg.norm(case.own, axis=1, keepdims=True)
+    found, expected = pair(case, device)
+    draw = torch.Generator(device.place).manual_seed(1)
+    for version in range(2, 12):
+        agents = torch.randperm(20_000, generator=draw, device=device.place)[:500]
+        vectors = torch.randn(500, 384, generator=draw, device=device.place) / 384**0.5
+        stamps = torch.full_like(agents, version)
+        for graph in (found, expected):
+            graph.put(agents, vectors, stamps, stamps)
+            assert settle(graph, 1e-3, ALWAYS_PUSH if version % 2 else None).residual <= 1e-3
+    used = found.slots.used
+    residual, norm = found.table.residual[:used].clone(), found.table.norm[:used].clone()
+    apart = torch.linalg.vector_norm(found.table.blended[:used] - expected.table.blended[:used], dim=1)
+    assert float(apart.max()) <= 2e-3 / 0.3 + 1e-4
+    found.kernels = None
+    found.refresh()
+    torch.testing.assert_close(residual, found.table.residual[:used], atol=1e-5, rtol=0)
+    torch.testing.assert_close(norm, found.table.norm[:used], atol=1e-4, rtol=0)
+
+
 def line(length: int, device: Device) -> tuple[ContextGraph, ContextGraph]:
     """Each hears the one before: a sweep reaches one more."""
     case = Case.random(1, n=length, d=4)
