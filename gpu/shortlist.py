@@ -200,7 +200,7 @@ def _places(needs: Tensor) -> Tensor:
 
 def _tile(tasks: Tasks, agents: Agents, bits: int, dots: Dots, tile_bytes: int) -> tuple[int, int]:
     """Tasks and agents of a tile: all agents if there is room for them beside `LEAST_TASKS`."""
-    m, n = len(tasks.vectors), max(1, len(agents.vectors))
+    m, n = max(1, len(tasks.vectors)), max(1, len(agents.vectors))
     copy_bytes = dots.vector_bytes(agents.vectors) + 24 * bits  # what `_prepared` takes on the way
     most = tile_bytes // (min(m, LEAST_TASKS) * dots.score_bytes + copy_bytes) // GROUP * GROUP
     width = min(-(-n // GROUP) * GROUP, max(most, GROUP))

@@ -108,3 +108,11 @@ def test_a_graph_without_agents_knows_nobody(device: Device) -> None:
     found = route(graph, torch.ones((2, D), device=device.place), needs, 3, 0.0, "own", nothing)
     assert found.agents.shape == (2, 3)
     assert bool((found.scores == -torch.inf).all())
+
+
+def test_nothing_asked_is_answered_with_nothing(device: Device) -> None:
+    place, graph = device.place, ContextGraph(D, 0.3, device.place)
+    one = torch.ones(1, dtype=torch.int64, device=place)
+    graph.put(one, torch.ones((1, D), device=place), one, one)
+    found = route(graph, torch.ones((0, D), device=place), one[:0], 3, 0.0, "blended", nothing)
+    assert found.agents.shape == found.scores.shape == (0, 3)
