@@ -144,7 +144,7 @@ async def _bus() -> AsyncIterator[Settings]:
 @asynccontextmanager
 async def _keeper(settings: Settings, device: str, name: str = "keeper") -> AsyncIterator[ChildProcess]:
     spec = KeeperSpec(settings, device, name)
-    process = await ChildProcess.start(MODULE, spec, name, name, start_within_s=START_S, end_within_s=START_S)
+    process = await ChildProcess.start(MODULE, spec, name, start_within_s=START_S, end_within_s=START_S)
     try:
         yield process
     finally:
