@@ -18,6 +18,7 @@ AT_ONCE = (2, 4, 8)
 """Rows that are on their way to a warp at the same time: whichever is fastest is the floor."""
 
 THREADS = 256
+ROUNDING = 1e-2
 
 # A warp a row, 16 bytes a lane and load; of each sum one number is written, so that nothing is left out.
 _SOURCE = f"""
@@ -90,6 +91,19 @@ def gathered(graph: ContextGraph, at_once: int) -> Tensor:
     words = (z.data_ptr(), used, *(pointer.data_ptr() for pointer in pointers))
     _kernel(at_once)((-(-used * 32 // THREADS),), (THREADS,), tuple(map(np.uint64, words)))
     return sums
+
+
+def misread(graph: ContextGraph) -> int:
+    """Of the floors on a GPU, rows whose sum is not what torch says."""
+    import torch
+
+    used, heard = graph.slots.used, graph.edges.heard
+    if not graph.table.norm.is_cuda:
+        return 0
+    rows = graph.table.blended[:used].sum(1)
+    owner, position = heard.entries(torch.arange(used, device=rows.device))
+    expected = rows.index_add(0, owner, rows[heard.other[position].long()])
+    return sum(int(((gathered(graph, each) - expected).abs() > ROUNDING).sum()) for each in AT_ONCE)
 
 
 def _summed(graph: ContextGraph) -> None:

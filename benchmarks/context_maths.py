@@ -114,6 +114,7 @@ class Measured:
         for _ in range(self._repeats.rounds):
             mine.append(self._round(lambda: full_step(self.graph)))
             theirs.append(self._round(floor))
+        theirs[0]["mismatches"] += context_floor.misread(self.graph)
         return mine, theirs, name
 
     def window(self, rows: int) -> dict[str, Any]:
