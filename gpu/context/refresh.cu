@@ -18,7 +18,7 @@ __device__ static inline void refresh_row(u64 row, bool is_long, const u16* own,
             const Piece blend = load_fixed(here + column);
             for (int number = 0; number < V; number++)
                 heard[piece].at[number] = mixed * heard[piece].at[number] + alpha * known.at[number] - blend.at[number];
-            store(residual + row * WIDTH + column, heard[piece]);
+            store_once(residual + row * WIDTH + column, heard[piece]);
         }
         sum += squares(heard, first);
     }

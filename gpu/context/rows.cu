@@ -48,20 +48,24 @@ __device__ static inline Piece unpacked(const float4& four) { return {{four.x, f
 __device__ static inline Piece load(const float* from) { return unpacked(*(const float4*)from); }
 // Of what no thread of the launch writes.
 __device__ static inline Piece load_fixed(const float* from) { return unpacked(__ldg((const float4*)from)); }
-// bf16 is the upper half of float32.
+// bf16 is the upper half of float32. What is read or written once leaves the cache to rows that others hear, too.
 __device__ static inline Piece load_half(const u16* from) {
-    const uint2 read = *(const uint2*)from;
+    const uint2 read = __ldcs((const uint2*)from);
     return {{__uint_as_float(read.x << 16), __uint_as_float(read.x & 0xffff0000u), __uint_as_float(read.y << 16),
              __uint_as_float(read.y & 0xffff0000u)}};
 }
 __device__ static inline void store(float* to, const Piece& what) {
     *(float4*)to = make_float4(what.at[0], what.at[1], what.at[2], what.at[3]);
 }
+__device__ static inline void store_once(float* to, const Piece& what) {
+    __stcs((float4*)to, make_float4(what.at[0], what.at[1], what.at[2], what.at[3]));
+}
 #else
 __device__ static inline Piece load(const float* from) { return {{*from}}; }
 __device__ static inline Piece load_fixed(const float* from) { return {{__ldg(from)}}; }
-__device__ static inline Piece load_half(const u16* from) { return {{__uint_as_float((u32)*from << 16)}}; }
+__device__ static inline Piece load_half(const u16* from) { return {{__uint_as_float((u32)__ldcs(from) << 16)}}; }
 __device__ static inline void store(float* to, const Piece& what) { *to = what.at[0]; }
+__device__ static inline void store_once(float* to, const Piece& what) { __stcs(to, what.at[0]); }
 #endif
 
 // Add to what others add to at the same time.

@@ -38,6 +38,8 @@ static float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 static Dim blockIdx, threadIdx, blockDim, gridDim;
 
 template <class T> static T __ldg(const T* from) { return *from; }
+template <class T> static T __ldcs(const T* from) { return *from; }
+template <class T> static void __stcs(T* to, T what) { *to = what; }
 static int __popc(unsigned bits) { return __builtin_popcount(bits); }
 static int __ffs(int bits) { return __builtin_ffs(bits); }
 static float __uint_as_float(unsigned bits) { float number; memcpy(&number, &bits, 4); return number; }
