@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import structlog
 
+from ..device import DeviceLost
 from .source import LONG, LONG_PART, PART, THREADS, kernel_names, source
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from .edges import Edges
 
 Launch = Callable[[str, int, Sequence[np.uint64]], None]
-"""Enqueues a kernel on the current stream: its name, how many warps it is given, and arguments of 64 bits each."""
+"""Enqueues a kernel on the current stream: its name, how many warps it is given, and arguments of 64 bits each.
+
+It raises `DeviceLost` where the driver refuses.
+"""
 
 WARP = 32
 WARPS = (
@@ -263,6 +267,9 @@ def _compiled(dimension: int) -> Launch | None:
         return None
 
     def launch(name: str, warps: int, arguments: Sequence[np.uint64]) -> None:
-        functions[name]((-(-warps * WARP // THREADS),), (THREADS,), tuple(arguments))
+        try:
+            functions[name]((-(-warps * WARP // THREADS),), (THREADS,), tuple(arguments))
+        except RuntimeError as error:  # CuPy's own: the driver refuses, most often for what ran before
+            raise DeviceLost(f"{name} cannot be launched: {error}") from error
 
     return launch

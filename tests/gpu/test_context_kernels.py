@@ -25,7 +25,7 @@ from aikoryu.gpu.context.notify import due  # noqa: E402
 from aikoryu.gpu.context.propagate import settle  # noqa: E402
 from aikoryu.gpu.context.source import LONG, PART, THREADS, kernel_names  # noqa: E402
 from aikoryu.gpu.cuda import CudaDevice  # noqa: E402
-from aikoryu.gpu.device import Device  # noqa: E402
+from aikoryu.gpu.device import Device, DeviceLost  # noqa: E402
 
 from . import host_warps  # noqa: E402
 
@@ -304,6 +304,19 @@ def test_a_launch_has_a_thread_for_every_lane(fresh: pytest.MonkeyPatch) -> None
     launch("measure", 9, words(1, None, -1))
     assert cupy.launched == [("measure", (2,), (THREADS,), (1, 0, (1 << 64) - 1))]
     assert all(isinstance(word, np.uint64) for word in cupy.launched[0][3])
+
+
+def test_a_launch_that_the_driver_refuses_ends_the_device(fresh: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    cupy = Cupy()
+    fresh.setattr(cupy, "get_function", lambda name: refuse)
+    fresh.setitem(sys.modules, "cupy", cupy)
+    launch = kernels_module._compiled(384)
+    assert launch is not None
+    with pytest.raises(DeviceLost, match="measure cannot be launched: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        launch("measure", 1, ())
 
 
 def test_without_a_compiler_torch_does_it(fresh: pytest.MonkeyPatch) -> None:
