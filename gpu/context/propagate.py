@@ -11,10 +11,10 @@ from .kernels import Pushed
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What an edge costs that is pushed, in such of a sweep over all rows, by kind of device; `benchmarks.context_maths` says
-# what it is. On two cores, n = 1e5 and d = 384, it is sorted, and its row of R read and written: 0.16 µs for each beyond
-# those that reach every row, and 0.07 in a sweep over all. On a GPU its row of R is read, written, and read again for
-# its length, where a sweep over all reads a row of Z: counted, not measured.
+# What an edge costs that is pushed, in such of a sweep over all rows, by kind of device; `benchmarks.context_maths`
+# measures it. On two cores, n = 1e5 and d = 384, it is sorted, and its row of R read and written: 0.16 µs for each
+# beyond those that reach every row, and 0.07 in a sweep over all. On a GPU its row of R is read, written, and read
+# again for its length, where a sweep over all reads a row of Z: counted, not measured.
 PUSH_COST = {"cpu": 2.2, "cuda": 3.0}
 MOST_PUSHES = 256  # of a call; sweeps of all rows then, each of which takes off a part of at least alpha
 NO_LIMIT = 1 << 62  # edges
