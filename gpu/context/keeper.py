@@ -158,6 +158,10 @@ class GraphKeeper:
         """Whether it takes no more, or will soon not."""
         return self._is_leaving
 
+    async def release(self) -> None:
+        """Let others have the graph at once, whatever is under way here: the log takes no more of this keeper's."""
+        await self._lease.release()
+
     @property
     def epoch(self) -> int:
         """Of the last entry of the log."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -19,7 +18,7 @@ import structlog
 
 from ...bus.client import Client
 from ...bus.columns import pack_array
-from ...bus.discovery import Discovery
+from ...bus.discovery import KEEPERS, Discovery
 from ...bus.errors import BadParameter, BusError, Busy, Moved, NotWritten
 from ...bus.frames import row_error
 from ...bus.jetstream import JetStream, Refused
@@ -31,7 +30,7 @@ from ...bus.snapshots import Snapshots
 from ...bus.subjects import Subjects
 from ...bus.transport import Message, Subscription, Transport
 from ...config import VERSION, Settings
-from ..device import Device, DeviceLost, OutOfMemory, open_device
+from ..device import Device, DeviceLost, OutOfMemory, open_device, threads_of
 from .calls import MOST_DIMENSIONS, OF_ANY_KEEPER, SYSTEM, Asked, is_graph
 from .keeper import GraphKeeper
 from .recovery import Recovery, SnapshotTaker
@@ -39,11 +38,11 @@ from .rests import Rests
 from .state import GraphState
 from .words import Links, Puts, Spec, Words, encode
 
-SERVICE = "aikoryu-context"
-"""What discovery calls a process that keeps graphs."""
 ALPHA, EPSILON = 0.3, 1e-3  # of a graph whose maker does not say
 AFTER_DEATH_S = 0.1  # within which keepers try to take a graph whose lease ended, not all at once
 AGAIN_S = 0.5  # before callers ask again for a graph that could not be opened
+LET_GO_S = 1.0  # of the graphs' leases, when the device is lost
+LEAST_DRAIN_S = 1.0  # to let go of graphs in order, even if nothing is to be waited for
 YIELD_S = 30.0  # for an owner to answer all that it has taken
 MOVE_SHARE = 0.5  # of the time for a stop, for others to take the graphs; what is left is for those that nobody took
 
@@ -72,8 +71,7 @@ class Keepers:
         self._settings = settings
         self._worker = worker
         self._transport = transport
-        threads = settings.cpu.threads or max(1, len(os.sched_getaffinity(0)) - 1)
-        self._device: Device = open_device(device, threads)
+        self._device: Device = open_device(device, threads_of(settings.cpu))
         # One thread uses the graphs, the other makes those that are being opened, which may take seconds. Each claims
         # the device for itself: torch keeps which one it is, and that nothing is differentiated, by thread.
         self._serving = ThreadPoolExecutor(1, "aikoryu-context")
@@ -85,7 +83,7 @@ class Keepers:
         self._service.on_cancel = self._on_cancel
         self._client = Client(transport, self._subjects, timeout_s=bus.timeout_s, frame_bytes=bus.frame_bytes)
         self._discovery = Discovery(
-            transport, self._service, worker, VERSION, self._details, service_name=SERVICE, description="Keeps contexts"
+            transport, self._service, worker, VERSION, self._details, service_name=KEEPERS, description="Keeps contexts"
         )
         self._jetstream = JetStream(transport)
         self._pipeline = Pipeline(transport)
@@ -98,6 +96,7 @@ class Keepers:
         self._taking: set[str] = set()
         self._deaths: Subscription | None = None
         self._is_stopping = False
+        self._is_failing = False
 
     async def start(self) -> None:
         """Listen; graphs are opened when they are asked for.
@@ -130,7 +129,7 @@ class Keepers:
         self._is_stopping = True
         drained = True
         try:
-            async with asyncio.timeout(self._settings.worker.drain_s):
+            async with asyncio.timeout(max(self._settings.worker.drain_s, LEAST_DRAIN_S)):
                 await self._service.leave()
                 await _cancelled(self._opens)
                 await asyncio.gather(*map(self._hand_over, list(self.graphs.values())))
@@ -389,7 +388,10 @@ class Keepers:
 
     def _with_device(self, thread: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:
         if thread not in self._claimed:
-            self._device.open()
+            try:
+                self._device.open()
+            except Exception as error:  # whatever it is, another device may do better
+                raise DeviceLost(f"{self._device.name} cannot be used: {error}") from error
             self._claimed.add(thread)
         return work()
 
@@ -402,6 +404,18 @@ class Keepers:
                 self._fail(DeviceLost(str(explained)))
 
     def _fail(self, error: DeviceLost) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            self._start(self._let_go(error), self._tasks)
+
+    async def _let_go(self, error: DeviceLost) -> None:
+        """Let others have the graphs at once, and then say that this process must end.
+
+        Nobody writes to a log that another has claimed, whatever this process still does.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LET_GO_S):
+                await asyncio.gather(*(keeper.release() for keeper in self.graphs.values()))
         if not self.failed.done():
             self.failed.set_exception(error)
 
