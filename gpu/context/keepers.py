@@ -208,7 +208,7 @@ class Keepers:
                 if not keeper.is_leaving:
                     return keeper
                 await keeper.ended.wait()
-            if self._is_stopping:
+            if self._is_stopping or self._is_failing:
                 raise _stops()
             if rest_s := self._rests.left_s(name, monotonic()):
                 raise Moved(f"graph {name} failed here just now: ask again", rest_s)
@@ -230,7 +230,7 @@ class Keepers:
             Whether it is this process's now; another may have been quicker.
         """
         async with self._turn(name):
-            if name in self.graphs or self._is_stopping:
+            if name in self.graphs or self._is_stopping or self._is_failing:
                 return False
             recovery = await self._recovery(name)
             await recovery.start()
@@ -313,7 +313,7 @@ class Keepers:
 
     def _on_lease(self, message: Message) -> None:
         """A lease of a graph has changed: one that ended without another holder is taken."""
-        if message.data or self._is_stopping or self.failed.done():
+        if message.data or self._is_stopping or self._is_failing:
             return
         name = message.subject.rpartition(".")[2]
         self._ownerless.add(name)
