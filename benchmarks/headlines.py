@@ -57,8 +57,26 @@ PACKETS = {
     "replay_drift": ("replay at 1 ×: error of the time between two, p99, ms",),
 }
 """The same of the section of packets."""
+CONTEXT = {
+    "context-maths-cuda": (
+        "clustered: 256 puts, propagated and decided, ms",
+        "clustered: 256 puts, torch on all cores ÷ ours",
+        "uniform: 256 puts, torch on all cores ÷ ours",
+    ),
+    "context-route-cuda": (
+        "64 messages, own contexts, bf16: ms",
+        "64 messages, own contexts, bf16: torch's time ÷ ours",
+    ),
+    "context-bus-cuda": (
+        "updates/s with p99 ≤ 20 ms, put to told",
+        "the same ÷ on the CPU, there at any p99 if it never keeps that",
+        "recovery from a snapshot, with the process's start, s",
+    ),
+}
+"""The same of the section of contexts, which shows whatever falls short, too."""
 ABSENT = "Not measured yet: `python -m benchmarks.figures` measures."
 ABSENT_PACKETS = "Not measured yet: see `python -m benchmarks.packets --help`."
+ABSENT_CONTEXT = "Not measured yet: see `python -m benchmarks.context_maths --help`."
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
@@ -79,6 +97,30 @@ def packets(records: Mapping[str, Mapping[str, Any]]) -> str:
     """README's part about packets: a few figures and the plots."""
     pictures = [f"![{title}](benchmarks/results/{name})" for name, title in packets_plot.there(records).items()]
     return "\n\n".join([chosen(records, PACKETS) or ABSENT_PACKETS, *pictures])
+
+
+def context(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """README's part about contexts: a few figures, and every one that falls short."""
+    titles = {
+        name: [
+            one["title"]
+            for one in records[name]["figures"]
+            if one["title"] in wanted or one["verdict"] not in (goals.AIM, goals.GOAL, None)
+        ]
+        for name, wanted in CONTEXT.items()
+        if name in records
+    }
+    shown = chosen(records, titles)
+    if not shown:
+        return ABSENT_CONTEXT
+    told = [_GRAPHS.format(**record) for name, record in records.items() if name == "context-maths-cuda"]
+    return "\n\n".join([shown, *told])
+
+
+_GRAPHS = (
+    "Graphs of {agents:,} agents that hear {degree} others each: *uniform*, any others; *clustered*, most of them near "
+    "ones. Puts that come together are passed on until no more than ε of them is left anywhere."
+)
 
 
 def chosen(records: Mapping[str, Mapping[str, Any]], titles: Mapping[str, Iterable[str]]) -> str:

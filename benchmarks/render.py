@@ -16,6 +16,8 @@ from typing import Any
 from benchmarks import (
     assign_table,
     break_even,
+    context_figures,
+    context_plot,
     device_plot,
     faults_table,
     headlines,
@@ -32,6 +34,7 @@ README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "figures.md"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 PACKETS_BEGIN, PACKETS_END = "<!-- packets -->", "<!-- /packets -->"
+CONTEXT_BEGIN, CONTEXT_END = "<!-- context -->", "<!-- /context -->"
 NAMES = ("bus", "embed", "memory", "break_even", "agents", "coordination")
 PLOT = "figures.png"
 ABSENT = "Not measured yet; `python -m benchmarks.figures` measures, and writes this section."
@@ -50,11 +53,12 @@ def section(
     kpi: dict[str, Any] | None = None,
     failing: Results | None = None,
     packets: Results | None = None,
+    context: Results | None = None,
 ) -> str:
     """The section of docs/figures.md: each figure with a goal, and on what it was measured."""
     parts = [_section(results) if results else "" if on_gpu else ABSENT, render_device.section(on_gpu)]
     parts += [kpi_table.section(kpi) if kpi else "", packets_table.section(packets or {})]
-    parts += [faults_table.section(failing or {})]
+    parts += [context_figures.section(context or {}), faults_table.section(failing or {})]
     return "\n\n".join(filter(None, parts))
 
 
@@ -76,11 +80,13 @@ def page(
     failing: Results | None = None,
     packets: Results | None = None,
     assign: dict[str, Any] | None = None,
+    context: Results | None = None,
 ) -> str:
     """The results' own page: all figures, the break-even batches, and every contestant in every shape."""
     parts = [*_parts(results), *render_device.page(on_gpu), *(kpi_table.page(kpi) if kpi else ())]
     parts += [*(assign_table.page(assign) if assign else ()), *faults_table.page(failing or {})]
-    return "\n\n".join([*parts, *packets_table.page(packets or {})]) + "\n"
+    parts += [*packets_table.page(packets or {}), *context_figures.page(context or {})]
+    return "\n\n".join(parts) + "\n"
 
 
 def _parts(results: Results) -> list[str]:
@@ -197,13 +203,14 @@ def main() -> None:
 
     results, on_gpu, kpi = load(RESULTS), render_device.load(RESULTS), kpi_table.load(RESULTS)
     failing, packets, assign = faults_table.load(RESULTS), packets_table.load(RESULTS), assign_table.load(RESULTS)
-    records = headlines.load(RESULTS)
+    context, records = context_figures.load(RESULTS), headlines.load(RESULTS)
     readme = with_section(README.read_text(), headlines.section(records))
-    figures = section(results, on_gpu, kpi, failing, packets).replace("(benchmarks/", "(../benchmarks/")
+    readme = with_section(readme, headlines.packets(records), PACKETS_BEGIN, PACKETS_END)
+    figures = section(results, on_gpu, kpi, failing, packets, context).replace("(benchmarks/", "(../benchmarks/")
     texts = {
-        README: with_section(readme, headlines.packets(records), PACKETS_BEGIN, PACKETS_END),
+        README: with_section(readme, headlines.context(records), CONTEXT_BEGIN, CONTEXT_END),
         PAGE: with_section(PAGE.read_text(), figures),
-        RESULTS / "README.md": page(results, on_gpu, kpi, failing, packets, assign),
+        RESULTS / "README.md": page(results, on_gpu, kpi, failing, packets, assign, context),
     }
     if options.check:
         sys.exit("".join(_difference(path, text) for path, text in texts.items()) or 0)
@@ -217,6 +224,7 @@ def main() -> None:
         if "timeline" in result:
             faults_table.draw(result, RESULTS / f"{name}.svg")
     packets_plot.draw(packets, RESULTS)
+    context_plot.draw(context, RESULTS)
     for name, result in on_gpu.items():
         device_plot.draw(name, result, RESULTS / f"{name}-cuda.svg")
 
