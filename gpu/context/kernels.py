@@ -58,8 +58,9 @@ class Pushed(NamedTuple):
 class ContextKernels:
     """What the kernels do to the rows of one graph.
 
-    They add up with atomic instructions where several rows reach one, in any order: the same calls give the same sums
-    but for rounding.
+    A warp adds up what its row hears, in the order of its edges: an H100 adds one float32 a clock and slice of its cache
+    where several warps add to one row, a tenth of what it reads. Only rows that hear more than LONG others are added to
+    by several, in any order.
 
     Args:
         table, edges: of the graph.
@@ -124,14 +125,19 @@ class ContextKernels:
         room = self._room = self._room.grown(len(table), hearers.total, table.own.shape[1])
         sweeps = torch.zeros(SWEEP * (most + 1), dtype=torch.int64, device=table.norm.device)
         at = sweeps.data_ptr()
-        reached, frontier = (room.reached, room.is_reached), (room.frontier, room.passed, room.rows)
+        reached, heard = (room.reached, room.is_reached), edges.heard
         taking = words(
             *(over, limit, *reached, table.residual, table.blended, table.norm, table.stirred, hearers.count),
-            *(*frontier, room.parts, len(room.parts)),
+            *(room.frontier, room.place, room.passed, room.rows, room.parts, len(room.parts)),
         )
         passing = words(
             *(limit, *reached, table.residual, hearers.start, hearers.count, hearers.other),
-            *(hearers.columns["weight"], edges.scale, self._alpha, *frontier, room.parts),
+            *(hearers.columns["weight"], heard.count, edges.scale, self._alpha),
+            *(room.frontier, room.passed, room.rows, room.parts),
+        )
+        pulling = words(
+            *(room.reached, table.residual, table.norm, heard.start, heard.count, heard.other),
+            *(heard.columns["weight"], edges.scale, self._alpha, room.frontier, room.place, room.passed),
         )
         self._run(
             "select_rows", min(-(-used // WARP), WARPS), table.norm, used, over, hearers.count, room.reached, sweeps
@@ -141,7 +147,9 @@ class ContextKernels:
         while True:
             end = min(begin + SWEEPS[begin > 0], most)
             for number in range(begin, end):
-                self._launch("pass_on", WARPS, (np.uint64(at + number * SWEEP * 8), *passing))
+                here = np.uint64(at + number * SWEEP * 8)
+                self._launch("pass_on", WARPS, (here, *passing))
+                self._launch("pull", WARPS, (here, *pulling))
                 self._launch("take", WARPS, (np.uint64(at + (number + 1) * SWEEP * 8), np.uint64(0), *taking))
             self._launch("longest", min(-(-used // WARP), WARPS), words(table.norm, used, at + end * SWEEP * 8))
             found = sweeps[: SWEEP * (end + 1)].view(-1, SWEEP).tolist()
@@ -188,6 +196,7 @@ class _Room(NamedTuple):
         reached: (slots,) int32, rows whose R has changed.
         is_reached: (slots,) int32, which those are; all 0 between calls.
         frontier: (rows,) int32, rows that are passed on.
+        place: (slots,) int32, where each of those is among them.
         passed: (rows, d) float32, what they have.
         parts: int64, their parts.
     """
@@ -195,6 +204,7 @@ class _Room(NamedTuple):
     reached: Tensor
     is_reached: Tensor
     frontier: Tensor
+    place: Tensor
     passed: Tensor
     parts: Tensor
 
@@ -207,6 +217,7 @@ class _Room(NamedTuple):
             reached=torch.empty(slots, dtype=torch.int32, device=place),
             is_reached=torch.zeros(slots, dtype=torch.int32, device=place),
             frontier=torch.empty(rows, dtype=torch.int32, device=place),
+            place=torch.zeros(slots, dtype=torch.int32, device=place),
             passed=torch.empty((rows, dimension), dtype=torch.float32, device=place),
             parts=torch.empty(rows + edges // PART, dtype=torch.int64, device=place),
         )

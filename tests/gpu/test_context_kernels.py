@@ -48,6 +48,7 @@ from .test_context_propagate import (  # noqa: E402, F401
     test_a_small_change_is_pushed_and_a_large_one_is_not,
     test_as_near_as_promised,
     test_less_than_float32_allows_ends_all_the_same,
+    test_the_same_calls_give_the_same_bits,
 )
 
 BY_COST = 2.0
