@@ -17,7 +17,7 @@ WINDOWS, BUS = "context-maths-cuda", ("context-bus-cuda", "context-bus")
 KINDS = ("uniform", "clustered")
 CPU = "torch on all cores"
 GOAL_PUTS, LIMIT_MS = 256, 20.0
-WIDTH, LEFT, PANEL, GAP, TOP, DEEP = 900, 66, 294, 132, 122, 240
+WIDTH, LEFT, PANEL, GAP, TOP, DEEP = 900, 64, 288, 132, 122, 240
 FEW_DECADES = 2.8
 GRID, THEIRS, SINGLE = "#e3e6e9", "#b3554d", "#c08a2b"
 
