@@ -93,6 +93,7 @@ def bound_groups(
     TILE_AGENTS: tl.constexpr,  # noqa: N803
     TILE_TASKS: tl.constexpr,  # noqa: N803
     STEP: tl.constexpr,  # noqa: N803
+    SHORTEST: tl.constexpr,  # noqa: N803
 ) -> None:
     """What no score in a group of agents is above, for each task; -inf where none of the group can do it.
 
@@ -106,6 +107,7 @@ def bound_groups(
         bounds: (tasks, groups) float32, rows `bounds_stride` apart; written.
         longest: square of the greatest length.
         largest_load: burdens beyond it do not count.
+        SHORTEST: scores are divided by the agent's length, or by this if it is shorter; 0 if they are not.
     """
     blocks = tl.cdiv(tasks, TILE_TASKS)
     # Programs that follow one another read the same agents, which then come from the cache.
@@ -134,7 +136,12 @@ def bound_groups(
             scores = tl.dot(low, high_task, scores)
 
     relative, absolute = tl.load(slack + 2 * safe_row), tl.load(slack + 2 * safe_row + 1)
-    upper = scores + (tl.sqrt(squares)[:, None] * relative[None, :] + absolute[None, :])
+    length = tl.sqrt(squares)
+    if SHORTEST > 0:
+        length = tl.maximum(length, SHORTEST)
+    upper = scores + (length[:, None] * relative[None, :] + absolute[None, :])
+    if SHORTEST > 0:
+        upper *= (1.0 / length)[:, None]
     upper += _bias(burden, room, safe_agent, squares, longest, largest_load)[:, None]
     need = tl.load(needs + safe_row)[None, :]
     able = (tl.load(capabilities + safe_agent)[:, None] & need) == need
@@ -167,6 +174,7 @@ def score_groups(
     largest_load: tl.tensor,
     GROUP: tl.constexpr,  # noqa: N803
     STEP: tl.constexpr,  # noqa: N803
+    SHORTEST: tl.constexpr,  # noqa: N803
 ) -> None:
     """The scores of all agents of some groups, in float32; -inf for those who cannot do the task.
 
@@ -174,7 +182,7 @@ def score_groups(
         queries: (tasks, width), rows `query_stride` apart.
         needs: (tasks,) int64.
         groups: (tasks, listed) int64, which groups.
-        vectors, burden, room, capabilities, longest, largest_load: as of `bound_groups`.
+        vectors, burden, room, capabilities, longest, largest_load, SHORTEST: as of `bound_groups`.
         keys: (tasks, listed, GROUP) int64, written: scores and agents as `shortlist` sorts them.
     """
     pair = tl.program_id(0)
@@ -191,11 +199,15 @@ def score_groups(
         vector = vector.to(tl.float32)
         products += vector * query[None, :]
         squares += vector * vector
-    length = tl.sum(squares, 1)
-    score = tl.sum(products, 1) + _bias(burden, room, safe, length, longest, largest_load)
+    squared = tl.sum(squares, 1)
+    score = tl.sum(products, 1)
+    if SHORTEST > 0:
+        # Rounded as elsewhere: of one direction, lengths that differ by powers of 2 give the same score.
+        score = tl.div_rn(score, tl.maximum(tl.sqrt_rn(squared), SHORTEST))
+    score += _bias(burden, room, safe, squared, longest, largest_load)
     need = tl.load(needs + row)
     able = (tl.load(capabilities + safe) & need) == need
-    able = able & (agent < agents) & (length <= longest)
+    able = able & (agent < agents) & (squared <= longest)
     score = tl.where(able, score, float("-inf"))
     bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)  # 0 also of -0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)

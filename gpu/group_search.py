@@ -65,6 +65,8 @@ class GroupSearch:
         capabilities: (n,) int64.
         longest: vectors beyond this length are no candidates.
         largest_load: nor are agents of greater burdens.
+        shortest: scores are divided by the length of the agent's vector, or by this if it is shorter; 0 if they are
+            dot products.
     """
 
     vectors: Tensor
@@ -73,6 +75,7 @@ class GroupSearch:
     capabilities: Tensor
     longest: float
     largest_load: float
+    shortest: float = 0.0
 
     def height(self, k: int) -> int:
         """Tasks that there is memory for at once."""
@@ -111,8 +114,10 @@ class GroupSearch:
         found = torch.full((m, blocks * GROUP), -torch.inf, device=vectors.device)
         # Two bf16 parts of a vector leave out 2^-16 of it, and as much is the product of two second parts. Sums of d
         # products in float32, here and in `keys`, each rounded or cut off at every step and in any order, are together
-        # within (d + 64) 2^-22 of the sum of all sizes.
-        share = (d + 64) * 2.0**-22 + (2.0**-15 if vector_parts == 2 else 0.0)
+        # within (d + 64) 2^-22 of the sum of all sizes. So are the lengths that scores are divided by, here and there,
+        # and what comes of it: roots halve what sums of squares are off.
+        sums = (d + 64) * 2.0**-22
+        share = (2 * sums if self.shortest else sums) + (2.0**-15 if vector_parts == 2 else 0.0)
         tile_tasks = next((most for most in COMPILED_TASKS if m <= most), COMPILED_TASKS[-1])
         programs = -(-n // TILE_AGENTS) * -(-m // tile_tasks)
         with _launching(vectors) as kernels:
@@ -130,6 +135,7 @@ class GroupSearch:
                 TILE_AGENTS=TILE_AGENTS,
                 TILE_TASKS=tile_tasks,
                 STEP=128 // vectors.itemsize,
+                SHORTEST=self.shortest,
                 num_warps=4,
                 num_stages=4 if vectors.itemsize == 4 else 3,
             )
@@ -148,6 +154,7 @@ class GroupSearch:
                 *(n, groups.shape[1], d, queries.stride(0), vectors.stride(0), self.longest**2, self.largest_load),
                 GROUP=GROUP,
                 STEP=64,
+                SHORTEST=self.shortest,
                 num_warps=4,
             )
         return found

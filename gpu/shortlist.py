@@ -25,6 +25,7 @@ MOST_TASKS = 256
 LEAST_AGENTS = 1 << 14
 
 LONGEST = 2.0**48  # vectors; so a score is below 2^97 in size
+SHORTEST = 2.0**-40  # of those that are scaled to length 1; squares of what is shorter are lost in float32
 LARGEST_LOAD = 2.0**97  # with its weight
 LACKING = 2.0**100  # taken off a score for every capability that an agent lacks
 IMPOSSIBLE = -(2.0**99)
@@ -55,12 +56,14 @@ class Agents:
         capacity: (n,) int64 or bool, how many tasks each can take.
         capabilities: (n,) int64, a bit for each; not looked at where no task needs any.
         burden: (n,) float32, the load in units of similarity.
+        cosine: vectors count as if they had length 1; the shorter one is than `SHORTEST`, the less, and zeros not.
     """
 
     vectors: Tensor
     capacity: Tensor
     capabilities: Tensor
     burden: Tensor
+    cosine: bool = False
 
 
 class Shortlist(NamedTuple):
@@ -80,8 +83,9 @@ def shortlist(
 ) -> Shortlist:
     """The agents of the greatest utility: the dot product of the vectors less the burden, but for float32's rounding.
 
-    Left out are agents without room, those that lack a capability the task needs, and those whose vector or load is not
-    finite or beyond `LONGEST` and `LARGEST_LOAD`.
+    It is that of vectors as they are, or of the agents' scaled to length 1; the tasks' are not scaled here. Left out
+    are agents without room, those that lack a capability the task needs, and those whose vector or load is not finite
+    or beyond `LONGEST` and `LARGEST_LOAD`.
 
     Args:
         tasks: m of them.
@@ -109,13 +113,14 @@ def shortlist(
     return Shortlist(torch.where(listed, LOW_WORD - (found & LOW_WORD), 0), torch.where(listed, utilities, -torch.inf))
 
 
-def prepare(vectors: Tensor) -> None:
+def prepare(vectors: Tensor, cosine: bool) -> None:
     """Compile what searches agents of vectors like these for a few float32 tasks, where that is compiled.
 
     That takes seconds the first time on a machine, which the first search would take else.
 
     Args:
         vectors: (n, d), n at least 1.
+        cosine: as of `Agents`.
     """
     import torch
 
@@ -123,7 +128,8 @@ def prepare(vectors: Tensor) -> None:
         return
     some = vectors[:1]
     weight = torch.zeros(1, device=some.device)
-    search = GroupSearch(some, weight, weight == 0, weight.long(), LONGEST, LARGEST_LOAD)
+    agents = Agents(some, weight == 0, weight.long(), weight, cosine)
+    search = _group_search(agents)
     for tasks in COMPILED_TASKS:
         queries = torch.zeros((tasks, some.shape[1]), device=some.device)
         with suppress(NoKernels):
@@ -148,8 +154,7 @@ def _in_groups(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], ob
 
     if not _suits_groups(tasks, agents):
         raise NoKernels
-    room = agents.capacity > 0
-    search = GroupSearch(agents.vectors, agents.burden, room, agents.capabilities, LONGEST, LARGEST_LOAD)
+    search = _group_search(agents)
     queries, needs = tasks.vectors.contiguous(), tasks.needs.contiguous()
     found, height = [], search.height(k)
     for top in range(0, len(queries), height):
@@ -158,6 +163,11 @@ def _in_groups(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], ob
         keys, beyond = search.candidates(queries[rows], needs[rows], k)
         found.append(Candidates(keys.topk(k, 1).values, beyond))
     return found[0] if len(found) == 1 else Candidates(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def _group_search(agents: Agents) -> GroupSearch:
+    room, shortest = agents.capacity > 0, SHORTEST if agents.cosine else 0.0
+    return GroupSearch(agents.vectors, agents.burden, room, agents.capabilities, LONGEST, LARGEST_LOAD, shortest)
 
 
 def _suits_groups(tasks: Tasks, agents: Agents) -> bool:
@@ -176,7 +186,7 @@ def _in_tiles(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], obj
     found = torch.full((m, k), _NONE, dtype=torch.int64, device=place)
     for left in range(0, len(agents.vectors), width):
         columns = slice(left, left + width)
-        vectors, summands = _prepared(agents, columns, dots.ready(agents.vectors[columns], room), bits)
+        vectors, scale, summands = _prepared(agents, columns, dots.ready(agents.vectors[columns], room), bits)
         padded = -(-len(vectors) // GROUP) * GROUP
         for top in range(0, m, height):
             checkpoint()
@@ -186,6 +196,8 @@ def _in_tiles(tasks: Tasks, agents: Agents, k: int, checkpoint: Callable[[], obj
             tile[:, len(vectors) :] = -torch.inf
             within = tile[:, : len(vectors)]
             dots.fill(within, tasks.vectors[rows], vectors)
+            if scale is not None:
+                within *= scale
             _add(within, tasks.needs[rows], bits, summands)
             keys.copy_(torch.cat([keys, _best(tile, left, k)], 1).topk(k, 1).values)
     return found
@@ -207,22 +219,26 @@ def _tile(tasks: Tasks, agents: Agents, bits: int, dots: Dots, tile_bytes: int) 
     return max(1, min(m, (tile_bytes - width * copy_bytes) // (width * dots.score_bytes))), width
 
 
-def _prepared(agents: Agents, columns: slice, vectors: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Some agents' vectors, without those that would spoil scores, and what is added to their scores.
+def _prepared(agents: Agents, columns: slice, vectors: Tensor, bits: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Some agents' vectors, without those that would spoil scores, and what becomes of their scores.
 
     Returns:
-        (c, d) vectors and (b + 1, c) float32: what each capability that is lacked adds, and what is always added.
+        (c, d) vectors; (c,) float32, what scores are multiplied by, if they are; and (b + 1, c) float32, what each
+        capability that is lacked adds, and what is always added.
     """
     import torch
 
-    sound = lengths(vectors) <= LONGEST
+    length = lengths(vectors)
+    sound = length <= LONGEST
     burden = agents.burden[columns]
     able = sound & (burden.abs() <= LARGEST_LOAD) & (agents.capacity[columns] > 0)
     bias = torch.where(able, -burden, -torch.inf)
     lacking = (~(agents.capabilities[columns] >> bits[:, None]) & 1).float().mul_(-LACKING)
     if not bool(sound.all()):
         vectors = torch.where(sound[:, None], vectors, 0)
-    return vectors, torch.cat([lacking, bias[None]])
+        length = torch.where(sound, length, 1)
+    scale = length.clamp(min=SHORTEST).reciprocal() if agents.cosine else None
+    return vectors, scale, torch.cat([lacking, bias[None]])
 
 
 def _add(scores: Tensor, needs: Tensor, bits: Tensor, summands: Tensor) -> None:

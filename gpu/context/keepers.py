@@ -35,6 +35,7 @@ from .calls import MOST_DIMENSIONS, OF_ANY_KEEPER, SYSTEM, Asked, is_graph
 from .keeper import GraphKeeper
 from .recovery import Recovery, SnapshotTaker
 from .rests import Rests
+from .route import prepare
 from .state import GraphState
 from .words import Links, Puts, Spec, Words, encode
 
@@ -236,7 +237,8 @@ class Keepers:
             await recovery.start()
             if recovery.state is None:
                 return False
-            # What was said meanwhile is read before the owner ends, not after.
+            # What was said meanwhile is read before the owner ends, not after, and what takes seconds is done.
+            await self._in_opening_thread(partial(prepare, recovery.state.graph))
             await recovery.follow()
             await self._client.call(f"{SYSTEM}.yield.{name}", {"token": np.uint64(recovery.after)}, timeout_s=YIELD_S)
             lease = await self._leases.try_acquire(_kept(name), ttl_s=self._settings.context.lease_s)
@@ -261,6 +263,7 @@ class Keepers:
             if spec is None:
                 raise BadParameter(f"there is no graph {name} any more: put something, or open it with a dimension")
             state = await self._made(log, spec)
+        await self._in_opening_thread(partial(prepare, state.graph))
         keeper = GraphKeeper(
             name,
             state,

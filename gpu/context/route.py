@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ..shortlist import Agents, Tasks, shortlist
+from ..shortlist import SHORTEST, Agents, Tasks, shortlist
 from ..shortlist import prepare as prepare_search
 from .graph import ContextGraph
 
@@ -37,9 +37,11 @@ def route(
     what: Literal["own", "blended"],
     checkpoint: Callable[[], object],
 ) -> Routes:
-    """The agents of the greatest scores: the dot product of the vectors, less the load.
+    """The agents of the greatest scores: the cosine of the angle between the vectors, less the load.
 
-    Only agents count that have put something and have every capability that is needed.
+    Not the dot product, which a blended context is too short for where those that an agent hears disagree. With a
+    vector of length 0 the cosine is 0. Only agents count that have put something and have every capability that is
+    needed.
 
     Args:
         graph: whose agents.
@@ -58,12 +60,14 @@ def route(
         agents = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
         return Routes(agents, torch.full_like(agents, -torch.inf, dtype=torch.float32))
     vectors = (table.own if what == "own" else table.blended)[:used]
-    candidates = Agents(vectors, table.is_there[:used], table.capabilities[:used], load_weight * table.load[:used])
-    found = shortlist(Tasks(queries, needs), candidates, k, checkpoint, TILE_BYTES)
+    burden = load_weight * table.load[:used]
+    candidates = Agents(vectors, table.is_there[:used], table.capabilities[:used], burden, cosine=True)
+    straight = torch.nn.functional.normalize(queries.float(), dim=1, eps=SHORTEST)
+    found = shortlist(Tasks(straight, needs), candidates, k, checkpoint, TILE_BYTES)
     return Routes(graph.slots.agents[found.agents], found.utilities)
 
 
 def prepare(graph: ContextGraph) -> None:
     """Compile what `route` runs on a GPU, which takes seconds the first time on a machine; elsewhere nothing."""
     for vectors in (graph.table.own, graph.table.blended):
-        prepare_search(vectors)
+        prepare_search(vectors, cosine=True)

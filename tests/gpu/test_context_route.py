@@ -1,8 +1,8 @@
-"""Routes against all scores in float64."""
+"""Routes against all cosines in float64."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,8 +25,21 @@ def nothing() -> None:
     """A checkpoint at which everybody is still there."""
 
 
+def cosines(queries: Any, vectors: Any) -> Any:
+    """(b, n) float64; of zeros 0."""
+    units = [torch.nn.functional.normalize(each.double(), dim=1, eps=1e-30) for each in (queries, vectors)]
+    return units[0] @ units[1].T
+
+
+def drawn(draw: np.random.Generator, count: int, place: Any) -> Any:
+    """(count, D) float32 of very different lengths, every seventh 0."""
+    found = draw.standard_normal((count, D)) * 2.0 ** draw.integers(-20, 20, (count, 1))
+    found[::7] = 0
+    return torch.tensor(found, device=place).float()
+
+
 @pytest.mark.parametrize("what", ["own", "blended"])
-@pytest.mark.parametrize("load_weight", [0.0, 2.0])
+@pytest.mark.parametrize("load_weight", [0.0, 0.5])
 def test_the_best_of_those_who_can(
     device: Device, monkeypatch: pytest.MonkeyPatch, what: Literal["own", "blended"], load_weight: float
 ) -> None:
@@ -36,7 +49,7 @@ def test_the_best_of_those_who_can(
     graph = ContextGraph(D, 0.3, place)
     agents = torch.tensor(draw.permutation(10_000)[:n], device=place)
     ones = torch.ones(n, dtype=torch.int64, device=place)
-    graph.put(agents, torch.tensor(draw.standard_normal((n, D)), device=place).float(), ones, ones)
+    graph.put(agents, drawn(draw, n, place), ones, ones)
     graph.link(agents, agents.roll(1), ones.float(), ones, ones)
     # Those that said nothing themselves, and those that were removed, are no candidates.
     graph.link(agents[:50], agents[:50] + 10_000, ones[:50].float(), ones[:50], ones[:50])
@@ -46,23 +59,23 @@ def test_the_best_of_those_who_can(
     graph.equip(agents, torch.tensor(capabilities, device=place), torch.tensor(load, device=place).float())
     settle(graph, 1e-3)
 
-    queries = torch.tensor(draw.standard_normal((9, D)), device=place).float()
+    queries = drawn(draw, 9, place)
     needs = np.array([0, 1, 2, 3, 7, 0, 8, -(1 << 63), 4])
     found = route(graph, queries, torch.tensor(needs, device=place), 5, load_weight, what, nothing)
 
     table, slots = graph.table, graph.slots.find(agents)
-    vectors = (table.own if what == "own" else table.blended)[slots].double().cpu().numpy()
-    scores = queries.double().cpu().numpy() @ vectors.T - load_weight * load
+    vectors = (table.own if what == "own" else table.blended)[slots]
+    scores = cosines(queries, vectors).cpu().numpy() - load_weight * load
     scores[(capabilities & needs[:, None]) != needs[:, None]] = -np.inf
     scores[:, :100] = -np.inf
     best = np.sort(scores, axis=1)[:, ::-1][:, :5]
-    np.testing.assert_allclose(found.scores.cpu(), best, atol=1e-4)
+    np.testing.assert_allclose(found.scores.cpu(), best, atol=1e-6)
     assert np.isinf(best[6]).all(), "nobody can do that"
     numbers = agents.tolist()
     for row, named in enumerate(found.agents.tolist()):
         if row != 6:
             there = [scores[row, numbers.index(agent)] for agent in named]
-            np.testing.assert_allclose(there, best[row], atol=1e-4)
+            np.testing.assert_allclose(there, best[row], atol=1e-6)
             assert len(set(named)) == 5
 
 
@@ -73,19 +86,19 @@ def test_many_agents_are_searched_exactly(device: Device, what: Literal["own", "
     graph = ContextGraph(D, 0.3, place)
     agents = torch.arange(n, device=place)
     ones = torch.ones_like(agents)
-    graph.put(agents, torch.tensor(draw.standard_normal((n, D)), device=place).float(), ones, ones)
+    graph.put(agents, drawn(draw, n, place), ones, ones)
     gone = agents[::2].contiguous()
     graph.remove(gone, 2 * torch.ones_like(gone), torch.ones_like(gone))
     settle(graph, 1e-3)
     prepare(graph)
-    queries = torch.tensor(draw.standard_normal((b, D)), device=place).float()
+    queries = drawn(draw, b + 1, place)[1:]
     found = route(graph, queries, torch.zeros(b, dtype=torch.int64, device=place), 16, 0.0, what, nothing)
     vectors = (graph.table.own if what == "own" else graph.table.blended)[graph.slots.find(agents)]
-    scores = queries.double() @ vectors.double().T
+    scores = cosines(queries, vectors)
     scores[:, ::2] = -torch.inf
     best = scores.topk(16, 1)
-    torch.testing.assert_close(found.scores.double(), best.values, rtol=0, atol=1e-5)
-    torch.testing.assert_close(scores.gather(1, found.agents), best.values, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.scores.double(), best.values, rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores.gather(1, found.agents), best.values, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("what", ["own", "blended"])
@@ -100,6 +113,29 @@ def test_only_those_who_said_something_are_candidates(device: Device, what: Lite
     found = route(graph, torch.ones((1, D), device=place), 0 * one, 3, 0.0, what, nothing)
     assert found.agents[0, 0].item() == 5
     assert torch.isfinite(found.scores).tolist() == [[True, False, False]]
+
+
+def test_who_says_nothing_is_found_by_what_reaches_it(device: Device) -> None:
+    place, graph = device.place, ContextGraph(D, 0.3, device.place)
+    silent, talker, other = torch.arange(3, device=place)[:, None]
+    one = torch.ones_like(silent)
+    vectors = torch.eye(D, device=place)
+    for agent, vector in (
+        (silent, 0 * vectors[:1]),
+        (talker, vectors[:1]),
+        (other, 5 * vectors[:1] + 9 * vectors[1:2]),
+    ):
+        graph.put(agent, vector, one, one)
+    graph.link(talker, silent, one.float(), one, one)
+    settle(graph, 1e-6)
+    needs = torch.zeros(2, dtype=torch.int64, device=place)
+    queries = torch.stack([3 * vectors[0], 0 * vectors[0]])
+    found = route(graph, queries, needs, 3, 0.0, "blended", nothing)
+    assert found.agents.tolist() == [[0, 1, 2], [0, 1, 2]], "of equals the first"
+    expected = torch.tensor([[1, 1, 5 / 106**0.5], [0, 0, 0]], device=place)
+    torch.testing.assert_close(found.scores, expected, rtol=0, atol=1e-2)  # own contexts are bf16
+    assert found.scores[1].tolist() == [0, 0, 0]
+    assert route(graph, queries, needs, 3, 0.0, "own", nothing).agents[0].tolist() == [1, 2, 0]
 
 
 def test_a_graph_without_agents_knows_nobody(device: Device) -> None:

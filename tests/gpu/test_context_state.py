@@ -151,10 +151,11 @@ def test_what_an_agent_can_is_what_its_last_word_says(pair: Pair) -> None:
     state, query = pair.state, np.ones((3, D), np.float32)
     routed = state.route(query, np.array([0b01, 0b10, 1 << 63], np.uint64), 2, 1.0, "own", nothing)
     assert routed.names == [["a"], [], ["b"]]
-    own = state.read(["a", "b"], "own").vectors.sum(axis=1)
-    np.testing.assert_allclose(routed.scores[[0, 2], 0], own - [0, 9], atol=1e-5)
+    own = state.read(["a", "b"], "own").vectors
+    cosines = own.sum(axis=1) / np.linalg.norm(own, axis=1) / D**0.5
+    np.testing.assert_allclose(routed.scores[[0, 2], 0], cosines - [0, 9], atol=1e-5)
     assert np.isinf(routed.scores[[0, 1, 1, 2], [1, 0, 1, 1]]).all()
-    nearest = state.route(own[:, None] * query[:2], np.zeros(2, np.uint64), 5, 0.0, "blended", nothing)
+    nearest = state.route(own, np.zeros(2, np.uint64), 5, 0.0, "blended", nothing)
     assert [sorted(names) for names in nearest.names] == [["a", "b"]] * 2
     assert nearest.scores.shape == (2, 5)
 

@@ -33,7 +33,10 @@ def scores_of(search: GroupSearch, queries: Any, needs: Any) -> Any:
     """(m, n) of the queries' precision, what the kernels compute."""
     vectors = search.vectors.to(queries.dtype)
     sound = torch.linalg.vector_norm(vectors, dim=1) <= search.longest
-    found = queries @ torch.where(sound[:, None], vectors, 0).T - search.burden
+    found = queries @ torch.where(sound[:, None], vectors, 0).T
+    if search.shortest:
+        found = found / torch.linalg.vector_norm(vectors, dim=1).clamp(min=search.shortest)
+    found = found - search.burden
     able = sound & search.room & (search.burden.abs() <= search.largest_load)
     able = able & ((search.capabilities & needs[:, None]) == needs[:, None])
     return torch.where(able, found, -torch.inf)
@@ -108,14 +111,17 @@ class Crowd:
     def tasks(self, device: Device, dtype: Any = F4) -> Tasks:
         return Tasks(self._tensor(self.queries, device).to(dtype), self._tensor(self.needs, device))
 
-    def agents(self, device: Device, dtype: Any = F4) -> Agents:
+    def agents(self, device: Device, dtype: Any = F4, cosine: bool = False) -> Agents:
         columns = (self.vectors, self.room, self.capabilities, self.burden)
         vectors, room, capabilities, burden = (self._tensor(column, device) for column in columns)
-        return Agents(vectors.to(dtype), room, capabilities, burden)
+        return Agents(vectors.to(dtype), room, capabilities, burden, cosine)
 
     def best(self, tasks: Tasks, agents: Agents, k: int) -> tuple[Array, Array]:
         """Numbers and scores in float64 of the k best, of equals the first; of numbers as they were rounded."""
-        scores = tasks.vectors.double().cpu().numpy() @ agents.vectors.double().cpu().numpy().T - self.burden
+        vectors = agents.vectors.double().cpu().numpy()
+        if agents.cosine:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), shortlist.SHORTEST)
+        scores = tasks.vectors.double().cpu().numpy() @ vectors.T - self.burden
         scores[:, self.room == 0] = -np.inf
         scores[(self.capabilities & self.needs[:, None]) != self.needs[:, None]] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -177,6 +183,57 @@ def test_the_best_whatever_the_numbers(
     # What float32 sums of so many products of about 1 can be off, and are not: about 1e-5.
     np.testing.assert_allclose(utilities[real], scores[real], rtol=0, atol=width * 2.0**-20)
     assert np.mean(chosen[real] == numbers[real]) > 0.99, "others only where scores are equal but for rounding"
+
+
+@pytest.mark.parametrize("groups", [True, False])
+@pytest.mark.parametrize("vector", [F4, F2, BF16])
+@pytest.mark.parametrize(("tasks", "agents", "width", "k"), [(1, 5000, 384, 16), (17, 4097, 33, 40)])
+def test_the_nearest_by_cosine_whatever_their_lengths(
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    vector: Any,
+    tasks: int,
+    agents: int,
+    width: int,
+    k: int,
+    groups: bool,
+) -> None:
+    monkeypatch.setattr(shortlist, "_suits_groups", lambda tasks, agents: groups)
+    monkeypatch.setattr(group_search, "MOST_BOUNDS", 1)
+    crowd = Crowd.spread(tasks, agents, width, seed=agents)
+    crowd.burden *= 0.01
+    crowd.queries /= np.linalg.norm(crowd.queries, axis=1, keepdims=True)
+    sizes = 2.0 ** np.random.default_rng(1).integers(*((-5, 5) if vector == F2 else (-70, 40)), (agents, 1))
+    crowd.vectors *= sizes.astype("f4")
+    crowd.vectors[::9] = 0
+    with device.stream():
+        asked, candidates = crowd.tasks(device), crowd.agents(device, vector, cosine=True)
+        found = shortlist.shortlist(asked, candidates, k, nothing, 1 << 20)
+        numbers, scores = crowd.best(asked, candidates, k)
+        chosen, utilities = found.agents.cpu().numpy(), found.utilities.cpu().numpy()
+    real = np.isfinite(scores)
+    assert np.array_equal(np.isfinite(utilities), real)
+    np.testing.assert_allclose(utilities[real], scores[real], rtol=0, atol=1e-6)
+    assert np.mean(chosen[real] == numbers[real]) > 0.99, "others only where scores are equal but for rounding"
+
+
+@pytest.mark.parametrize("groups", [True, False])
+def test_of_those_in_one_direction_the_first_are_nearest(
+    device: Device, monkeypatch: pytest.MonkeyPatch, groups: bool
+) -> None:
+    monkeypatch.setattr(shortlist, "_suits_groups", lambda tasks, agents: groups)
+    crowd = Crowd.whole(3, 40 * GROUP, 16, seed=4)
+    crowd.queries[:], crowd.vectors[:] = 0, 1
+    crowd.queries[0, :4], crowd.queries[1, :4] = 0.5, -0.5
+    crowd.vectors *= 2.0 ** np.random.default_rng(2).integers(-30, 40, (len(crowd.vectors), 1)).astype("f4")
+    crowd.vectors[[70, 700]], crowd.room[[70, 700]], crowd.capabilities[[70, 700]], crowd.burden[:] = 0, 1, 7, 0
+    with device.stream():
+        asked, candidates = crowd.tasks(device), crowd.agents(device, cosine=True)
+        found = shortlist.shortlist(asked, candidates, 5, nothing)
+        numbers, scores = crowd.best(asked, candidates, 5)
+        np.testing.assert_array_equal(found.agents.cpu().numpy(), numbers)
+        np.testing.assert_array_equal(found.utilities.cpu().numpy(), scores)
+    assert scores[:, [0, 1, 2]].tolist() == [[0.5] * 3, [0, 0, -0.5], [0] * 3], "zeros are at right angles to all"
 
 
 @pytest.mark.parametrize("needed", [0, 16])
@@ -270,16 +327,21 @@ def test_greatest_bounds_are_those_of_sorting(device: Device, listed: int) -> No
 @pytest.mark.gpu
 @pytest.mark.parametrize("vector", [F4, F2, BF16])
 @pytest.mark.parametrize("query", [F4, BF16])
+@pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize(("tasks", "width"), [(3, 384), (40, 16), (40, 384), (40, 33)])
-def test_no_score_is_above_its_groups_bound(device: Device, query: Any, vector: Any, tasks: int, width: int) -> None:
+def test_no_score_is_above_its_groups_bound(
+    device: Device, query: Any, vector: Any, tasks: int, width: int, cosine: bool
+) -> None:
     if not device.is_cuda:
         pytest.skip("the kernel's rounding is that of a GPU")
     crowd = Crowd.spread(tasks, 100 * GROUP - 9, width, seed=width)
+    if cosine:
+        sizes = 2.0 ** np.random.default_rng(1).integers(*((-5, 5) if vector == F2 else (-70, 40)), len(crowd.vectors))
+        crowd.vectors *= sizes[:, None].astype("f4")
+        crowd.vectors[5] = 0
     with device.stream():
-        asked, candidates = crowd.tasks(device, query), crowd.agents(device, vector)
-        search = GroupSearch(
-            candidates.vectors, candidates.burden, candidates.capacity > 0, candidates.capabilities, 2.0**48, 2.0**97
-        )
+        asked, candidates = crowd.tasks(device, query), crowd.agents(device, vector, cosine)
+        search = shortlist._group_search(candidates)
         bounds = search.bounds(asked.vectors, asked.needs)[:, :100].double()
         greatest = by_group(scores_of(search, asked.vectors.double(), asked.needs)).amax(2)
         real = torch.isfinite(greatest)
