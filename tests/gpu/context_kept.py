@@ -151,8 +151,8 @@ class Wire:
         self, operation: str, columns: Mapping[str, Values], **parameters: Any
     ) -> tuple[list[dict[str, Any] | None], dict[int, str]]:
         """The answers of a frame's rows, in order, and codes of errors by row."""
-        rows = len(next(iter(columns.values())))
-        raw = {"v": 1, "n": rows, "cols": {name: pack(column) for name, column in columns.items()}, "p": parameters}
+        raw = frame_of(columns, **parameters)
+        rows = raw["n"]
         queue = await self.send(operation, encode(raw))
         found: list[dict[str, Any] | None] = [None] * rows
         errors: dict[int, str] = {}
@@ -194,6 +194,12 @@ class Latch:
 
     def release(self) -> None:
         self._open.set()
+
+
+def frame_of(columns: Mapping[str, Values], **parameters: Any) -> dict[str, Any]:
+    """A frame of a caller that has no number."""
+    rows = len(next(iter(columns.values())))
+    return {"v": 1, "n": rows, "cols": {name: pack(column) for name, column in columns.items()}, "p": parameters}
 
 
 def puts(names: list[str], vectors: Any, version: int = 1, **more: Values) -> dict[str, Values]:
