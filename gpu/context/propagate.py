@@ -55,7 +55,7 @@ def settle(graph: ContextGraph, epsilon: float, push_cost: float | None = None) 
     cost = PUSH_COST[graph.table.norm.device.type] if push_cost is None else push_cost
     used, all_edges = graph.slots.used, len(graph.edges)
     pushes = fulls = gone = 0
-    longest = 0.0
+    longest, again = 0.0, False
     limit = math.ceil((all_edges + used) / cost) if cost else NO_LIMIT
     while used:
         done = push(graph, epsilon, limit if pushes < MOST_PUSHES else 0, max(MOST_PUSHES - pushes, 1))
@@ -63,11 +63,14 @@ def settle(graph: ContextGraph, epsilon: float, push_cost: float | None = None) 
         if done.is_settled:
             break
         before = longest
-        full_step(graph)
+        full_step(graph, again=again and not done.pushes)
+        again = True
         fulls, gone = fulls + 1, gone + all_edges
         longest = float(graph.table.norm[:used].max())
         if not longest < (1 - graph.alpha / 2) * before:
             break  # rounding is all that is left
+    if graph.kernels is not None:
+        graph.kernels.rest()
     return Settled(pushes, fulls, gone, longest, cost)
 
 
@@ -122,9 +125,17 @@ def _sweep(graph: ContextGraph, frontier: Tensor) -> None:
         table.norm[part] = torch.linalg.vector_norm(left, dim=1)
 
 
-def full_step(graph: ContextGraph) -> None:
-    """Z ← (1−a) Â Z + a X0, which is Z + R, and R anew."""
+def full_step(graph: ContextGraph, *, again: bool = False) -> None:
+    """Z ← (1−a) Â Z + a X0, which is Z + R, and R anew.
+
+    Args:
+        graph: of which somebody has a slot.
+        again: nothing has changed since the last such step.
+    """
     table, used = graph.table, graph.slots.used
+    if graph.kernels is not None:
+        graph.kernels.full_step(used, again=again)
+        return
     table.blended[:used] += table.residual[:used]
     table.stirred[:used] = True
     graph.refresh()

@@ -135,6 +135,11 @@ def test_one_that_hears_many_and_is_heard_by_many(device: Device, many: int, dim
     assert done[:3] == wanted[:3]
     assert done.pushes > 1
     assert_alike(found, expected)
+    agent = numbers([1], device)
+    for graph in (found, expected):
+        graph.put(agent, torch.ones(1, dimension, device=device.place), agent + 1, agent)
+        assert settle(graph, 1e-5, ALWAYS_FULL).fulls > 2, "one step after another"
+    assert_alike(found, expected)
 
 
 def test_the_order_of_warps_does_not_matter(device: Device) -> None:
@@ -190,6 +195,14 @@ def test_sweeps_go_on_until_nothing_is_left(device: Device, length: int) -> None
     assert done[:3] == wanted[:3]
     assert done.pushes >= length - 1
     assert_alike(found, expected)
+
+
+def test_rows_that_nobody_has_stay_empty(device: Device) -> None:
+    """Also where steps over all rows follow one another, which leave Z elsewhere."""
+    graph = Case.random(11, n=100, degree=3).graph(device, 0.3)
+    assert settle(graph, 1e-3, ALWAYS_FULL).fulls > 2
+    assert len(graph.table) > 100
+    assert not graph.table.blended[100:].any()
 
 
 @pytest.mark.parametrize("most", [1, 4, 5, 12])
