@@ -147,7 +147,7 @@ class Context(Words):
             query: (d,) float32, float16 or bfloat16.
             k: how many, 1 to 256.
             needs: bits of the capabilities that an agent must have.
-            load_weight: what a load of 1 counts, in units of similarity, which is the dot product.
+            load_weight: what a load of 1 counts, in units of similarity, which is the cosine; of zeros that is 0.
             what: which of the agents' contexts are compared.
             min_epoch, timeout_s: as for `get`.
         """

@@ -1,8 +1,9 @@
 """Whom a message is for: `python -m benchmarks.context_route [--device cuda] [--agents N] [--rounds N] [--json OUT]`.
 
 The 16 best of many agents, by what they know themselves and by what has reached them, for messages that come together;
-beside torch, which multiplies, masks and sorts, and Faiss where it is installed. Each call has messages of its own and
-ends when its answer is in host memory.
+by the cosine, beside torch, which multiplies, masks and sorts, and Faiss where it is installed. Each call has messages
+of its own and ends when its answer is in host memory. The peers know the lengths of contexts before; ours finds them in
+each call.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ LOAD_WEIGHT = 0.1
 PUT_AT_ONCE = 1 << 16
 ROUND_S, MOST_CALLS = 0.1, 10  # a round ends when either is reached
 CHECKED = 8  # messages of each shape, against float64
-ERROR = 1e-5  # of a score of unit vectors, in float32
+ERROR = 1e-5  # of a cosine, in float32
 TORCH, FAISS = "torch", "faiss"
 
 Search: TypeAlias = Callable[["Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
@@ -131,14 +132,15 @@ class Crowd:
             self.graph.table.blended[first : first + len(numbers)] = self.vectors(len(numbers))
 
     def vectors(self, count: int) -> Tensor:
-        """(count, d) float32, of length 1."""
+        """(count, d) float32, of length 0.5 to 1.5."""
         import torch
 
         found = self._normal(count)
         if self.clustered:
             which = torch.randint(CENTRES, (count,), generator=self._draw, device=self.place)
             found = 0.3 * found + self._centres[which]
-        return torch.nn.functional.normalize(found)
+        sizes = 0.5 + torch.rand(count, 1, generator=self._draw, device=self.place)
+        return sizes * torch.nn.functional.normalize(found)
 
     def needs(self, shape: Shape) -> Tensor:
         """(b,) int64, one capability each, or none."""
@@ -168,12 +170,16 @@ def ours(crowd: Crowd, shape: Shape) -> Search:
 
 def torch_alone(crowd: Crowd, shape: Shape) -> Search:
     """The peer: all scores at once, those of own contexts rounded to bf16 on a GPU; a CPU is slow with bf16."""
+    import torch
+
     contexts, table, used = crowd.contexts(shape), crowd.graph.table, crowd.graph.slots.used
     if not contexts.is_cuda:
         contexts = contexts.float()
+    scale = torch.linalg.vector_norm(contexts, dim=1).reciprocal()
 
     def search(queries: Tensor, needs: Tensor) -> tuple[Tensor, Tensor]:
-        scores = queries.to(contexts.dtype) @ contexts.T
+        scores = torch.nn.functional.normalize(queries).to(contexts.dtype) @ contexts.T
+        scores *= scale
         if shape.masked:
             scores -= LOAD_WEIGHT * table.load[:used]
             scores.masked_fill_((needs[:, None] & ~table.capabilities[:used]) != 0, float("-inf"))
@@ -192,10 +198,10 @@ def faiss_alone(crowd: Crowd, shape: Shape) -> Search | None:
     except ImportError:
         return None
     index = faiss.IndexFlatIP(WIDTH)
-    index.add(crowd.contexts(shape).float().cpu().numpy())
+    index.add(torch.nn.functional.normalize(crowd.contexts(shape).float().cpu()).numpy())
 
     def search(queries: Tensor, needs: Tensor) -> tuple[Tensor, Tensor]:
-        scores, numbers = index.search(queries.cpu().numpy(), K)
+        scores, numbers = index.search(torch.nn.functional.normalize(queries.cpu()).numpy(), K)
         return torch.from_numpy(numbers), torch.from_numpy(scores)
 
     return search
@@ -252,7 +258,8 @@ def _wrong(crowd: Crowd, shape: Shape, search: Search) -> int:
     found = []
     for first in range(0, len(contexts), PUT_AT_ONCE):
         part = slice(first, min(first + PUT_AT_ONCE, len(contexts)))
-        exact = queries[some].double() @ contexts[part].double().T - weight * table.load[part].double()
+        near, far = (torch.nn.functional.normalize(each.double()) for each in (queries[some], contexts[part]))
+        exact = near @ far.T - weight * table.load[part].double()
         exact.masked_fill_((needs[some, None] & ~table.capabilities[part]) != 0, float("-inf"))
         found.append(exact)
     exact = torch.cat(found, 1)

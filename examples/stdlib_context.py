@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import numpy as np
-from stdlib_modules import bags_of_words, library, straight
+from stdlib_modules import bags_of_words, library
 
 import aikoryu as ai
 from aikoryu.bus.server import EmbeddedServer
@@ -42,31 +42,24 @@ async def main(url: str) -> None:
         await team.put_many(names, known)
         await asyncio.gather(team.link_many(heard, hearers), team.link_many(hearers, heard))
         print(f"{len(names)} modules, {len(imports)} imports, {len(asked)} questions")
-        await tell(bus, team, names, list(asked), queries)
+        await tell(team, list(asked), queries)
 
         silent = list(asked)[::SILENT]
         await team.put_many(silent, np.zeros((len(silent), DIMENSION), np.float32))
         print(f"{len(silent)} modules say nothing any more, and are asked")
-        await tell(bus, team, names, silent, queries[::SILENT])
+        await tell(team, silent, queries[::SILENT])
 
 
-async def tell(bus: ai.Bus, team, names: Sequence[str], right: Sequence[str], queries) -> None:
+async def tell(team, right: Sequence[str], queries) -> None:
     """Print how often the right module comes first, and is among 5 and 16."""
-    # Where those that an agent hears disagree its blended context is short, and a dot product with it small.
-    directions = bus.context("stdlib-directions", dimension=DIMENSION)
-    await directions.put_many(names, straight((await team.get_many(names)).vectors))
-    print(f"  {'':<21}{'first':>10}{'of 5':>10}{'of 16':>10}")
-    for title, graph, what in (
-        ("own", team, "own"),
-        ("blended", team, "blended"),
-        ("blended, of length 1", directions, "own"),
-    ):
-        found = await graph.route_many(queries, k=16, what=what)
+    print(f"  {'':<8}{'first':>10}{'of 5':>10}{'of 16':>10}")
+    for what in ("own", "blended"):
+        found = await team.route_many(queries, k=16, what=what)
         shares = (
             np.mean([name in [route.agent for route in routes[:k]] for name, routes in zip(right, found, strict=True)])
             for k in (1, 5, 16)
         )
-        print(f"  {title:<21}" + "".join(f"{share:>10.0%}" for share in shares))
+        print(f"  {what:<8}" + "".join(f"{share:>10.0%}" for share in shares))
 
 
 async def embed(bus: ai.Bus, *texts: list[str]) -> list:

@@ -193,8 +193,8 @@ async def test_example_asks_over_the_bus(
     lines = [line for line in capsys.readouterr().out.splitlines() if "[info" not in line]
     assert lines[0] == "no worker has the model: words are compared, not meanings"
     assert lines[1] == "3 modules, 4 imports, 2 questions"
-    assert [line[2:22].strip() for line in lines[3:6]] == ["own", "blended", "blended, of length 1"]
-    assert lines[6] == "1 modules say nothing any more, and are asked"
-    own, _, direction = (line[22:].split() for line in lines[8:])
-    assert direction[1] == "100%", "of three all are among the first five"
+    assert [line.split()[0] for line in lines[3:5]] == ["own", "blended"]
+    assert lines[5] == "1 modules say nothing any more, and are asked"
+    own, blended = (line.split()[1:] for line in lines[7:])
+    assert blended[1] == "100%", "of three all are among the first five"
     assert own[0] == "0%", "what is like nothing comes last"

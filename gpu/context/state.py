@@ -208,7 +208,7 @@ class GraphState:
         what: What,
         checkpoint: Callable[[], object],
     ) -> Routed:
-        """The agents of the greatest scores.
+        """The agents of the greatest scores, by the cosine less the load.
 
         Args:
             queries: (b, d) float32, none longer than `shortlist.LONGEST`.

@@ -30,6 +30,11 @@ def _uint32(values: list[int]) -> Array:
     return np.array(values, np.uint32)
 
 
+def _cosine(one: Array, other: Array) -> float:
+    sizes = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / sizes if sizes else 0.0
+
+
 def _float32(values: list[Any]) -> Array:
     return np.array(values, np.float32)
 
@@ -210,7 +215,9 @@ class FakeOwner:
         for row, query in enumerate(columns["query"]):
             need = int(columns["needs"][row]) if "needs" in columns else 0
             able = [name for name, (bits, _) in graph.able.items() if bits & need == need]
-            ranked = sorted(((float(found[n] @ query) - load_weight * graph.able[n][1], n) for n in able), reverse=True)
+            ranked = sorted(
+                ((_cosine(found[n], query) - load_weight * graph.able[n][1], n) for n in able), reverse=True
+            )
             agents.append("\n".join(name for _, name in ranked[:k]))
             scores[row, : len(ranked[:k])] = [score for score, _ in ranked[:k]]
         return {"epoch": np.full(rows, graph.epoch, "u8"), "agents": agents, "scores": scores}

@@ -73,7 +73,7 @@ async def test_many_at_once(bus: ai.Bus, owner: FakeOwner) -> None:
     np.testing.assert_array_equal(seen.vectors, [[0.5, 0], [0, 0]])
     assert (seen.versions[0], seen.versions[1], seen.ages_s.tolist()) == (put.versions[2], 0, [0.25, 0.25])
     routed = await team.route_many([[1, 0], [0, 1]], k=1, needs=[1, 0], what="own")
-    assert routed == [[Route("ada", 0.5)], [Route("bo", 1.0)]]
+    assert routed == [[Route("ada", 1.0)], [Route("bo", 1.0)]]
 
 
 async def test_nothing_at_once_is_nothing(bus: ai.Bus) -> None:
@@ -87,10 +87,10 @@ async def test_nothing_at_once_is_nothing(bus: ai.Bus) -> None:
 async def test_route_gives_the_best_and_no_more_than_there_are(bus: ai.Bus, owner: FakeOwner) -> None:
     team = bus.context("team")
     await team.put("ada", [1, 0], capabilities=0b11, load=2.0)
-    await team.put("bo", [0.75, 0], capabilities=0b01)
-    assert await team.route([1, 0]) == [Route("ada", 1.0), Route("bo", 0.75)]
+    await team.put("bo", [0, 0.75], capabilities=0b01)
+    assert await team.route([1, 0]) == [Route("ada", 1.0), Route("bo", 0.0)]
     assert await team.route([1, 0], needs=0b10) == [Route("ada", 1.0)]
-    assert await team.route([1, 0], load_weight=0.5, k=1) == [Route("bo", 0.75)]
+    assert await team.route([1, 0], load_weight=1.0, k=1) == [Route("bo", 0.0)]
     assert await team.route([1, 0], needs=0b100) == []
     assert owner.asked[-1][2] == {"k": 16, "load_weight": 0.0, "what": "blended"}
 
