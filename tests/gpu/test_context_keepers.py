@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
@@ -21,6 +22,8 @@ from aikoryu.bus.leases import Leases
 from aikoryu.bus.log_entry import Kind
 from aikoryu.bus.partition_log import PartitionLog
 from aikoryu.bus.snapshots import Snapshots
+from aikoryu.gpu.context import keepers as keepers_module
+from aikoryu.gpu.context.graph import ContextGraph
 from aikoryu.gpu.context.recovery import Recovery
 from aikoryu.gpu.context_host import ContextHost
 
@@ -95,6 +98,22 @@ async def test_one_graph_comes_of_many_who_open_it(kept: Kept) -> None:
     }
     assert {code for _, errors in answers for code in errors.values()} <= {"moved"}  # asked of the other
     assert [entry.kind for entry in await kept.log()] == [Kind.CLAIM, Kind.CHANGE]
+
+
+async def test_routes_are_compiled_before_a_graph_is_served(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[str, bool]] = []
+
+    def prepare(graph: ContextGraph) -> None:
+        found.append((threading.current_thread().name.rsplit("_", 1)[0], any("team" in each.graphs for each in all_of)))
+
+    monkeypatch.setattr(keepers_module, "prepare", prepare)
+    all_of = [await kept.keepers("a")]
+    await (await opened(kept)).put("ada", np.ones(D))
+    assert found == [("aikoryu-context-opening", False)]
+    all_of.append(await kept.keepers("b"))
+    assert await kept.stop(all_of[0])
+    assert "team" in all_of[1].graphs
+    assert found[1] == ("aikoryu-context-opening", True), "while the owner before still serves it"
 
 
 async def test_a_graph_that_is_owned_is_not_taken(kept: Kept) -> None:
