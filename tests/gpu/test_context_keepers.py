@@ -22,6 +22,7 @@ from aikoryu.bus.leases import Leases
 from aikoryu.bus.log_entry import Kind
 from aikoryu.bus.partition_log import PartitionLog
 from aikoryu.bus.snapshots import Snapshots
+from aikoryu.gpu import context_host
 from aikoryu.gpu.context import keepers as keepers_module
 from aikoryu.gpu.context.graph import ContextGraph
 from aikoryu.gpu.context.recovery import Recovery
@@ -440,7 +441,8 @@ async def test_a_graph_that_cannot_be_read_is_told_so_and_left_alone(
     assert (await read).version
 
 
-async def test_a_process_that_is_killed_is_followed(kept: Kept) -> None:
+async def test_a_process_that_is_killed_is_followed(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context_host, "RESTART_DELAYS_S", (60.0,))  # or the next process might be quicker
     host = ContextHost(kept.settings, "cpu")
     await host.start()
     try:
