@@ -99,7 +99,7 @@ async def measure(device: str, size: Size) -> dict[str, Any]:
     """All of it."""
     place = "cuda:0" if device == "cuda" else "cpu"
     async with _bus() as settings:
-        found: dict[str, Any] = {"steps": {}}
+        found: dict[str, Any] = {"agents": size.agents, "processes": size.processes, "steps": {}}
         for kind in KINDS:
             graph = f"bench-{kind}"
             await _seed(settings, graph, size.agents, place)
@@ -126,7 +126,9 @@ def _over(mine: float, theirs: Sequence[dict[str, Any]]) -> float:
 def _sustained(steps: Sequence[dict[str, Any]]) -> float:
     """The most updates a second of which, and of whose tellings, 99 of 100 take no longer than `P99_MS`; 0 for none."""
     fit = [
-        step["updates_per_s"] for step in steps if step["put"]["p99_ms"] <= P99_MS and step["told"]["p99_ms"] <= P99_MS
+        step["updates_per_s"]
+        for step in steps
+        if step["told"] and max(step[what]["p99_ms"] for what in ("put", "told")) <= P99_MS
     ]
     return max(fit, default=0.0)
 
@@ -345,7 +347,9 @@ def main() -> None:
     result = record.about("context_bus", ["torch", "numpy", "nats-py"]) | {"gpu": record.gpu(options.device)}
     found = uvloop.run(measure(options.device, SIZES["quick" if options.quick else options.device]))
     values = found.pop("values")
-    figures = [line(goal, values[goal.mine.figure]) for goal in GOALS]
+    # On the CPU the device's keeper is the CPU's.
+    goals = [goal for goal in GOALS if options.device == "cuda" or goal.mine.figure != "over_cpu"]
+    figures = [line(goal, values[goal.mine.figure]) for goal in goals]
     result |= {"device": options.device, **found, "figures": figures}
     print(table(found))
     for one in figures:

@@ -80,7 +80,7 @@ def _goals(kind: str) -> list[Goal]:
         shape = f"window-{size}-{kind}"
         peer, mine = Value(shape, CPU, "p50_ms"), (Value(shape, NAME, "p50_ms"),)
         limits = (10, 30) if size == 256 else (None, None)
-        found.append(Goal(f"{kind}: {size:,} puts, {CPU} ÷ ours", peer, mine, *limits))
+        found.append(Goal(f"{kind}: {size:,} put{'s' * (size > 1)}, {CPU} ÷ ours", peer, mine, *limits))
     return found
 
 
@@ -95,14 +95,17 @@ class Measured:
         device: its own, on whose current stream everything runs.
         repeats: how often.
         version: of all that has been said to it, at the most.
+        now_ms: when agents were told last, at the latest.
     """
 
-    def __init__(self, graph: ContextGraph, device: Device, repeats: Repeats, version: int = 1) -> None:
+    def __init__(
+        self, graph: ContextGraph, device: Device, repeats: Repeats, version: int = 1, now_ms: int = 1
+    ) -> None:
         self.graph = graph
         self._device = device
         self._repeats = repeats
         self._windows = Windows(graph.slots.used, device.place, version)
-        self._now_ms = 1
+        self.now_ms = now_ms
 
     def full(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
         """Rounds of sweeps over all rows, and of the fastest floor, whose name comes last."""
@@ -133,9 +136,9 @@ class Measured:
             self._device.synchronize()
             middle = time.perf_counter()
             settled = settle(self.graph, EPSILON)
-            notices = due(self.graph, self._now_ms)
+            notices = due(self.graph, self.now_ms)
             self._device.synchronize()
-            self._now_ms += 1
+            self.now_ms += 1
             put_ms.append(1e3 * (middle - begin))
             rest_ms.append(1e3 * (time.perf_counter() - middle))
             done.append(settled)
@@ -225,7 +228,11 @@ class Run:
         self._add(f"full-{kind}", f"{kind}, a sweep over all rows", {NAME: full, FLOOR: floor})
         settle(graph, EPSILON)
         for size in SIZES:
-            self._add(self._window(size, kind), f"{kind}, windows of {size:,} puts", {NAME: [mine.window(size)]})
+            self._add(
+                self._window(size, kind),
+                f"{kind}, windows of {size:,} put{'s' * (size > 1)}",
+                {NAME: [mine.window(size)]},
+            )
         self.more["push_cost"][kind] = {"used": PUSH_COST[graph.table.norm.device.type], "measured": mine.push_cost()}
         self._lap(f"{kind} measured")
         if self._device.is_cuda:
@@ -239,7 +246,7 @@ class Run:
 
         cpu = Device("cpu", self._device.threads)
         mine.graph.edges.heard.compact()  # which the CPU's sweep over all rows would begin with
-        peer = Measured(copied(mine.graph, cpu.place), cpu, CPU_REPEATS, 2 * LATER)
+        peer = Measured(copied(mine.graph, cpu.place), cpu, CPU_REPEATS, 2 * LATER, mine.now_ms)
         self._lap(f"{kind} copied to the CPU")
         # The same window on both: neither is further than the bound from what is sought.
         window = Windows(self._agents, self._device.place, LATER).next(256)
@@ -254,7 +261,7 @@ class Run:
         )
         self.more[f"apart_{kind}"] = apart
         self.samples[f"full-{kind}"][NAME][0]["mismatches"] += int(apart > 2 * EPSILON / ALPHA + ROUNDING)
-        due(peer.graph, 0)
+        due(peer.graph, mine.now_ms)
         full = [peer._round(lambda: full_step(peer.graph)) for _ in range(CPU_REPEATS.rounds)]
         self._add(f"full-{kind}", "", {CPU: full})
         settle(peer.graph, EPSILON)
