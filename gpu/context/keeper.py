@@ -42,7 +42,8 @@ MOST_READS = 4096
 MOST_WAITING_READS = 1 << 18
 """Rows that are to be read; beyond them callers are told to try again."""
 AHEAD = 2
-"""Windows that are in the log and not applied, at most."""
+"""Windows that are in the log and not applied, at most. A second one only if it is full: what could come into it later
+would wait for the one after."""
 ENTRY_SLACK = 1 / 16  # of a message, for what an entry of the log has beside its rows
 FORGET_S = 60.0  # between two looks whether it is time to forget
 LEAVE_AGAIN_S = 0.5  # before callers try a graph whose owner gave it up
@@ -107,7 +108,7 @@ class GraphKeeper:
         self._doing: Work | None = None
         self._forgets = False
         self._forget_at = monotonic() + FORGET_S
-        self._room = asyncio.Semaphore(AHEAD)
+        self._ahead = 0
         self._reads: deque[Read] = deque()
         self._read_rows = 0
         self._watchers = Watchers(service, state.spec.dimension)
@@ -213,18 +214,19 @@ class GraphKeeper:
             self._said.set()
 
     async def _write(self) -> None:
-        """Append window after window, `AHEAD` of what is applied."""
+        """Append window after window, when the device is about to be idle or one is full."""
         while True:
             await self._snapshots.mark(self._log)
             # What is due by itself may as well be said by the next owner.
-            if self._waiting or (not self._is_leaving and (self._forgets or self._is_expiry_due())):
-                await self._room.acquire()
+            is_due = not self._is_leaving and (self._forgets or self._is_expiry_due())
+            has_room = not self._ahead or (self._ahead < AHEAD and self._waiting.is_full)
+            if has_room and (self._waiting or is_due):
                 await self._append()
-            elif self._is_leaving:
+            elif self._is_leaving and not self._waiting:
                 break
             else:
                 self._said.clear()
-                await _either(self._said, self._expiry_within_s())
+                await _either(self._said, self._expiry_within_s() if has_room else inf)
         self._has_written_all = True
         self._to_do.set()
 
@@ -238,7 +240,6 @@ class GraphKeeper:
             epoch = await self._log.append(data, self._log.last)
         except (Refused, Unavailable, TooLarge) as error:
             self._writing = []
-            self._room.release()
             self._refuse(pieces, NotWritten(f"graph {self.name} cannot be written down: {error}"))
             if not pieces:
                 await asyncio.sleep(WRITE_AGAIN_S)
@@ -248,6 +249,7 @@ class GraphKeeper:
         self._forgets = False
         self._snapshots.count(len(data))
         self._logged.append(Window(epoch, words, pieces))
+        self._ahead += 1
         self._to_do.set()
 
     async def _apply(self) -> None:
@@ -260,6 +262,10 @@ class GraphKeeper:
                 self._doing = work
                 done = await self._in_thread(partial(work.run, self.state))
                 self._lease.check()
+                if work.windows:
+                    self._ahead -= len(work.windows)
+                    self._said.set()
+                    await asyncio.sleep(0)  # what waits is on its way to the log while these are answered
                 self._answer(work, done, now)
                 self._doing = None
             elif self._has_written_all and not self._logged and not self._reads:
@@ -300,7 +306,6 @@ class GraphKeeper:
         rows = sum(map(len, work.windows))
         by = By(self._device, rows, 0, int(1e6 * (now - began)))
         for window, applied in zip(work.windows, done.applied, strict=True):
-            self._room.release()
             for held, runs, columns in window.answers(applied):
                 self._service.answer(held, runs, columns, [], by)
         if work.windows:

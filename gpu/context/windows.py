@@ -82,6 +82,11 @@ class Waiting:
         self.bytes -= size
         return taken
 
+    @property
+    def is_full(self) -> bool:
+        """Whether what waits is a window of the largest size, or more."""
+        return self.rows >= self._most_rows or self.bytes >= self._most_bytes
+
     def take_all(self) -> list[Piece]:
         """All pieces."""
         taken, self._pieces = list(self._pieces), deque()
