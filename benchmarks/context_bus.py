@@ -53,6 +53,7 @@ TOLD = 4  # of a process, that wait to be told what they have put
 THRESHOLD = 0.02
 WARM_UP_S = 0.5
 START_S = 120.0
+HAND_OVER_S = 60.0  # `worker.drain_s` of who hands a large graph over: the next keeper reads it meanwhile
 BLOCK = 1 << 16  # agents that are put at once when a graph is made
 
 KINDS = ("device", "cpu", "alone")
@@ -108,7 +109,8 @@ async def measure(device: str, size: Size) -> dict[str, Any]:
             async with _keeper(ours, "cpu" if kind == "cpu" else place):
                 found["steps"][kind] = await _steps(settings.nats.url, graph, size)
             print(f"{kind}: {_sustained(found['steps'][kind]):,.0f} updates/s", file=sys.stderr, flush=True)
-        found["large"] = await _large(settings, place, size.large)
+        patient = replace(settings, worker=replace(settings.worker, drain_s=HAND_OVER_S))
+        found["large"] = await _large(patient, place, size.large)
     rates = {kind: _sustained(steps) for kind, steps in found["steps"].items()}
     found["values"] = {
         **rates,

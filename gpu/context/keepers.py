@@ -19,7 +19,7 @@ import structlog
 from ...bus.client import Client
 from ...bus.columns import pack_array
 from ...bus.discovery import KEEPERS, Discovery
-from ...bus.errors import BadParameter, BusError, Busy, Moved, NotWritten
+from ...bus.errors import BadParameter, BusError, Busy, Moved, NotWritten, NoWorker
 from ...bus.frames import row_error
 from ...bus.jetstream import JetStream, Refused
 from ...bus.leases import LEASES, Lease, Leases
@@ -240,7 +240,9 @@ class Keepers:
             # What was said meanwhile is read before the owner ends, not after, and what takes seconds is done.
             await self._in_opening_thread(partial(prepare, recovery.state.graph))
             await recovery.follow()
-            await self._client.call(f"{SYSTEM}.yield.{name}", {"token": np.uint64(recovery.after)}, timeout_s=YIELD_S)
+            token = {"token": np.uint64(recovery.after)}
+            with suppress(NoWorker):  # it had no time to wait for this, and has left
+                await self._client.call(f"{SYSTEM}.yield.{name}", token, timeout_s=YIELD_S)
             lease = await self._leases.try_acquire(_kept(name), ttl_s=self._settings.context.lease_s)
             if lease is None:
                 return False

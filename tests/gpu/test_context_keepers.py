@@ -242,6 +242,26 @@ async def test_a_planned_stop_hands_over_under_load(kept: Kept, others: int) -> 
     await check(team, hammer.held, {})
 
 
+async def test_an_owner_that_could_not_wait_has_left_its_graph_to_who_reads_it(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = await kept.keepers("a"), await kept.keepers("b")
+    team = await opened(kept)
+    await team.put("ada", np.ones(D))
+    owner, other = (a, b) if "team" in a.graphs else (b, a)
+    read = Recovery.start
+
+    async def slow(recovery: Recovery) -> None:
+        await read(recovery)
+        owner._is_stopping = True  # it does not take the graph back
+        if "team" in owner.graphs:
+            await owner.graphs["team"].leave()
+
+    monkeypatch.setattr(Recovery, "start", slow)
+    assert await other._moved("team")
+    assert (await team.get("ada")).version
+
+
 async def test_the_last_keeper_lets_go_of_its_graphs(kept: Kept) -> None:
     a = await kept.keepers("a")
     team = await opened(kept)
