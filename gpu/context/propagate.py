@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 
 # What an edge costs that is pushed, in such of a sweep over all rows, by kind of device; `benchmarks.context_maths`
 # measures it. On two cores, n = 1e5 and d = 384, it is sorted, and its row of R read and written: 0.16 µs for each
-# beyond those that reach every row, and 0.07 in a sweep over all. On a GPU its row of R is read, written, and read
-# again for its length, where a sweep over all reads a row of Z: counted, not
-# measured. (Added by atomic instructions, one float32 each, it was 5.6 on an H100, and 18 in a clustered graph.)
-PUSH_COST = {"cpu": 2.2, "cuda": 3.0}
+# beyond those that reach every row, and 0.07 in a sweep over all. On an H100, n = 1e6, whoever is reached adds up all
+# that it hears: 5.0 in a uniform graph, and 18.8 in a clustered one, where sweeps over all rows find most in caches.
+PUSH_COST = {"cpu": 2.2, "cuda": 5.0}
 MOST_PUSHES = 256  # of a call; sweeps of all rows then, each of which takes off a part of at least alpha
 NO_LIMIT = 1 << 62  # edges
 
