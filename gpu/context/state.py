@@ -245,6 +245,13 @@ class GraphState:
         columns = (numbers[known], thresholds[known].astype(np.float32), intervals_ms[known].astype(np.int64))
         self.graph.watch(*map(self._tensor, columns))
 
+    def tell(self, agents: Sequence[str]) -> Read:
+        """What reaches agents, as `read` has it; from now on they count as told that."""
+        slots, table = self._slots(self.names.find(agents)), self.graph.table
+        slots = slots[slots >= 0]
+        table.sent[slots] = table.blended[slots].to(table.sent.dtype)
+        return self.read(agents, "blended")
+
     def due(self, now_ms: int) -> Due:
         """Who has moved by more than τ from what it was told, its interval being over; they count as told.
 

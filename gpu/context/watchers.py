@@ -159,12 +159,10 @@ class Watchers:
             for name, row, vector, version in zip(
                 look.fresh, look.rows, seen.vectors, seen.versions.tolist(), strict=True
             ):
-                cursor = self._watching.seen(name)
-                if not cursor:
-                    cursor = epoch
-                    for watcher in self._watching.told([name], epoch, now)[0]:
-                        self._say(answers, watcher, True, epoch, version, vector, 0.0)
-                self._say_row(answers, row, True, cursor, version, vector, 0.0)
+                # All are told, or those who wait would be told of the next move from where they have never been.
+                for watcher in self._watching.told([name], epoch, now)[0]:
+                    self._say(answers, watcher, True, epoch, version, vector, 0.0)
+                self._say_row(answers, row, True, epoch, version, vector, 0.0)
         self._send(answers)
 
     def answer_ended(self, now: float) -> None:

@@ -120,11 +120,6 @@ class Watching:
             agent.watchers.clear()
         return found
 
-    def seen(self, agent: str) -> int:
-        """Epoch of what the agent was told last."""
-        found = self._agents.get(agent)
-        return found.told if found is not None else 0
-
     def withdraw(self, watcher: Watcher) -> None:
         """It waits no more, if it did."""
         agent = self._agents.get(watcher.question.agent)

@@ -107,7 +107,7 @@ class Work:
         if look.changed:
             state.watch(look.changed, look.thresholds, look.intervals_ms)
         due = state.due(self.now_ms) if look.is_due else None
-        seen = state.read(look.fresh, "blended") if look.fresh else None
+        seen = state.tell(look.fresh) if look.fresh else None
         read = answers(self.reads, state, 0.0 if applied else self.age_s, self.more) if self.reads else []
         copy = frozen(state) if self.wants_copy else None
         return Done(applied, due, seen, read, copy, self.asks_forget and wants_forget(state, state.now_ms))

@@ -5,9 +5,18 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from aikoryu.agents.announcements import Announced, Beat, Goodbye, Part, Question, decode, decode_question, encode
+from aikoryu.agents.announcements import (
+    MOST_BYTES,
+    Announced,
+    Beat,
+    Goodbye,
+    Part,
+    Question,
+    decode,
+    decode_question,
+    encode,
+)
 from aikoryu.agents.announcer import LOADS_A_BEAT, Announcer
-from aikoryu.agents.presence import MOST_BYTES
 from aikoryu.bus.errors import BadFrame
 
 SEARCH = (frozenset({"retrieve", "search"}), ("search", "ask"))

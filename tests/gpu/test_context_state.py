@@ -261,6 +261,21 @@ def test_who_moved_is_told_by_name(pair: Pair) -> None:
     assert told.versions.tolist() == [10]
 
 
+def test_who_is_told_what_holds_is_told_of_the_next_move_from_there(pair: Pair) -> None:
+    state = pair.state
+    state.watch(["b"], np.array([10.0], np.float32), np.array([0]))
+    pair.say(1, [Put("a", 7)], [Link("a", "b", 1.0, 1)])
+    assert state.due(1).names == [], "it has not moved so far from nothing"
+    told = state.tell(["b", "nobody"])
+    np.testing.assert_allclose(told.vectors[0], seen(state, "b")[0])
+    state.watch(["b"], np.array([0.05], np.float32), np.array([0]))
+    assert state.due(2).names == []
+    pair.say(2, [Put("a", 8)])
+    due = state.due(3)
+    assert due.names == ["b"]
+    np.testing.assert_allclose(due.moved, np.linalg.norm(seen(state, "b") - told.vectors[:1], axis=1), atol=0.02)
+
+
 def test_an_agent_is_forgotten_though_it_is_watched_and_watched_when_it_comes_again(pair: Pair) -> None:
     state = pair.state
     pair.say(1, [Put("a", 1, until_ms=5), Put("b", 1)])

@@ -30,7 +30,6 @@ def test_who_has_seen_what_was_told_last_waits_for_the_next() -> None:
     watching = Watching()
     first = waits(watching)
     assert watching.told(["ada"], 5, 1.0) == [[first]]
-    assert watching.seen("ada") == 5
     again = waits(watching, cursor=5)
     assert watching.told(["ada"], 6, 2.0) == [[again]]
 
@@ -49,7 +48,8 @@ def test_who_missed_an_answer_gets_what_holds_at_once() -> None:
 def test_a_cursor_of_another_owner_is_not_known() -> None:
     watching = Watching()
     assert ask(watching, cursor=3) is None
-    assert (len(watching), watching.seen("ada")) == (1, 0)
+    assert len(watching) == 1
+    waits(watching, cursor=0)
 
 
 def test_several_watchers_of_one_agent_are_told_by_the_least_of_each() -> None:
@@ -69,7 +69,7 @@ def test_several_watchers_of_one_agent_are_told_by_the_least_of_each() -> None:
 def test_agents_nobody_watches_are_told_to_nobody() -> None:
     watching = Watching()
     assert watching.told(["bo"], 5, 1.0) == [[]]
-    assert (watching.limits("bo"), watching.seen("bo"), len(watching)) == ((inf, 0.0), 0, 0)
+    assert (watching.limits("bo"), len(watching)) == ((inf, 0.0), 0)
 
 
 def test_an_interval_that_ends_is_a_time_to_look() -> None:

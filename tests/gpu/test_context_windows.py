@@ -83,7 +83,7 @@ def test_vectors_of_each_type_are_the_same_words(wire: str) -> None:
 def test_what_is_left_out_is_zero_and_times_to_live_count_from_now() -> None:
     _, said, _ = puts(["ada"], now_ms=1000)
     assert (said.until_ms.tolist(), said.capabilities.tolist(), said.load.tolist()) == ([0], [0], [0.0])
-    ttl = {"ttl_ms": np.array([50, 0], np.int64), "load": np.ones(2, np.float32)}
+    ttl: dict[str, Any] = {"ttl_ms": np.array([50, 0], np.int64), "load": np.ones(2, np.float32)}
     _, said, _ = puts(["ada", "bo"], now_ms=1000, **ttl)
     assert (said.until_ms.tolist(), said.load.tolist()) == ([1050, 0], [1.0, 1.0])
     _, _, errors = puts(["ada"], ttl_ms=np.array([-1], np.int64))
