@@ -56,7 +56,7 @@ class Keepers:
     Args:
         transport: the connection; it stays open when this ends.
         settings: all groups.
-        device: `cpu` or `cuda:0`; claimed with the first graph.
+        device: `cpu` or `cuda:0`; claimed when there is a graph, whosever.
         worker: what this process is called on the bus, one subject token.
 
     Attributes:
@@ -98,6 +98,7 @@ class Keepers:
         self._deaths: Subscription | None = None
         self._is_stopping = False
         self._is_failing = False
+        self._is_ready = False
 
     async def start(self) -> None:
         """Listen; graphs are opened when they are asked for.
@@ -318,13 +319,26 @@ class Keepers:
 
     def _on_lease(self, message: Message) -> None:
         """A lease of a graph has changed: one that ended without another holder is taken."""
-        if message.data or self._is_stopping or self._is_failing:
+        if self._is_stopping or self._is_failing:
+            return
+        if message.data:
+            self._get_ready()
             return
         name = message.subject.rpartition(".")[2]
         self._ownerless.add(name)
         if name not in self._taking:
             self._taking.add(name)
             self._start(self._take(name), self._opens)
+
+    def _get_ready(self) -> None:
+        """Claim the device, which loads torch, because there are graphs: their owner may die."""
+        if not self._is_ready:
+            self._is_ready = True
+            self._start(self._claim(), self._tasks)
+
+    async def _claim(self) -> None:
+        with suppress(DeviceLost):  # which `failed` tells
+            await self._in_opening_thread(lambda: None)
 
     async def _take(self, name: str) -> None:
         """Own a graph whose owner died, unless another is quicker; try again while it fails here."""
