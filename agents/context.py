@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..bus.client import Client
-from ..bus.errors import BadParameter
+from ..bus.errors import BadParameter, BadValue
+from ..bus.pending import Row, RowsFailed
 from .context_answers import (
     AllSeen,
     Links,
@@ -24,9 +25,13 @@ from .context_answers import (
 )
 from .context_graph import Graph, Spec
 from .context_watch import Change, changes
-from .context_words import Words, vector_of
+from .context_words import Words, uint64_of, vector_of
 
 MOST_MS = 2**32 - 1  # of an interval, which is a u4
+MOST_THRESHOLD = float(np.finfo(np.float32).max)  # which is an f4
+MOST_ROUTES = 256
+
+T = TypeVar("T")
 
 
 class Contexts:
@@ -101,12 +106,11 @@ class Context(Words):
         Args:
             agent: its name.
             what: its own, or blended with what reaches it.
-            min_epoch: at least so much must be in it; by default all that this connection has put and linked. 0 takes
-                whatever is there.
+            min_epoch: at least so much must be in it; by default all that this connection has put and linked, unless
+                the graph's log was lost since. 0 takes whatever is there.
             timeout_s: how long to wait, s.
         """
-        row: dict[str, Any] = {"agent": agent} | self._epoch(min_epoch)
-        answer = await self._graph.ask("get", row, {"what": what}, spec=self._spec, timeout_s=timeout_s)
+        answer = await self._read("get", {"agent": agent}, {"what": what}, min_epoch, timeout_s)
         return as_seen(answer)
 
     async def get_many(
@@ -124,8 +128,8 @@ class Context(Words):
         """
         if not len(agents):
             return AllSeen.none(self._spec.dimension)
-        columns: dict[str, Any] = {"agent": list(agents)} | self._epochs(min_epoch, len(agents))
-        answer = await self._graph.ask_many("get", columns, {"what": what}, spec=self._spec, timeout_s=timeout_s)
+        columns: dict[str, Any] = {"agent": list(agents)}
+        answer = await self._read_many("get", columns, {"what": what}, min_epoch, timeout_s)
         return AllSeen(
             answer["vector"], answer["version"], answer["epoch"], answer["residual"], answer["age_ms"] / 1000
         )
@@ -143,6 +147,8 @@ class Context(Words):
     ) -> list[Route]:
         """The agents whose contexts are most like a query, the best first, fewer than k where no more suit.
 
+        Only who has put something is found, zeros at the least: who has only links is not.
+
         Args:
             query: (d,) float32, float16 or bfloat16.
             k: how many, 1 to 256.
@@ -151,12 +157,10 @@ class Context(Words):
             what: which of the agents' contexts are compared.
             min_epoch, timeout_s: as for `get`.
         """
-        row: dict[str, Any] = {"query": vector_of(query, 1)} | self._epoch(min_epoch)
+        row: dict[str, Any] = {"query": vector_of(query, 1)}
         if needs:
-            row["needs"] = np.uint64(needs)
-        answer = await self._graph.ask(
-            "route", row, _routing(k, load_weight, what), spec=self._spec, timeout_s=timeout_s
-        )
+            row["needs"] = uint64_of("needs", needs)
+        answer = await self._read("route", row, _routing(k, load_weight, what), min_epoch, timeout_s)
         return as_routes(answer["agents"], answer["scores"])
 
     async def route_many(
@@ -181,15 +185,11 @@ class Context(Words):
             RowsFailed: some were refused; it carries the others' answers.
         """
         columns: dict[str, Any] = {"query": vector_of(queries, 2)}
-        count = len(columns["query"])
-        columns |= self._epochs(min_epoch, count)
         if needs is not None:
             columns["needs"] = np.asarray(needs, np.uint64)
-        if not count:
+        if not len(columns["query"]):
             return []
-        answer = await self._graph.ask_many(
-            "route", columns, _routing(k, load_weight, what), spec=self._spec, timeout_s=timeout_s
-        )
+        answer = await self._read_many("route", columns, _routing(k, load_weight, what), min_epoch, timeout_s)
         return [as_routes(agents, scores) for agents, scores in zip(answer["agents"], answer["scores"], strict=True)]
 
     def watch(
@@ -212,10 +212,11 @@ class Context(Words):
             NoWorker: while it is iterated: no worker keeps contexts.
             Closed: the bus was closed.
         """
-        if not 0 <= threshold < float("inf"):
-            raise BadParameter(f"threshold is {threshold}: use at least 0")
+        if not 0 <= threshold <= MOST_THRESHOLD:
+            raise BadParameter(f"threshold is {threshold}: use 0 to {MOST_THRESHOLD:.3g}")
         if not 0 <= 1000 * min_interval_s <= MOST_MS:
             raise BadParameter(f"min_interval_s is {min_interval_s}: use 0 to {MOST_MS // 1000:,}")
+        uint64_of("cursor", cursor)
         return changes(self._graph, self._spec, agent, threshold, min_interval_s, cursor)
 
     async def links(self, agent: str, *, timeout_s: float | None = None) -> Links:
@@ -228,13 +229,51 @@ class Context(Words):
         found: dict[str, Any] = msgspec.json.decode(answer["stats"])
         return found
 
-    def _epoch(self, given: int | None) -> dict[str, Any]:
-        least = self._graph.written if given is None else given
-        return {"min_epoch": np.array(least, np.uint64)} if least else {}
+    async def _read(
+        self,
+        operation: str,
+        row: dict[str, Any],
+        parameters: dict[str, Any],
+        given: int | None,
+        timeout_s: float | None,
+    ) -> Row:
+        async def once(least: int) -> Row:
+            asked = row | {"min_epoch": np.array(least, np.uint64)} if least else row
+            return await self._graph.ask(operation, asked, parameters, spec=self._spec, timeout_s=timeout_s)
 
-    def _epochs(self, given: int | None, count: int) -> dict[str, Any]:
-        return {name: np.full(count, epoch) for name, epoch in self._epoch(given).items()}
+        return await self._from(once, given)
+
+    async def _read_many(
+        self,
+        operation: str,
+        columns: dict[str, Any],
+        parameters: dict[str, Any],
+        given: int | None,
+        timeout_s: float | None,
+    ) -> dict[str, Any]:
+        async def once(least: int) -> dict[str, Any]:
+            count = len(next(iter(columns.values())))
+            asked = columns | {"min_epoch": np.full(count, least, np.uint64)} if least else columns
+            return await self._graph.ask_many(operation, asked, parameters, spec=self._spec, timeout_s=timeout_s)
+
+        return await self._from(once, given)
+
+    async def _from(self, once: Callable[[int], Awaitable[T]], given: int | None) -> T:
+        """Ask for what holds at an epoch, as given or that of this connection's words."""
+        if given is not None:
+            uint64_of("min_epoch", given)
+            return await once(given)
+        least = self._graph.written
+        try:
+            return await once(least)
+        except (BadValue, RowsFailed):
+            # A log that was lost, and began anew, would refuse every read of a connection that lives on.
+            if not least or not await self._graph.ends_before(least, self._spec):
+                raise
+            return await once(self._graph.written)
 
 
 def _routing(k: int, load_weight: float, what: What) -> dict[str, Any]:
+    if not 1 <= k <= MOST_ROUTES:
+        raise BadParameter(f"k is {k}: use 1 to {MOST_ROUTES}")
     return {"k": k, "load_weight": load_weight, "what": what}

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 import structlog
 
@@ -91,6 +92,20 @@ class Graph:
     def remember(self, epoch: int) -> None:
         """A word of this connection was answered by this epoch."""
         self.written = max(self.written, epoch)
+
+    async def ends_before(self, epoch: int, spec: Spec) -> bool:
+        """Whether its log ends before an epoch that was answered: it was lost, and what this connection said with it.
+
+        If so, reads ask no longer for what is beyond its end.
+        """
+        answer = await self.ask("stats", {"unused": np.False_}, spec=spec)
+        last: int = msgspec.json.decode(answer["stats"])["log_last"]
+        if last >= epoch:
+            return False
+        if self.written > last:
+            _log.warning("context graph has lost what was said", graph=self.name, answered=self.written, epoch=last)
+            self.written = last
+        return True
 
     async def ask(
         self,

@@ -62,7 +62,7 @@ class Words:
         if ttl_s is not None:
             row["ttl_ms"] = _milliseconds(ttl_s)
         if capabilities:
-            row["capabilities"] = np.uint64(capabilities)
+            row["capabilities"] = uint64_of("capabilities", capabilities)
         if load:
             row["load"] = np.float32(load)
         answer = await self._graph.ask("put", row, spec=self._making(row["vector"]), timeout_s=timeout_s)
@@ -160,7 +160,7 @@ class Words:
         if not count:
             return AllLinked.none()
         columns: dict[str, Any] = {"source": list(sources), "target": list(targets)}
-        columns["weight"] = np.ascontiguousarray(np.broadcast_to(np.asarray(weights, np.float32), count))
+        columns["weight"] = _weights_of(weights, count)
         columns |= {"version": self._words(count), "writer": np.full(count, self._graph.writer)}
         if ttl_s is not None:
             columns["ttl_ms"] = np.full(count, _milliseconds(ttl_s))
@@ -170,8 +170,8 @@ class Words:
 
     def _word(self, version: int | None = None) -> Array:
         """The version of one word, (), as given if it is."""
-        if version is not None and not 1 <= version < 2**64:
-            raise BadParameter(f"version is {version}: use 1 to 2**64 - 1")
+        if version is not None:
+            uint64_of("version", version, 1)
         return np.array(self._graph.versions(1, version), np.uint64)
 
     def _words(self, count: int) -> Array:
@@ -188,17 +188,38 @@ def vector_of(given: ArrayLike, axes: int) -> Array:
     """As it is if it is of a dtype that is taken, else as float32.
 
     Raises:
-        BadColumn: it makes no array of so many axes.
+        BadColumn: it makes no array of so many axes, or its numbers are complex.
     """
     try:
         array = np.asarray(given)
+        if array.dtype.kind == "c":
+            raise TypeError("its numbers are complex, give real ones")
         if array.dtype not in (np.float32, np.float16) and array.dtype.name != "bfloat16":
-            array = array.astype(np.float32, copy=False)
+            with np.errstate(over="ignore"):  # infinite then, which the owner refuses in words
+                array = array.astype(np.float32, copy=False)
     except (TypeError, ValueError) as error:
         raise BadColumn(f"a context makes no array of numbers: {error}") from None
     if array.ndim != axes or not array.shape[-1]:
         raise BadColumn(f"contexts have the shape {array.shape}: give ({'d,' if axes == 1 else 'm, d'})")
     return array
+
+
+def uint64_of(name: str, number: int, least: int = 0) -> np.uint64:
+    """A parameter's number.
+
+    Raises:
+        BadParameter: it is too small or too large.
+    """
+    if not least <= number < 2**64:
+        raise BadParameter(f"{name} is {number}: use {least} to 2**64 - 1")
+    return np.uint64(number)
+
+
+def _weights_of(given: ArrayLike, count: int) -> Array:
+    try:
+        return np.ascontiguousarray(np.broadcast_to(np.asarray(given, np.float32), count))
+    except (TypeError, ValueError) as error:
+        raise BadColumn(f"weights are not one number, nor {count}: {error}") from None
 
 
 def _milliseconds(ttl_s: float) -> np.int64:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aikoryu.bus.columns import pack, unpack
-from aikoryu.bus.errors import BadColumn, BadParameter, BusError
+from aikoryu.bus.errors import BadColumn, BadParameter, BadValue, BusError
 from aikoryu.bus.frames import decode_parameters, row_error
 from aikoryu.bus.memory import MemoryBus
 from aikoryu.bus.service import Held, Service
@@ -191,6 +191,8 @@ class FakeOwner:
         return {"epoch": np.full(rows, graph.epoch, "u8"), "applied": applied}
 
     def _get(self, graph: FakeGraph, rows: int, columns: dict[str, Any], what: str = "blended") -> dict[str, Any]:
+        if "min_epoch" in columns and columns["min_epoch"].max() > graph.epoch:
+            raise BadValue(f"min_epoch is beyond {graph.epoch}")
         found = graph.own if what == "own" else graph.blended()
         nothing = np.zeros(graph.dimension, np.float32)
         return {
@@ -231,8 +233,9 @@ class FakeOwner:
 
     def _stats(self, graph: FakeGraph, rows: int, columns: dict[str, Any]) -> dict[str, Any]:
         figures = {"agents": len(graph.own), "edges": len(graph.weights), "epoch": graph.epoch, "device": "cpu"}
+        figures["log_last"] = graph.epoch
         more = {"dimension": graph.dimension, "alpha": graph.alpha, "epsilon": graph.epsilon, "residual": 0.0005}
-        return {"stats": [json.dumps({**figures, **more})]}
+        return {"stats": [json.dumps({**figures, **more})] * rows}
 
     def _watch(self, held: Held, graph: str, columns: dict[str, Any], parameters: dict[str, Any]) -> None:
         loop = asyncio.get_running_loop()

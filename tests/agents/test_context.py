@@ -129,8 +129,11 @@ async def test_versions_rise_though_the_clock_does_not(
     assert (old.applied, old.version) == (False, 501)
 
 
-async def test_reader_finds_what_its_connection_has_said(bus: ai.Bus, owner: FakeOwner) -> None:
+async def test_reader_finds_what_its_connection_has_said(
+    bus: ai.Bus, owner: FakeOwner, log: dict[str, FakeGraph]
+) -> None:
     await bus.context("team").put("ada", [1])
+    log["team"].epoch = 9
     team = bus.context("team")
     await team.get("ada")
     await team.get("ada", min_epoch=0)
@@ -140,6 +143,22 @@ async def test_reader_finds_what_its_connection_has_said(bus: ai.Bus, owner: Fak
     assert of(owner, "route")[0]["min_epoch"].tolist() == [1, 1]
     assert (await bus.context("other", dimension=1).get("ada")).version == 0
     assert "min_epoch" not in of(owner, "get")[-1]
+
+
+async def test_log_that_was_lost_does_not_keep_its_connections_from_reading(
+    bus: ai.Bus, owner: FakeOwner, log: dict[str, FakeGraph]
+) -> None:
+    team = bus.context("team")
+    for _ in range(3):
+        await team.put("ada", [1, 0])
+    log["team"] = FakeGraph(2, 0.3, 1e-3)
+    with pytest.raises(ai.BadValue, match="beyond 0"):
+        await team.get("ada", min_epoch=3)
+    seen, both = await asyncio.gather(team.get("ada"), team.get_many(["ada", "bo"]))
+    assert (seen.epoch, seen.version, both.epochs.tolist()) == (0, 0, [0, 0])
+    assert (await team.put("ada", [0, 1])).epoch == 1
+    await team.get("ada")
+    assert of(owner, "get")[-1]["min_epoch"].tolist() == [1]
 
 
 async def test_several_calls_at_once_open_once(bus: ai.Bus, owner: FakeOwner) -> None:
@@ -305,12 +324,25 @@ async def test_numbers_of_a_graph_are_checked(bus: ai.Bus, given: dict[str, Any]
 
 async def test_what_makes_no_context_is_refused_before_it_is_sent(bus: ai.Bus) -> None:
     team = bus.context("team")
-    for vector in ([[1, 2]], 1.0, [], ["a"], [object()]):
+    for vector in ([[1, 2]], 1.0, [], ["a"], [object()], [1j]):
         with pytest.raises(ai.BadColumn, match="context"):
             await team.put("ada", vector)  # type: ignore[arg-type]
     for version in (0, 2**64):
         with pytest.raises(ai.BadParameter, match="version"):
             await team.put("ada", [1], version=version)
+    for number in (-1, 2**64):
+        with pytest.raises(ai.BadParameter, match=f"capabilities is {number}"):
+            await team.put("ada", [1], capabilities=number)
+        with pytest.raises(ai.BadParameter, match=f"needs is {number}"):
+            await team.route([1], needs=number)
+        with pytest.raises(ai.BadParameter, match=f"min_epoch is {number}"):
+            await team.get("ada", min_epoch=number)
+    for k in (0, 257):
+        with pytest.raises(ai.BadParameter, match=f"k is {k}: use 1 to 256"):
+            await team.route([1], k=k)
+    for weights in ("x", [1.0, 2.0, 3.0]):
+        with pytest.raises(ai.BadColumn, match="weights are"):
+            await team.link_many(["a", "b"], ["c", "d"], weights)
     for ttl_s in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ai.BadParameter, match="ttl_s"):
             await team.put("ada", [1], ttl_s=ttl_s)

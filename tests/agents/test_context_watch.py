@@ -197,7 +197,8 @@ async def test_watch_of_a_handler_ends_with_its_deadline(bus: ai.Bus, owner: Fak
 
 
 @pytest.mark.parametrize(
-    ("threshold", "interval_s"), [(-1.0, 0.0), (float("nan"), 0.0), (float("inf"), 0.0), (0.1, -1.0), (0.1, 5e6)]
+    ("threshold", "interval_s"),
+    [(-1.0, 0.0), (float("nan"), 0.0), (float("inf"), 0.0), (1e39, 0.0), (0.1, -1.0), (0.1, 5e6)],
 )
 async def test_numbers_are_checked_at_once(bus: ai.Bus, threshold: float, interval_s: float) -> None:
     with pytest.raises(ai.BadParameter, match=r"threshold|min_interval_s"):
