@@ -129,6 +129,7 @@ async def test_plot_draws_whom_a_context_reaches(
         (["route", "team", "--vector", "none.npy"], "none.npy cannot be read"),
         (["plot", "team", "zoe", "-o", "zoe.svg"], "no context of 'zoe'"),
         (["plot", "team", "ada", "-o", "no/such/ada.svg"], "cannot be written"),
+        (["plot", "team", "ada", "-o", "ada.png"], "ends in .svg"),
     ],
 )
 async def test_what_is_wrong_is_a_sentence(
@@ -142,6 +143,15 @@ async def test_what_is_wrong_is_a_sentence(
     monkeypatch.chdir(tmp_path)
     assert await served.run(*arguments) == 1
     assert why in capsys.readouterr().err
+
+
+async def test_one_who_hears_is_one(served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for source, target in (("ada", "cy"), ("ada", "ed")):
+        await served.team.unlink(source, target)
+    await served.team.unlink("bo", "di")
+    path = tmp_path / "ada.svg"
+    assert await served.run("plot", "team", "ada", "-o", str(path)) == 0
+    assert capsys.readouterr().out == f"{path}: 1 agent hears ada, directly or over others\n"
 
 
 async def test_vector_is_one(served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

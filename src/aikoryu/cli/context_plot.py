@@ -31,6 +31,8 @@ def add(actions: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Ask, draw and write."""
+    if options.output.suffix != ".svg":
+        raise Failed(f"{options.output} would hold an SVG: give it a name that ends in .svg")
     reach = asked(options, lambda _, graph: reach_of(graph, options.agent))
     if len(reach.hops) == 1 and reach.alike[options.agent] is None:
         raise Failed(f"graph {options.graph} has no context of {options.agent!r}, and nobody hears it")
@@ -38,5 +40,8 @@ def run(options: argparse.Namespace) -> int:
         options.output.write_text(draw(reach))
     except OSError as error:
         raise Failed(f"{options.output} cannot be written: {error.strerror}") from None
-    print(f"{options.output}: {len(reach.hops) - 1:,} agents hear {options.agent}, directly or over others")
+    found = len(reach.hops) - 1
+    who = "1 agent hears" if found == 1 else f"{found:,} agents hear"
+    more = f"; {reach.left_out:,} more are left out" if reach.left_out else ""
+    print(f"{options.output}: {who} {options.agent}, directly or over others{more}")
     return 0

@@ -31,7 +31,7 @@ def add(actions: Commands) -> None:
     query = parser.add_mutually_exclusive_group(required=True)
     query.add_argument("--text", metavar="TEXT", help="what is asked for, in words")
     query.add_argument("--vector", metavar="FILE", help="a vector, .npy")
-    parser.add_argument("-k", type=int, default=16, metavar="N", help="how many agents (16)")
+    parser.add_argument("-k", type=int, default=16, metavar="N", help="how many agents, at most 256 (16)")
     add_settings(parser, nats=True)
     parser.set_defaults(run=run)
 
