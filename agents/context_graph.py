@@ -226,7 +226,8 @@ class Graph:
             _log.debug("context graph not opened", graph=self.name, reason=str(busy))
         except NoWorker:
             raise NoWorker(
-                f"nobody keeps context graph {self.name!r}, and no worker could: start one, `aikoryu worker`"
+                f"nobody keeps context graph {self.name!r}, and no worker could: start one, `aikoryu worker`, or see "
+                "that those that run have context.enabled and a server with JetStream"
             ) from None
         except (BadParameter, BadValue) as error:
             if spec.dimension:
