@@ -85,7 +85,7 @@ def test_settings_that_it_names_are_there() -> None:
 
 
 def test_lines_of_the_log_that_it_names_are_written() -> None:
-    sources = "".join(path.read_text() for folder in ("bus", "gpu") for path in (ROOT / folder).glob("*.py"))
+    sources = "".join(path.read_text() for folder in ("agents", "bus", "gpu") for path in (ROOT / folder).rglob("*.py"))
     named = first_cells("Lines of the log") - {"event"}
     assert {line for line in named if f'"{line}"' not in sources} == set()
     assert len(named) > 20

@@ -315,6 +315,7 @@ class Keepers:
         if keeper is None:
             raise Moved("this worker does not have the graph: ask again")
         await keeper.leave()
+        _log.info("graph handed over", graph=keeper.name, epoch=keeper.epoch)
         return {"epoch": np.uint64(keeper.epoch)}
 
     def _on_lease(self, message: Message) -> None:

@@ -66,7 +66,7 @@ class Read:
         if call in ("get", "route"):
             # What is in the log now is applied before anything is read: an epoch that is there need not be waited for.
             later = (asked.array("min_epoch") > np.uint64(epoch)).nonzero()[0].tolist()
-            reason = f"min_epoch is beyond {epoch}, the graph's last: name one that was answered"
+            reason = f"min_epoch is beyond {epoch}, the graph's last: name one that was answered since its log began"
             refused |= dict.fromkeys(later, reason)
         queries = vectors_of(asked, "query", spec) if call == "route" else None
         if queries is not None:

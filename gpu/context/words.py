@@ -23,7 +23,7 @@ LARGEST_WEIGHT = 2.0**32
 LAST_WRITER = (1 << 64) - 1
 """Whoever ends what has expired: after all writers of the same version, and before the next version."""
 LAST_MS = (1 << 63) - 1
-TOO_LONG = f"a vector longer than {LONGEST:g}, or not finite: scale it"
+TOO_LONG = f"a vector longer than {LONGEST:g}: scale it"
 
 # Of epsilon, the length of vectors up to which a residual gets below it in float32. Of 2,000 agents with 8 edges each
 # 2^23 did, and 2^26 did not, after which every window swept all rows.
@@ -216,7 +216,7 @@ def refused_puts(puts: Puts, spec: Spec) -> dict[int, str]:
         spec: of the graph; how long vectors may be depends on its epsilon.
     """
     found = refused_names(puts.agents)
-    longer = f"a vector longer than {spec.longest:g}, or not finite: scale it, or open a graph of a greater epsilon"
+    longer = f"a vector longer than {spec.longest:g}: scale it, or open a graph of a greater epsilon"
     _refuse(found, refused_vectors(puts.vectors, spec.longest, longer))
     _refuse(found, _unstamped(puts))
     _note(found, ~np.isfinite(puts.load), "a load that is not finite: use a number")
@@ -230,7 +230,7 @@ def refused_links(links: Links) -> dict[int, str]:
     same = np.fromiter(map(str.__eq__, links.sources, links.targets), bool, len(links))
     _note(found, same, "an agent hears itself always: link two")
     fits = (links.weights >= 0) & (links.weights <= LARGEST_WEIGHT)
-    _note(found, ~fits, f"a weight is at least 0, which ends an edge, and at most {LARGEST_WEIGHT:g}")
+    _note(found, ~fits, f"a weight is at least 0, which ends a link, and at most {LARGEST_WEIGHT:g}")
     _refuse(found, _unstamped(links))
     return found
 
@@ -241,9 +241,10 @@ def refused_vectors(vectors: Array, longest: float = LONGEST, reason: str = TOO_
     with np.errstate(over="ignore", invalid="ignore"):
         square = np.einsum("ij,ij->i", values, values, dtype=np.float32)
         long = ~(square <= np.float32(longest) ** 2)
-    found: dict[int, str] = {}
-    _note(found, long, reason)
-    return found
+    return {
+        row: reason if np.isfinite(values[row]).all() else "a vector with a number that is not finite: use numbers"
+        for row in long.nonzero()[0].tolist()
+    }
 
 
 def refused_names(names: Sequence[str]) -> dict[int, str]:

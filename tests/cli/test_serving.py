@@ -162,7 +162,7 @@ def test_server_of_up_that_is_killed_comes_back_to_its_worker(
     (tmp_path / "store").mkdir()
     up = start("up", "--set", "server.port=0", "--set", "models.embed=", "--set", f"server.store_dir={tmp_path}/store")
     url = up.hear(r"is up: NATS at (\S+),")[1]
-    up.hear(f"Jobs and their results are in {tmp_path}/store")
+    up.hear(f"Jobs, their results and context graphs are in {tmp_path}/store")
     (server,) = (pid for pid in up.processes() if b"nats.conf" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(server, signal.SIGKILL)
     told = ("nats-server lost", "nats-server restarted", "connection restored")  # the last two in either order

@@ -71,7 +71,7 @@ def _what_next(worker: Worker | Fleet, settings: Settings, *, asked_anyway: bool
     return "\n".join(
         [
             f"Aikoryu {VERSION} is up: NATS at {settings.nats.url}, {len(worker.operations)} operations.",
-            f"Jobs and their results are {durable}.",
+            f"Jobs, their results and context graphs are {durable}.",
             "",
             "In another terminal:",
             *(f"  aikoryu {example}{where}" for example in examples),
