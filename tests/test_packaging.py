@@ -119,7 +119,8 @@ def test_the_sdk_loads_nothing_heavy() -> None:
 
 
 def test_the_worker_front_loads_no_gpu_library() -> None:
-    front = modules(r"aikoryu/gpu/(ops/)?\w+\.py")
+    kernels = "aikoryu.gpu.group_kernels"  # in Triton's language: loaded by the first search on a GPU
+    front = [name for name in modules(r"aikoryu/gpu/(ops/)?\w+\.py") if name != kernels]
     assert "aikoryu.gpu.operation" in front
     assert loaded(*front) <= {"prometheus_client"}
 
