@@ -27,9 +27,10 @@ from ...bus.service import Held, Service
 from ...bus.transport import Subscription
 from .calls import OF_A_GRAPH, SYSTEM, Asked
 from .reads import Read
-from .recovery import InThread, SnapshotTaker
+from .recovery import SnapshotTaker
 from .said import said_by
 from .state import GraphState
+from .threads import InThread
 from .watchers import Watchers
 from .windows import Piece, Waiting, runs_of, words_of
 from .words import encode

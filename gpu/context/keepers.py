@@ -6,7 +6,6 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
@@ -30,13 +29,14 @@ from ...bus.snapshots import Snapshots
 from ...bus.subjects import Subjects
 from ...bus.transport import Message, Subscription, Transport
 from ...config import VERSION, Settings
-from ..device import Device, DeviceLost, OutOfMemory, open_device, threads_of
+from ..device import Device, DeviceLost, open_device, threads_of
 from .calls import MOST_DIMENSIONS, OF_ANY_KEEPER, SYSTEM, Asked, is_graph
 from .keeper import GraphKeeper
 from .recovery import Recovery, SnapshotTaker
 from .rests import Rests
 from .route import prepare
 from .state import GraphState
+from .threads import DeviceThreads
 from .words import Links, Puts, Spec, Words, encode
 
 ALPHA, EPSILON = 0.3, 1e-3  # of a graph whose maker does not say
@@ -73,13 +73,8 @@ class Keepers:
         self._worker = worker
         self._transport = transport
         self._device: Device = open_device(device, threads_of(settings.cpu))
-        # One thread uses the graphs, the other makes those that are being opened, which may take seconds. Each claims
-        # the device for itself: torch keeps which one it is, and that nothing is differentiated, by thread.
-        self._serving = ThreadPoolExecutor(1, "aikoryu-context")
-        self._opening = ThreadPoolExecutor(1, "aikoryu-context-opening")
-        self._claimed: set[ThreadPoolExecutor] = set()
-        self._serving_turn = asyncio.Lock()
-        self._limit_s = settings.context.limit_s if self._device.is_cuda else None
+        limit_s = settings.context.limit_s if self._device.is_cuda else None
+        self._threads = DeviceThreads(self._device, limit_s, self._fail)
         self._service = Service(transport, self._subjects, worker, reply_prefixes=bus.reply_prefixes)
         self._service.on_cancel = self._on_cancel
         self._client = Client(transport, self._subjects, timeout_s=bus.timeout_s, frame_bytes=bus.frame_bytes)
@@ -149,25 +144,21 @@ class Keepers:
         drained = await self._service.drain(1.0) and drained
         await self._client.close()
         await self._open.aclose()
-        self._serving.shutdown(wait=drained)
-        self._opening.shutdown(wait=drained)
+        self._threads.stop(wait=drained)
         return drained
 
     def _accept_open(self, held: Held) -> None:
         asked = Asked("open", held.request)
-        for row, name in enumerate(asked.texts("graph")):
-            given = (
-                int(asked.array("dimension")[row]),
-                *(float(asked.array(one)[row]) for one in ("alpha", "epsilon")),
-            )
-            self._start(self._answering(held, row, partial(self._answer_open, name, *given)), self._opens)
+        dimensions, alphas, epsilons = (asked.array(one).tolist() for one in ("dimension", "alpha", "epsilon"))
+        for row, given in enumerate(zip(asked.texts("graph"), dimensions, alphas, epsilons, strict=True)):
+            self._start(self._answering(held, row, partial(self._answer_open, *given)), self._opens)
 
     def _accept_move(self, held: Held) -> None:
         for row, name in enumerate(Asked("move", held.request).texts("graph")):
             self._start(self._answering(held, row, partial(self._answer_move, name)), self._opens)
 
-    async def _answer_open(self, name: str, dimension: float, alpha: float, epsilon: float) -> dict[str, Any]:
-        keeper = await self._opened(name, _spec(int(dimension), alpha, epsilon))
+    async def _answer_open(self, name: str, dimension: int, alpha: float, epsilon: float) -> dict[str, Any]:
+        keeper = await self._opened(name, _spec(dimension, alpha, epsilon))
         spec = keeper.state.spec
         return {
             "epoch": np.uint64(keeper.epoch),
@@ -239,7 +230,7 @@ class Keepers:
             if recovery.state is None:
                 return False
             # What was said meanwhile is read before the owner ends, not after, and what takes seconds is done.
-            await self._in_opening_thread(partial(prepare, recovery.state.graph))
+            await self._threads.make(partial(prepare, recovery.state.graph))
             await recovery.follow()
             token = {"token": np.uint64(recovery.after)}
             with suppress(NoWorker):  # it had no time to wait for this, and has left
@@ -254,7 +245,7 @@ class Keepers:
     async def _recovery(self, name: str) -> Recovery:
         log = await PartitionLog.open(self._jetstream, self._subjects, _kept(name))
         snapshots = SnapshotTaker(name, self._snapshots, self._settings.context.snapshot_bytes)
-        return Recovery(log, snapshots, self._device, self._in_opening_thread)
+        return Recovery(log, snapshots, self._device, self._threads.make)
 
     async def _owned(self, name: str, lease: Lease, recovery: Recovery, spec: Spec | None) -> GraphKeeper:
         """Own a graph whose lease this process has: from the claim on, nobody else writes to its log."""
@@ -266,14 +257,14 @@ class Keepers:
             if spec is None:
                 raise BadParameter(f"there is no graph {name} any more: put something, or open it with a dimension")
             state = await self._made(log, spec)
-        await self._in_opening_thread(partial(prepare, state.graph))
+        await self._threads.make(partial(prepare, state.graph))
         keeper = GraphKeeper(
             name,
             state,
             log,
             lease,
             self._service,
-            self._in_thread,
+            self._threads.use,
             self._settings.context.window_rows,
             self._transport.max_payload,
             recovery.snapshots,
@@ -289,8 +280,8 @@ class Keepers:
     async def _made(self, log: PartitionLog, spec: Spec) -> GraphState:
         words = Words(time.time_ns() // 10**6, Puts.none(spec.dimension), Links.none(), spec)
         epoch = await log.append(encode(words), log.last)
-        state: GraphState = await self._in_opening_thread(partial(GraphState, spec, self._device))
-        await self._in_opening_thread(partial(state.apply, epoch, words))
+        state: GraphState = await self._threads.make(partial(GraphState, spec, self._device))
+        await self._threads.make(partial(state.apply, epoch, words))
         return state
 
     async def _until_ended(self, name: str, keeper: GraphKeeper) -> None:
@@ -339,7 +330,7 @@ class Keepers:
 
     async def _claim(self) -> None:
         with suppress(DeviceLost):  # which `failed` tells
-            await self._in_opening_thread(lambda: None)
+            await self._threads.make(lambda: None)
 
     async def _take(self, name: str) -> None:
         """Own a graph whose owner died, unless another is quicker; try again while it fails here."""
@@ -382,46 +373,6 @@ class Keepers:
                 if isinstance(error, BusError):
                     raise Moved(f"graph {name} cannot be opened now: {error}", AGAIN_S) from error
                 raise
-
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        """Run a function in the thread that uses the graphs; on a GPU no longer than `context.limit_s`.
-
-        Raises:
-            DeviceLost: it takes longer; the process is to end.
-        """
-        async with self._serving_turn:  # the time of what waits has not begun
-            return await self._run(self._serving, work, self._limit_s)
-
-    async def _in_opening_thread(self, work: Callable[[], Any]) -> Any:
-        """Run a function in the thread that makes graphs."""
-        return await self._run(self._opening, work, None)
-
-    async def _run(self, thread: ThreadPoolExecutor, work: Callable[[], Any], limit_s: float | None) -> Any:
-        running = asyncio.get_running_loop().run_in_executor(thread, partial(self._with_device, thread, work))
-        running.add_done_callback(self._look_at)
-        await asyncio.wait({running}, timeout=limit_s)  # cancelled, it goes on
-        if not running.done():
-            lost = DeviceLost(f"{self._device.name} has not answered for {limit_s:g} s")
-            self._fail(lost)
-            raise lost
-        return running.result()
-
-    def _with_device(self, thread: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:
-        if thread not in self._claimed:
-            try:
-                self._device.open()
-            except Exception as error:  # whatever it is, another device may do better
-                raise DeviceLost(f"{self._device.name} cannot be used: {error}") from error
-            self._claimed.add(thread)
-        return work()
-
-    def _look_at(self, ran: asyncio.Future[Any]) -> None:
-        """See if what a thread ran has failed because of the device."""
-        error = None if ran.cancelled() else ran.exception()
-        if isinstance(error, (RuntimeError, MemoryError)):
-            explained = self._device.explain(error)
-            if isinstance(explained, (DeviceLost, OutOfMemory, MemoryError)):
-                self._fail(DeviceLost(str(explained)))
 
     def _fail(self, error: DeviceLost) -> None:
         if not self._is_failing:

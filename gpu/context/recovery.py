@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any
 
 import msgspec
 import structlog
@@ -19,13 +18,11 @@ from ...bus.snapshots import Snapshots
 from ..device import Device
 from .snapshot import Frozen, parts, restored
 from .state import GraphState
+from .threads import InThread
 from .words import decode
 
 TOGETHER = 64  # entries that go to the device's thread at once
 MOST_TOGETHER_BYTES = 32 << 20
-
-InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Runs a function in the device's thread, and gives what it returns."""
 
 _log = structlog.get_logger(__name__)
 

@@ -186,7 +186,7 @@ class Latch:
     def __init__(self, keepers: Keepers) -> None:
         self._open = threading.Event()
         self._reached = threading.Event()
-        keepers._serving.submit(self._wait)
+        keepers._threads._serving.submit(self._wait)
 
     def _wait(self) -> None:
         self._reached.set()

@@ -444,14 +444,14 @@ async def test_each_thread_claims_the_device(kept: Kept, monkeypatch: pytest.Mon
 
 
 async def test_a_device_that_hangs_is_lost_but_not_one_that_is_busy(kept: Kept, keepers: Keepers) -> None:
-    keepers._limit_s = 0.3
-    await keepers._in_thread(lambda: None)
+    keepers._threads._limit_s = 0.3
+    await keepers._threads.use(lambda: None)
     # Each takes less than that, all together more.
-    await asyncio.gather(*(keepers._in_thread(lambda: time.sleep(0.1)) for _ in range(5)))
+    await asyncio.gather(*(keepers._threads.use(lambda: time.sleep(0.1)) for _ in range(5)))
     assert not keepers._is_failing
     latch = Latch(keepers)
     with pytest.raises(DeviceLost, match=r"has not answered for 0\.3 s"):
-        await keepers._in_thread(lambda: None)
+        await keepers._threads.use(lambda: None)
     with pytest.raises(DeviceLost):
         await asyncio.shield(keepers.failed)
     latch.release()

@@ -264,9 +264,9 @@ async def test_an_owner_that_could_not_wait_has_left_its_graph_to_who_reads_it(
 
 async def test_who_has_no_graph_is_ready_once_others_have(kept: Kept) -> None:
     keepers = [await kept.keepers(name) for name in ("a", "b")]
-    assert not any(each._claimed for each in keepers)
+    assert not any(each._threads._claimed for each in keepers)
     await (await opened(kept)).put("ada", np.ones(D))
-    await until(lambda: all(each._claimed for each in keepers))
+    await until(lambda: all(each._threads._claimed for each in keepers))
 
 
 async def test_the_last_keeper_lets_go_of_its_graphs(kept: Kept) -> None:
