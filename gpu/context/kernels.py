@@ -7,8 +7,8 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import structlog
 
+from ..compiled import compiled
 from ..device import DeviceLost
 from .source import LONG, LONG_PART, PART, THREADS, kernel_names, source
 
@@ -34,8 +34,6 @@ REACHED, TAKEN, EDGES, RAN, LONGEST = 0, 1, 2, 3, 5
 SWEEPS = (4, 8)  # that are enqueued before the host looks: at first, and then
 LEAST_ROWS = 1 << 12
 SHARE = 4  # of all rows, one in so many can be passed on in a sweep
-
-_log = structlog.get_logger(__name__)
 
 
 class Pushed(NamedTuple):
@@ -295,15 +293,8 @@ def _compiled(dimension: int) -> Launch | None:
 
     None without CuPy, or without the compiler that it loads.
     """
-    try:
-        import cupy
-    except ImportError:
-        return None
-    module = cupy.RawModule(code=source(dimension), options=("--std=c++17",))
-    try:
-        functions = {name: module.get_function(name) for name in kernel_names()}
-    except RuntimeError as error:
-        _log.warning("context graphs run through torch: CuPy cannot compile", reason=str(error))
+    functions = compiled(source(dimension), kernel_names(), "context graphs run through torch")
+    if functions is None:
         return None
 
     def launch(name: str, warps: int, arguments: Sequence[np.uint64]) -> None:

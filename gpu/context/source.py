@@ -9,6 +9,8 @@ import re
 from functools import cache
 from importlib.resources import files
 
+from ..compiled import NUMBERS
+
 FILES = ("rows.cu", "refresh.cu", "sweep.cu", "notify.cu")
 
 THREADS = 256
@@ -21,12 +23,6 @@ PART = 64
 """Edges of a row that one warp passes something on along, itself counted."""
 
 _PRELUDE = f"""\
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef int i32;
-typedef long long i64;
 #define THREADS {THREADS}
 #define LONG {LONG}
 #define LONG_PART {LONG_PART}
@@ -49,7 +45,7 @@ def source(dimension: int) -> str:
     # As many in each part, if that can be: no lane asks then whether it has a column.
     pieces = next((each for each in _PIECES if pieces % each == 0), min(pieces, _PIECES[0]))
     shape = f"#define WIDTH {dimension}ull\n#define V {numbers}\n#define PIECES {pieces}\n"
-    return "\n".join([_PRELUDE, shape, *(files(__package__).joinpath(name).read_text() for name in FILES)])
+    return "\n".join([NUMBERS, _PRELUDE, shape, *(files(__package__).joinpath(name).read_text() for name in FILES)])
 
 
 @cache

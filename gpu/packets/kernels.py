@@ -8,12 +8,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import structlog
 
 from ...bus.columns import FIXED
 from ...netio.classify import Classifier
 from ...netio.maglev import MaglevTable
 from ..batch import Batch
+from ..compiled import compiled
 from ..device import Device
 from .columns import DTYPES, FIELDS
 from .flat import Flat
@@ -28,8 +28,6 @@ THREADS = 128
 
 Launch: TypeAlias = Callable[[str, int, Sequence[Any]], None]
 """Enqueues a kernel on the current stream: its name, threads, and arguments as NumPy scalars."""
-
-_log = structlog.get_logger(__name__)
 
 _HEADERS = ("version", "src_high", "src_low", "dst_high", "dst_low", "sport", "dport", "protocol", "tcp_flags")
 
@@ -287,15 +285,8 @@ def _pointer(tensor: Tensor | None) -> np.uint64:
 @lru_cache(maxsize=1)
 def _compiled() -> Launch | None:
     """The kernels, compiled for the GPU at hand; None without CuPy, or without the compiler that it loads."""
-    try:
-        import cupy
-    except ImportError:
-        return None
-    module = cupy.RawModule(code=source(), options=("--std=c++17",))
-    try:
-        functions = {name: module.get_function(name) for name in kernel_names()}
-    except RuntimeError as error:
-        _log.warning("packets run on the host: CuPy cannot compile", reason=str(error))
+    functions = compiled(source(), kernel_names(), "packets run on the host")
+    if functions is None:
         return None
 
     def launch(name: str, threads: int, arguments: Sequence[Any]) -> None:

@@ -24,21 +24,13 @@ from ...netio.layers.tunnels import MAX_GTP_EXTENSIONS
 from ...netio.layers.walk import MAX_IP_HEADERS, MAX_TAGS, PARTIAL_COLUMNS
 from ...netio.layers.wireless import MAX_PRESENT_WORDS
 from ...netio.packets import HEADER_DTYPES, NO_LABEL, NO_VLAN, PACKET_DTYPES, Error, Tunnel
+from ..compiled import NUMBERS
 from .flat import ENUMS, NO_RULE
 from .flow_layout import ARRIVAL, BEGINS, DUE, PART, SLOTS
 
 FILES = ("dissect.cu", "classify.cu", "flows.cu")
 
 _TYPES = {"uint8": "u8", "bool": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64", "int64": "i64"}
-
-_NUMBERS = """\
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef int i32;
-typedef long long i64;
-"""
 
 _OUT = """\
 // Columns of an answer in one piece of memory: column `number` begins at byte `places[number]` times `capacity`, a
@@ -61,7 +53,7 @@ __device__ static inline void store(const Out& out, u64 row, u32 number, T value
 def source() -> str:
     """All kernels, as C++."""
     texts = [files(__package__).joinpath(name).read_text() for name in FILES]
-    return "\n".join([_NUMBERS, *_prelude(), *_flow_prelude(), *texts])
+    return "\n".join([NUMBERS, *_prelude(), *_flow_prelude(), *texts])
 
 
 @cache

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from aikoryu.gpu.cuda import CudaDevice  # noqa: E402
 from aikoryu.gpu.device import Device, DeviceLost  # noqa: E402
 
 from . import host_warps  # noqa: E402
+from .fake_cupy import Cupy  # noqa: E402
 
 # What holds of torch's path holds of the kernels': its tests run here once more, on the device below.
 from .test_context_graph import (  # noqa: E402, F401
@@ -282,26 +282,7 @@ def test_nothing_is_done_with_nothing(device: Device) -> None:
 # --- what launches them ----------------------------------------------------------------------------------------------
 
 
-class Cupy(ModuleType):
-    """As much of CuPy as compiles and launches.
-
-    Attributes:
-        launched: kernel, blocks, threads of a block, arguments.
-    """
-
-    def __init__(self, error: Exception | None = None) -> None:
-        super().__init__("cupy")
-        self.launched: list[tuple[Any, ...]] = []
-        self._error = error
-
-    def RawModule(self, code: str, options: tuple[str, ...]) -> Cupy:  # noqa: N802 - its name there
-        assert "#define WIDTH 384ull" in code
-        return self
-
-    def get_function(self, name: str) -> Callable[..., None]:
-        if self._error is not None:
-            raise self._error
-        return lambda blocks, threads, arguments: self.launched.append((name, blocks, threads, arguments))
+EXPECTED = "#define WIDTH 384ull"
 
 
 @pytest.fixture
@@ -311,7 +292,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_a_launch_has_a_thread_for_every_lane(fresh: pytest.MonkeyPatch) -> None:
-    cupy = Cupy()
+    cupy = Cupy(EXPECTED)
     fresh.setitem(sys.modules, "cupy", cupy)
     launch = kernels_module._compiled(384)
     assert launch is not None
@@ -324,7 +305,7 @@ def test_a_launch_that_the_driver_refuses_ends_the_device(fresh: pytest.MonkeyPa
     def refuse(*_: Any) -> None:
         raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
 
-    cupy = Cupy()
+    cupy = Cupy(EXPECTED)
     fresh.setattr(cupy, "get_function", lambda name: refuse)
     fresh.setitem(sys.modules, "cupy", cupy)
     launch = kernels_module._compiled(384)
@@ -334,7 +315,7 @@ def test_a_launch_that_the_driver_refuses_ends_the_device(fresh: pytest.MonkeyPa
 
 
 def test_without_a_compiler_torch_does_it(fresh: pytest.MonkeyPatch) -> None:
-    fresh.setitem(sys.modules, "cupy", Cupy(RuntimeError("libnvrtc.so.12 is missing")))
+    fresh.setitem(sys.modules, "cupy", Cupy(EXPECTED, RuntimeError("libnvrtc.so.12 is missing")))
     with capture_logs() as logs:
         assert kernels_module._compiled(384) is None
     assert [log["reason"] for log in logs] == ["libnvrtc.so.12 is missing"]

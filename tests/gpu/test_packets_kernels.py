@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from ..netio import truth  # noqa: E402
 from ..netio.test_classify import LARGE, MIDDLE, SMALL, needs_data  # noqa: E402
 from ..netio.test_classify import load as load_set  # noqa: E402
 from . import host_kernels  # noqa: E402
+from .fake_cupy import Cupy  # noqa: E402
 from .packet_bytes import changed, crafted, frames  # noqa: E402
 
 STRUCTURES: tuple[type[Structure], ...] = (ClassTables, BitVectors, TupleTables, LinearScan)
@@ -90,26 +90,7 @@ def of_capture(path: Path, most: int) -> Frames:
 # --- what launches them ----------------------------------------------------------------------------------------------
 
 
-class Cupy(ModuleType):
-    """As much of CuPy as compiles and launches.
-
-    Attributes:
-        launched: kernel, blocks, threads of a block, arguments.
-    """
-
-    def __init__(self, error: Exception | None = None) -> None:
-        super().__init__("cupy")
-        self.launched: list[tuple[Any, ...]] = []
-        self._error = error
-
-    def RawModule(self, code: str, options: tuple[str, ...]) -> Cupy:  # noqa: N802 - its name there
-        assert "__global__ void dissect(" in code
-        return self
-
-    def get_function(self, name: str) -> Callable[..., None]:
-        if self._error is not None:
-            raise self._error
-        return lambda blocks, threads, arguments: self.launched.append((name, blocks, threads, arguments))
+EXPECTED = "__global__ void dissect("
 
 
 class Gpu(Device):
@@ -129,7 +110,7 @@ def fresh() -> Iterator[None]:
 
 
 def test_a_thread_a_row_is_launched(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
-    cupy = Cupy()
+    cupy = Cupy(EXPECTED)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     assert PacketKernels.on(Gpu("cpu", 1)) is not None
     launch = kernels_module._compiled()
@@ -144,7 +125,7 @@ def test_netio_stands_in_where_nothing_can_be_launched(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert PacketKernels.on(Gpu("cpu", 1)) is None
     kernels_module._compiled.cache_clear()
-    monkeypatch.setitem(sys.modules, "cupy", Cupy(RuntimeError("failed to load libnvrtc.so")))
+    monkeypatch.setitem(sys.modules, "cupy", Cupy(EXPECTED, RuntimeError("failed to load libnvrtc.so")))
     with capture_logs() as logs:
         assert PacketKernels.on(Gpu("cpu", 1)) is None
     assert logs == [
