@@ -29,12 +29,10 @@ def load(folder: Path) -> dict[str, Any] | None:
 def page(result: Mapping[str, Any]) -> Iterator[str]:
     """The parts of the results' page."""
     machine, gpu = result["machine"], result["gpu"]
-    commit, _, dirty = (result["commit"] or "unknown").partition("+")
     yield "# Tasks for agents"
     yield (
         f"Measured on {gpu['name']}, driver {gpu['driver']}, torch {result['versions']['torch']}; {machine['cpu']}, "
-        f"{machine['cores']} cores, Python {machine['python']}; {result['date'][:10]}, commit {commit[:12]}"
-        f"{' with changes' if dirty else ''}."
+        f"{machine['cores']} cores, Python {machine['python']}; {markdown.stamp(result)}."
     )
     head = (*_HEAD, *_EXACT)
     yield markdown.table(head, "l" + "r" * (len(head) - 1), [_cells(one) for one in result["shapes"]])

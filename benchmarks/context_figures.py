@@ -130,12 +130,8 @@ def _machine(result: Mapping[str, Any]) -> str:
 
 def _origin(result: Mapping[str, Any]) -> str:
     machine, gpu = result["machine"], result.get("gpu")
-    commit, _, dirty = (result["commit"] or "unknown").partition("+")
     on = f"{gpu['name']}, driver {gpu['driver']}, torch {result['versions']['torch']}; " if gpu else ""
-    return (
-        f"{on}{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {result['date'][:10]}, commit "
-        f"{commit[:12]}{' with changes' if dirty else ''}"
-    )
+    return f"{on}{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {markdown.stamp(result)}"
 
 
 def _contestants(name: str, result: Mapping[str, Any]) -> Iterator[str]:

@@ -126,8 +126,7 @@ def _machine(result: Mapping[str, Any]) -> str:
 
 def _provenance(result: Mapping[str, Any]) -> str:
     machine = result["machine"]
-    commit, _, dirty = (result["commit"] or "unknown").partition("+")
     return (
         f"{_machine(result)}: {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; "
-        f"{result['date'][:10]}, commit {commit[:12]}{' with changes' if dirty else ''}."
+        f"{markdown.stamp(result)}."
     )

@@ -186,11 +186,10 @@ def _sentences(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _provenance(result: Mapping[str, Any]) -> str:
     machine, gpu = result["machine"], result["gpu"]
-    commit, _, dirty = (result["commit"] or "unknown").partition("+")
     on = f"{gpu['name']}, {gpu['memory_gib']:.0f} GiB, driver {gpu['driver']}" if gpu else "a machine without a GPU"
     return (
         f"Measured on {on}; {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; "
-        f"{result['date'][:10]}, commit {commit[:12]}{' with changes' if dirty else ''}."
+        f"{markdown.stamp(result)}."
     )
 
 

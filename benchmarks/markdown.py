@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import goals
@@ -25,6 +25,12 @@ def figures_table(figures: Sequence[dict[str, Any]]) -> str:
             for one in figures
         ],
     )
+
+
+def stamp(result: Mapping[str, Any]) -> str:
+    """When a record was made, and of which commit."""
+    commit, _, dirty = (result["commit"] or "unknown").partition("+")
+    return f"{result['date'][:10]}, commit {commit[:12]}{' with changes' if dirty else ''}"
 
 
 def _is_news(one: dict[str, Any]) -> bool:

@@ -29,7 +29,7 @@ def section(results: Results) -> str:
     parts = ["### Packets"]
     for machine, each in _by_machine(results).items():
         figures = [_named(one) for result in each for one in result["figures"] if _is_told(one)]
-        stamps = list(dict.fromkeys(map(_stamp, each)))
+        stamps = list(dict.fromkeys(map(markdown.stamp, each)))
         parts += [markdown.figures_table(figures), f"Measured on {machine}; {'; '.join(stamps)}."] if figures else []
     if len(parts) == 1:
         return ""
@@ -44,7 +44,7 @@ def page(results: Results) -> Iterator[str]:
     yield from _pictures(results, "")
     for name, result in results.items():
         yield f"## {_TITLES[name]}"
-        yield f"Measured on {_machine(result)}; {_stamp(result)}."
+        yield f"Measured on {_machine(result)}; {markdown.stamp(result)}."
         yield markdown.figures_table([_named(one) for one in result["figures"]])
         yield from _measured(result)
         if name in _LEGENDS:
@@ -120,11 +120,6 @@ def _machine(result: Mapping[str, Any]) -> str:
     machine, gpu = result["machine"], result.get("gpu")
     on = f"{gpu['name']}, driver {gpu['driver']}; " if gpu else ""
     return f"{on}{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}"
-
-
-def _stamp(result: Mapping[str, Any]) -> str:
-    commit, _, dirty = (result["commit"] or "unknown").partition("+")
-    return f"{result['date'][:10]}, commit {commit[:12]}{' with changes' if dirty else ''}"
 
 
 def _measured(result: Mapping[str, Any]) -> Iterator[str]:

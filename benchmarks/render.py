@@ -172,10 +172,9 @@ def _provenance(results: Results) -> str:
     stamps: dict[str, list[str]] = {}
     for name, result in results.items():
         machine = result["machine"]
-        commit, _, dirty = (result["commit"] or "unknown").partition("+")
         stamp = (
             f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gib']:.0f} GiB, {machine['kernel']}, Python "
-            f"{machine['python']}; {result['date'][:10]}, commit {commit[:12]}{' with changes' if dirty else ''}"
+            f"{machine['python']}; {markdown.stamp(result)}"
         )
         stamps.setdefault(stamp, []).append(name)
     if len(stamps) == 1:

@@ -87,11 +87,9 @@ def _provenance(results: Results) -> str:
     stamps: dict[str, list[str]] = {}
     for name, result in results.items():
         machine, gpu = result["machine"], result["gpu"] or {"name": "no GPU", "memory_gib": 0, "driver": None}
-        commit, _, dirty = (result["commit"] or "unknown").partition("+")
         stamp = (
             f"{gpu['name']}, {gpu['memory_gib']:.0f} GiB, driver {gpu['driver']}, torch {result['versions']['torch']}; "
-            f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {result['date'][:10]}, "
-            f"commit {commit[:12]}{' with changes' if dirty else ''}"
+            f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {markdown.stamp(result)}"
         )
         stamps.setdefault(stamp, []).append(name)
     if len(stamps) == 1:
