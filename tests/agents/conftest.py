@@ -1,4 +1,4 @@
-"""Waiting for what other tasks of the loop do, without a clock."""
+"""Waiting for what other tasks do, without a clock; a bus in memory, and an owner of context graphs on it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from aikoryu.bus.memory import MemoryBus
+
+from .fake_context import FakeGraph, FakeOwner
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -26,3 +28,15 @@ async def turns(count: int = 60) -> None:
 @pytest.fixture
 def memory() -> MemoryBus:
     return MemoryBus()
+
+
+@pytest.fixture
+def log() -> dict[str, FakeGraph]:
+    return {}
+
+
+@pytest.fixture
+async def owner(memory: MemoryBus, log: dict[str, FakeGraph]) -> FakeOwner:
+    made = FakeOwner(memory.connect(), log)
+    await made.start()
+    return made

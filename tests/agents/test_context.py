@@ -20,18 +20,6 @@ from .fake_context import FakeGraph, FakeOwner
 
 
 @pytest.fixture
-def log() -> dict[str, FakeGraph]:
-    return {}
-
-
-@pytest.fixture
-async def owner(memory: MemoryBus, log: dict[str, FakeGraph]) -> FakeOwner:
-    made = FakeOwner(memory.connect(), log)
-    await made.start()
-    return made
-
-
-@pytest.fixture
 async def bus(memory: MemoryBus) -> AsyncIterator[ai.Bus]:
     async with session(memory.connect(), Settings(bus=BusSettings(timeout_s=4.0))) as bus:
         yield bus

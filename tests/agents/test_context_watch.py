@@ -29,18 +29,6 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def log() -> dict[str, FakeGraph]:
-    return {}
-
-
-@pytest.fixture
-async def owner(memory: MemoryBus, log: dict[str, FakeGraph]) -> FakeOwner:
-    made = FakeOwner(memory.connect(), log)
-    await made.start()
-    return made
-
-
-@pytest.fixture
 def connection(memory: MemoryBus) -> MemoryConnection:
     return memory.connect()
 
