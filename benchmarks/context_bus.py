@@ -189,16 +189,15 @@ def _random_state(spec: Any, agents: int, epoch: int, place: str) -> Any:
     state = GraphState(spec, device)
     state.names = Names(f"a{number}" for number in range(agents))
     state.epoch = epoch
-    everybody = torch.arange(agents, device=device.place)
-    for part in torch.split(everybody, BLOCK):
-        ones = torch.ones_like(part)
+    dice = np.random.default_rng(agents)
+    for part in np.split(np.arange(agents), range(BLOCK, agents, BLOCK)):
+        ones = np.ones(len(part), np.uint64)
         vectors = torch.randn(len(part), DIMENSION, device=device.place)
         state.graph.put(part, vectors / vectors.norm(dim=1, keepdim=True), ones, ones)
-    for part in torch.split(everybody, BLOCK):
-        targets = part.repeat_interleave(DEGREE)
-        sources = (targets + torch.randint(1, agents, targets.shape, device=device.place)) % agents
-        ones = torch.ones_like(targets)
-        state.graph.link(sources, targets, ones.float(), ones, ones)
+        targets = part.repeat(DEGREE)
+        sources = (targets + dice.integers(1, agents, len(targets))) % agents
+        ones = np.ones(len(targets), np.uint64)
+        state.graph.link(sources, targets, ones.astype(np.float32), ones, ones)
     return state
 
 

@@ -93,14 +93,14 @@ def blended(own: Vectors, edges: Sequence[tuple[int, int]], alpha: float) -> Vec
     import torch
 
     graph = ContextGraph(own.shape[1], alpha, torch.device("cpu"))
-    agents = torch.arange(len(own))
-    graph.put(agents, torch.from_numpy(own), torch.ones_like(agents), torch.ones_like(agents))
+    stamps = np.ones(len(own), np.uint64)
+    graph.put(np.arange(len(own)), torch.from_numpy(own), stamps, stamps)
     if edges:
-        targets, sources = torch.tensor(edges).T.contiguous()
-        stamps = torch.ones_like(targets)
-        graph.link(sources, targets, stamps.float(), stamps, stamps)
+        targets, sources = np.array(edges).T
+        stamps = np.ones(len(edges), np.uint64)
+        graph.link(sources, targets, stamps.astype(np.float32), stamps, stamps)
     settle(graph, EPSILON)
-    found: Vectors = graph.table.blended[graph.slots.find(agents)].numpy()
+    found: Vectors = graph.table.blended[: len(own)].numpy()
     return found
 
 

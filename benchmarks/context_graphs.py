@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import fields
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from aikoryu.bus.columns import Array
 from aikoryu.gpu.context.adjacency import Adjacency
 from aikoryu.gpu.context.graph import ContextGraph
 
@@ -25,12 +29,12 @@ class Window(NamedTuple):
     Attributes:
         agents: (m,) int64, each once.
         vectors: (m, d) float32, of length 1.
-        stamps: (m,) int64, versions and writers alike.
+        stamps: (m,) uint64, versions and writers alike.
     """
 
-    agents: Tensor
+    agents: Array
     vectors: Tensor
-    stamps: Tensor
+    stamps: Array
 
     def put(self, graph: ContextGraph) -> None:
         """Say it to a graph."""
@@ -38,7 +42,7 @@ class Window(NamedTuple):
 
     def to(self, place: torch.device) -> Window:
         """The same on a device."""
-        return Window(*(column.to(place) for column in self))
+        return self._replace(vectors=self.vectors.to(place))
 
 
 class Windows:
@@ -64,7 +68,8 @@ class Windows:
 
         agents = torch.unique(torch.randint(self._agents, (rows,), generator=self._draw, device=self._place))
         self._version += 1
-        return Window(agents, unit_vectors(len(agents), self._draw), torch.full_like(agents, self._version))
+        stamps = np.full(len(agents), self._version, np.uint64)
+        return Window(agents.cpu().numpy(), unit_vectors(len(agents), self._draw), stamps)
 
 
 def drawn(kind: str, agents: int, alpha: float, place: torch.device) -> ContextGraph:
@@ -79,19 +84,20 @@ def drawn(kind: str, agents: int, alpha: float, place: torch.device) -> ContextG
 
     draw = torch.Generator(place).manual_seed(1)
     graph = ContextGraph(DIMENSION, alpha, place)
-    everybody = torch.arange(agents, device=place)
-    graph.equip(everybody, torch.zeros_like(everybody), torch.zeros(agents, device=place))  # takes all slots at once
-    for part in torch.split(everybody, PUT_ROWS):
-        ones = torch.ones_like(part)
+    everybody = np.arange(agents)
+    graph.equip(everybody, np.zeros(agents, np.uint64), np.zeros(agents, np.float32))  # takes all slots at once
+    for begin in range(0, agents, PUT_ROWS):
+        part = everybody[begin : begin + PUT_ROWS]
+        ones = np.ones(len(part), np.uint64)
         graph.put(part, unit_vectors(len(part), draw), ones, ones)
-    target = everybody.repeat_interleave(DEGREE)
+    target = torch.arange(agents, device=place).repeat_interleave(DEGREE)
     source = torch.randint(agents, target.shape, generator=draw, device=place)
     if kind == "clustered":
         near = target - target % CLUSTER + source % CLUSTER
         is_near = torch.arange(len(target), device=place) % DEGREE < INSIDE
         source = torch.where(is_near & (near < agents), near, source)
-    ones = torch.ones_like(target)
-    graph.link(source, target, torch.ones(len(target), device=place), ones, ones)
+    ones = np.ones(len(target), np.uint64)
+    graph.link(source.cpu().numpy(), target.cpu().numpy(), ones.astype(np.float32), ones, ones)
     return graph
 
 
@@ -110,8 +116,7 @@ def copied(graph: ContextGraph, place: torch.device) -> ContextGraph:
     for adjacency, other in ((copy.edges.heard, graph.edges.heard), (copy.edges.hearers, graph.edges.hearers)):
         _copy(adjacency, other, place)
     copy.edges.scale = graph.edges.scale.to(place)
-    for name, value in vars(graph.slots).items():
-        setattr(copy.slots, name, value if isinstance(value, int) else value.to(place, copy=True))
+    copy.slots, copy.last = deepcopy(graph.slots), deepcopy(graph.last)
     return copy
 
 

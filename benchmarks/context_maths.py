@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aikoryu.gpu.context.notify import due
 from aikoryu.gpu.context.propagate import NO_LIMIT, PUSH_COST, Settled, full_step, push, settle
 from aikoryu.gpu.device import Device, open_device
@@ -142,7 +144,7 @@ class Measured:
             put_ms.append(1e3 * (middle - begin))
             rest_ms.append(1e3 * (time.perf_counter() - middle))
             done.append(settled)
-            told.append(len(notices.agents))
+            told.append(len(notices.slots))
         warm = slice(len(done) > 1, None)
         middles = {
             name: statistics.median(one[place] for one in done[warm]) for place, name in enumerate(Settled._fields)
@@ -213,14 +215,11 @@ class Run:
 
     def measure(self, kind: str) -> None:
         """One kind of graph: its sweeps, its windows, and the same on the CPU."""
-        import torch
-
         graph = drawn(kind, self._agents, ALPHA, self._device.place)
         self._lap(f"{kind} drawn")
-        everybody = torch.arange(self._agents, device=self._device.place)
         begin = settle(graph, EPSILON)
-        thresholds = torch.full((self._agents,), THRESHOLD, device=self._device.place)
-        graph.watch(everybody, thresholds, torch.zeros_like(everybody))
+        everybody = np.arange(self._agents)
+        graph.watch(everybody, np.full(self._agents, THRESHOLD, np.float32), np.zeros_like(everybody))
         due(graph, 0)
         self._lap(f"{kind} settled by {begin.pushes} pushes and {begin.fulls} fulls")
         mine = Measured(graph, self._device, self._repeats)

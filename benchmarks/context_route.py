@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
+
 from aikoryu.gpu.context.graph import ContextGraph
 from aikoryu.gpu.context.route import prepare, route
 from aikoryu.gpu.device import Device, open_device
@@ -120,14 +122,15 @@ class Crowd:
         self.place = device.place
         self.clustered = clustered
         self._draw = torch.Generator(device.place).manual_seed(agents)
+        dice = np.random.default_rng(agents)
         self._centres = self._normal(CENTRES)
         self.graph = ContextGraph(WIDTH, 0.3, device.place)
         for first in range(0, agents, PUT_AT_ONCE):
-            numbers = torch.arange(first, min(first + PUT_AT_ONCE, agents), device=device.place)
-            ones = torch.ones_like(numbers)
+            numbers = np.arange(first, min(first + PUT_AT_ONCE, agents))
+            ones = np.ones(len(numbers), np.uint64)
             self.graph.put(numbers, self.vectors(len(numbers)), ones, ones)
-            capabilities = torch.randint(1 << NEEDS, (len(numbers),), generator=self._draw, device=device.place)
-            self.graph.equip(numbers, capabilities, torch.rand(len(numbers), generator=self._draw, device=device.place))
+            capabilities = dice.integers(1 << NEEDS, size=len(numbers), dtype=np.uint64)
+            self.graph.equip(numbers, capabilities, dice.random(len(numbers), np.float32))
             # How they came to be blended does not matter here.
             self.graph.table.blended[first : first + len(numbers)] = self.vectors(len(numbers))
 

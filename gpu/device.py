@@ -178,6 +178,14 @@ def suits(value: Any, field: Field) -> bool:
     return name in _NAMES[field.dtype] and tuple(value.shape[1:]) == field.shape
 
 
+def tensor_of(column: Array, place: torch.device) -> torch.Tensor:
+    """An array's numbers on a device; those of u8 as the int64 of the same bits. A copy: the array may be read-only."""
+    import torch
+
+    signed = column.view(np.int64) if column.dtype == np.uint64 else column
+    return torch.from_numpy(signed.copy()).to(place)
+
+
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers in a dtype that NumPy has: those of bf16 as u2."""
     import torch

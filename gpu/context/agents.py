@@ -1,4 +1,4 @@
-"""What a graph keeps of each agent: a row of every matrix."""
+"""What a graph keeps of each agent: a row of every matrix, and on the host what was said of it last."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from .stamps import SIGN, Stamps
+import numpy as np
+
+from ...bus.columns import Array
+from .stamps import Stamps
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +25,7 @@ class AgentTable:
         blended: (n, d) float32, Z: what reaches it, so far.
         residual: (n, d) float32, R: what has not been passed on.
         norm: (n,) float32, the length of each row of R.
-        version, writer: (n,) int64, the stamp of the last put or removal.
-        is_there: (n,) bool, the agent has put something and was not removed.
+        is_there: (n,) bool, as `LastWords` has it, for searches.
         capabilities: (n,) int64, a bit for each.
         load: (n,) float32.
         stirred: (n,) bool, Z has changed since it was last compared with `sent`.
@@ -37,8 +39,6 @@ class AgentTable:
     blended: Tensor
     residual: Tensor
     norm: Tensor
-    version: Tensor
-    writer: Tensor
     is_there: Tensor
     capabilities: Tensor
     load: Tensor
@@ -61,8 +61,6 @@ class AgentTable:
             blended=zeros(torch.float32, dimension),
             residual=zeros(torch.float32, dimension),
             norm=zeros(torch.float32),
-            version=zeros(torch.int64),
-            writer=zeros(torch.int64),
             is_there=zeros(torch.bool),
             capabilities=zeros(torch.int64),
             load=zeros(torch.float32),
@@ -90,13 +88,42 @@ class AgentTable:
         """Make rows nobody's, (m,) int64."""
         for column in fields(self):
             getattr(self, column.name).index_fill_(0, slots, 0)
-        self.version[slots] = self.writer[slots] = SIGN
         self.threshold[slots] = math.inf
         self.sent_ms[slots] = NEVER_MS
 
-    def stamps(self, slots: Tensor) -> Stamps:
-        """The stamps of rows."""
-        return Stamps(self.version[slots], self.writer[slots])
+
+@dataclass
+class LastWords:
+    """What was put or removed last, by slot; on the host, so that whose word counts is known without a GPU.
+
+    Attributes:
+        stamps: n of them.
+        is_there: (n,) bool, the agent has put something and was not removed.
+    """
+
+    stamps: Stamps
+    is_there: Array
+
+    @classmethod
+    def none(cls, slots: int) -> LastWords:
+        """Nobody has said anything."""
+        return cls(Stamps.none(slots), np.zeros(slots, bool))
+
+    def grow(self, slots: int) -> None:
+        """Have so many rows; of the new ones nothing was said."""
+        more = LastWords.none(slots - len(self.is_there))
+        self.stamps = Stamps.joined([self.stamps, more.stamps])
+        self.is_there = np.concatenate([self.is_there, more.is_there])
+
+    def clear(self, slots: Array) -> None:
+        """Forget what was said, (m,) int64."""
+        self.stamps[slots] = Stamps.none(len(slots))
+        self.is_there[slots] = False
+
+    def versions(self, slots: Array) -> Array:
+        """(m,) uint64, of what agents have put; 0 for who is not there, and for slot -1."""
+        found: Array = np.where((slots >= 0) & self.is_there[slots], self.stamps.version[slots], np.uint64(0))
+        return found
 
 
 NEVER_MS = -(1 << 62)

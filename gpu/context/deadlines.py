@@ -19,7 +19,7 @@ class Ends:
     Attributes:
         at_ms: (m,) int64.
         what: (m, c) int64, the numbers of what they are about: an agent, or an edge's source and target.
-        version, writer: (m,) int64, the words' stamps, bits of u8.
+        version, writer: (m,) uint64, the words' stamps.
     """
 
     at_ms: Array
@@ -31,7 +31,7 @@ class Ends:
     def none(cls, columns: int) -> Ends:
         """No words; each is about so many numbers."""
         nothing: Array = np.empty(0, np.int64)
-        return cls(nothing, nothing.reshape(0, columns), nothing, nothing)
+        return cls(nothing, nothing.reshape(0, columns), nothing.astype(np.uint64), nothing.astype(np.uint64))
 
     @classmethod
     def joined(cls, parts: list[Ends]) -> Ends:

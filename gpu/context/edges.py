@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ...bus.columns import Array
+from ..device import tensor_of
 from .adjacency import Adjacency
-from .stamps import SIGN, Stamps
+from .stamps import Stamps
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +23,7 @@ class Edges:
     `scale × (I + W)`. `Â` itself is not kept, so that a change of one edge changes no other.
 
     Attributes:
-        heard: a row a slot, of those that it hears: CSR.
+        heard: a row a slot, of those that it hears: CSR; versions and writers are u8, kept as int64 of the same bits.
         hearers: a row a slot, of those that hear it: CSC.
         scale: (slots,) float32, one over the sum of what each hears.
     """
@@ -44,7 +48,7 @@ class Edges:
         self.hearers.widen(slots)
         self.scale = torch.cat([self.scale, self.scale.new_ones(max(slots - len(self.scale), 0))])
 
-    def link(self, source: Tensor, target: Tensor, weight: Tensor, stamps: Stamps) -> Tensor:
+    def link(self, source: Array, target: Array, weight: Array, stamps: Stamps) -> Array:
         """Let targets hear sources, where nothing later has been said of the same edge.
 
         Args:
@@ -57,19 +61,29 @@ class Edges:
         """
         import torch
 
-        position = self.heard.find(target, source)
-        columns = self.heard.columns
-        known = position >= 0
-        at = position[known]
-        before = Stamps(torch.full_like(position, SIGN), torch.full_like(position, SIGN))
-        before.version[known], before.writer[known] = columns["version"][at], columns["writer"][at]
+        place = self.scale.device
+        sources, targets = tensor_of(source, place), tensor_of(target, place)
+        position = self.heard.find(targets, sources)
+        known = position.cpu().numpy() >= 0
+        before = Stamps.none(len(known))
+        before[known] = self.stamps(position[tensor_of(known, place)])
         applied = stamps.after(before) & stamps.last((target << 32) | source)
-        source, target, weight, stamps = source[applied], target[applied], weight[applied], stamps[applied]
-        values = {"weight": weight, "version": stamps.version, "writer": stamps.writer}
-        self.heard.write(position[applied], target, source, values)
-        self.hearers.write(self.hearers.find(source, target), source, target, {"weight": weight})
-        self._rescale(torch.unique(target))
+        rows = tensor_of(applied.nonzero()[0], place)
+        sources, targets = sources[rows], targets[rows]
+        weights, versions, writers = (
+            tensor_of(column[applied], place) for column in (weight, stamps.version, stamps.writer)
+        )
+        values = {"weight": weights, "version": versions, "writer": writers}
+        self.heard.write(position[rows], targets, sources, values)
+        self.hearers.write(self.hearers.find(sources, targets), sources, targets, {"weight": weights})
+        self._rescale(torch.unique(targets))
         return applied
+
+    def stamps(self, positions: Tensor) -> Stamps:
+        """The stamps of edges, by where `heard` has them."""
+        columns = self.heard.columns
+        version, writer = (columns[name][positions].cpu().numpy().view(np.uint64) for name in ("version", "writer"))
+        return Stamps(version, writer)
 
     def isolate(self, slots: Tensor) -> Tensor:
         """End all edges from and to slots, (m,) int64 and each once; their stamps stay.

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .agents import AgentTable
+import numpy as np
+
+from ...bus.columns import Array
+from ..device import tensor_of
+from .agents import AgentTable, LastWords
 from .edges import Edges
 from .kernels import ContextKernels
 from .slots import Slots
@@ -28,9 +32,9 @@ class ContextGraph:
     `R = a X0 − (I − (1−a) Â) Z` but for rounding, so that `Z* − Z` is at most the longest row of R over a;
     `propagate.settle` makes that small.
 
-    Agents are int64 numbers. Versions and writers are u8, given as int64 of the same bits, and versions begin at 1. The
-    later word holds, by version and then by writer, whichever comes first; so a repeated one changes nothing. All
-    tensors are on the device, and all numbers finite.
+    Agents are numbers from 0 on, best without many gaps. Versions and writers are u8, and versions begin at 1. The
+    later word holds, by version and then by writer, whichever comes first; so a repeated one changes nothing. Whose
+    word counts is decided on the host, so what is said comes as arrays, and vectors as tensors. All numbers are finite.
 
     Args:
         dimension: d, of every vector.
@@ -39,6 +43,7 @@ class ContextGraph:
 
     Attributes:
         slots: which row is whose.
+        last: what was said last of each.
         edges: between slots.
         table: the rows.
         kernels: what works on them on a GPU; without it, torch does.
@@ -50,72 +55,71 @@ class ContextGraph:
     def __init__(self, dimension: int, alpha: float, place: torch.device) -> None:
         self.dimension = dimension
         self.alpha = alpha
-        self.slots = Slots(place)
+        self.slots = Slots()
+        self.last = LastWords.none(LEAST_SLOTS)
         self.edges = Edges(place)
         self.table = AgentTable.empty(LEAST_SLOTS, dimension, place)
         self.edges.widen(LEAST_SLOTS)
         self.kernels = ContextKernels.of(self.table, self.edges, alpha)
 
-    def put(self, agents: Tensor, vectors: Tensor, versions: Tensor, writers: Tensor) -> Tensor:
+    def put(self, agents: Array, vectors: Tensor, versions: Array, writers: Array) -> Array:
         """Say what agents know.
 
         Args:
             agents: (m,) int64; one may come more than once.
-            vectors: (m, d) float32 or bf16; kept as bf16.
-            versions, writers: (m,) int64.
+            vectors: (m, d) float32 or bf16, on any device; kept as bf16.
+            versions, writers: (m,) uint64.
 
         Returns:
             (m,) bool, those that hold now: not those for which there is a later word, also in the same call.
         """
-        return self._say(agents, vectors, Stamps.of(versions, writers), is_there=True)[0]
+        return self._say(agents, vectors, Stamps(versions, writers), is_there=True)[0]
 
-    def remove(self, agents: Tensor, versions: Tensor, writers: Tensor) -> Tensor:
+    def remove(self, agents: Array, versions: Array, writers: Array) -> Array:
         """Take agents' contexts and edges away; their stamps stay until `forget`.
 
         A later put brings the context back, and later links the edges.
 
         Args:
             agents: (m,) int64; one may come more than once.
-            versions, writers: (m,) int64, as of a put.
+            versions, writers: (m,) uint64, as of a put.
 
         Returns:
             (m,) bool, those that hold now.
         """
         nothing = self.table.own.new_zeros((len(agents), self.dimension))
-        applied, slots = self._say(agents, nothing, Stamps.of(versions, writers), is_there=False)
-        self.refresh(self.edges.isolate(slots))
+        applied, slots = self._say(agents, nothing, Stamps(versions, writers), is_there=False)
+        self.refresh(self.edges.isolate(self._tensor(slots)))
         return applied
 
-    def link(self, sources: Tensor, targets: Tensor, weights: Tensor, versions: Tensor, writers: Tensor) -> Tensor:
+    def link(self, sources: Array, targets: Array, weights: Array, versions: Array, writers: Array) -> Array:
         """Let targets hear sources; agents that have put nothing yet may be linked, too.
 
         Args:
             sources, targets: (m,) int64, agents; an edge may come more than once.
             weights: (m,) float32, at least 0, which ends the edge.
-            versions, writers: (m,) int64, of the edge.
+            versions, writers: (m,) uint64, of the edge.
 
         Returns:
             (m,) bool, those that hold now.
         """
-        import torch
-
         source, target = self._take(sources), self._take(targets)
-        applied = self.edges.link(source, target, weights, Stamps.of(versions, writers))
-        self.refresh(torch.unique(target[applied]))
+        applied = self.edges.link(source, target, weights, Stamps(versions, writers))
+        self.refresh(self._tensor(np.unique(target[applied])))
         return applied
 
-    def equip(self, agents: Tensor, capabilities: Tensor, load: Tensor) -> None:
+    def equip(self, agents: Array, capabilities: Array, load: Array) -> None:
         """Say what agents can do and how busy they are, as `route` asks for it; the last call counts.
 
         Args:
             agents: (m,) int64, each once.
-            capabilities: (m,) int64, a bit for each.
+            capabilities: (m,) uint64, a bit for each.
             load: (m,) float32.
         """
-        slots = self._take(agents)
-        self.table.capabilities[slots], self.table.load[slots] = capabilities, load
+        slots, table = self._tensor(self._take(agents)), self.table
+        table.capabilities[slots], table.load[slots] = self._tensor(capabilities), self._tensor(load)
 
-    def watch(self, agents: Tensor, thresholds: Tensor, intervals_ms: Tensor) -> None:
+    def watch(self, agents: Array, thresholds: Array, intervals_ms: Array) -> None:
         """Let `notify.due` tell agents when their blended context has moved; who was told nothing knows zeros.
 
         Args:
@@ -123,8 +127,8 @@ class ContextGraph:
             thresholds: (m,) float32, τ; infinite to be told no more.
             intervals_ms: (m,) int64, the least time between two tellings.
         """
-        slots, table = self._take(agents), self.table
-        table.threshold[slots], table.interval_ms[slots] = thresholds, intervals_ms
+        slots, table = self._tensor(self._take(agents)), self.table
+        table.threshold[slots], table.interval_ms[slots] = self._tensor(thresholds), self._tensor(intervals_ms)
         table.stirred[slots] = True
 
     def forget(self) -> None:
@@ -135,11 +139,13 @@ class ContextGraph:
         """
         self.edges.forget()
         table, used = self.table, self.slots.used
-        gone = self.slots.taken() & ~table.is_there[:used] & table.threshold[:used].isinf()
-        gone &= (self.edges.heard.count[:used] == 0) & (self.edges.hearers.count[:used] == 0)
-        slots = gone.nonzero().flatten()
+        alone = table.threshold[:used].isinf()
+        alone &= (self.edges.heard.count[:used] == 0) & (self.edges.hearers.count[:used] == 0)
+        gone = self.slots.taken() & ~self.last.is_there[:used] & alone.cpu().numpy()
+        slots = gone.nonzero()[0]
         # Who hears nobody has X0 for Z*, here 0: an empty row is right, and nobody hears of it.
-        table.clear(slots)
+        table.clear(self._tensor(slots))
+        self.last.clear(slots)
         self.slots.give_back(slots)
 
     def refresh(self, slots: Tensor | None = None) -> None:
@@ -164,38 +170,37 @@ class ContextGraph:
         for run in blocks(torch.cat([heard.start[:used], heard.count[:used].sum()[None]])):
             self._refresh_run(*run)
 
-    def measure(self, slots: Tensor) -> None:
-        """Compute the lengths of residuals that have changed."""
-        import torch
-
-        if self.kernels is not None:
-            self.kernels.measure(slots)
-            return
-        self.table.norm[slots] = torch.linalg.vector_norm(self.table.residual[slots], dim=1)
-
-    def _say(self, agents: Tensor, vectors: Tensor, stamps: Stamps, *, is_there: bool) -> tuple[Tensor, Tensor]:
+    def _say(self, agents: Array, vectors: Tensor, stamps: Stamps, *, is_there: bool) -> tuple[Array, Array]:
         """What `put` says, and the slots of those that were applied."""
         import torch
 
-        slots, table = self._take(agents), self.table
-        applied = stamps.after(table.stamps(slots)) & stamps.last(slots)
-        rows = applied.nonzero().flatten()  # once: a GPU is waited for
-        slots, stamps = slots[rows], stamps[rows]
+        slots, last = self._take(agents), self.last
+        applied = stamps.after(last.stamps[slots]) & stamps.last(slots)
+        if not applied.all():
+            slots, stamps = slots[applied], stamps[applied]
+            vectors = vectors[tensor_of(applied.nonzero()[0], vectors.device)]
+        last.stamps[slots], last.is_there[slots] = stamps, is_there
+        table, rows = self.table, self._tensor(slots)
         # Rounded before the difference is formed: R must be of what is kept.
-        vectors = vectors[rows].to(torch.bfloat16)
-        table.residual[slots] += self.alpha * (vectors.float() - table.own[slots].float())
-        table.own[slots] = vectors
-        table.version[slots], table.writer[slots] = stamps.version, stamps.writer
-        table.is_there[slots] = is_there
-        self.measure(slots)
+        vectors = vectors.to(table.own.device, torch.bfloat16)
+        if self.kernels is not None:
+            self.kernels.say(rows, vectors.contiguous(), is_there=is_there)
+            return applied, slots
+        table.residual[rows] += self.alpha * (vectors.float() - table.own[rows].float())
+        table.own[rows], table.is_there[rows] = vectors, is_there
+        table.norm[rows] = torch.linalg.vector_norm(table.residual[rows], dim=1)
         return applied, slots
 
-    def _take(self, agents: Tensor) -> Tensor:
+    def _take(self, agents: Array) -> Array:
         slots = self.slots.take(agents)
         if self.slots.used > len(self.table):
             self.table.grow(max(self.slots.used, len(self.table) + len(self.table) // 2))
+            self.last.grow(len(self.table))
             self.edges.widen(len(self.table))
         return slots
+
+    def _tensor(self, column: Array) -> Tensor:
+        return tensor_of(column, self.table.norm.device)
 
     def _refresh_some(self, slots: Tensor) -> None:
         import torch
@@ -206,7 +211,7 @@ class ContextGraph:
         sums = weighted_sums(table.blended, heard.other[position], heard.columns["weight"][position], ends)
         mixed = (sums + table.blended[slots]) * ((1 - self.alpha) * self.edges.scale[slots])[:, None]
         table.residual[slots] = mixed.add_(table.own[slots], alpha=self.alpha).sub_(table.blended[slots])
-        self.measure(slots)
+        table.norm[slots] = torch.linalg.vector_norm(table.residual[slots], dim=1)
 
     def _refresh_run(self, rows: slice, edges: slice, ends: Tensor) -> None:
         """The same of slots one after the other, whose edges are, too."""

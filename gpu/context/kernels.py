@@ -80,6 +80,14 @@ class ContextKernels:
         launch = _compiled(table.own.shape[1]) if table.norm.is_cuda else None
         return None if launch is None else cls(table, edges, alpha, launch)
 
+    def say(self, slots: Tensor, vectors: Tensor, *, is_there: bool) -> None:
+        """Let X0 be these vectors, (m, d) bf16, and what follows of R, at slots, (m,) int64 and each once."""
+        table = self._table
+        self._run(
+            *("say", min(len(slots), WARPS), slots, len(slots), vectors, int(is_there), self._alpha),
+            *(table.own, table.residual, table.norm, table.is_there),
+        )
+
     def full_step(self, used: int, *, again: bool) -> None:
         """Z + R for Z, and R anew from that; see `propagate.full_step`.
 
@@ -131,12 +139,7 @@ class ContextKernels:
         )
         if heard.total > LONG:
             self._run("refresh_parts", min(most, WARPS), z, r, *graph, long_parts, lengths, ahead)
-            self._run("measure", min(most, WARPS), long_rows, 0, lengths, r, table.norm)
-
-    def measure(self, slots: Tensor) -> None:
-        """Compute the lengths of rows of R that have changed, (m,) int64."""
-        table = self._table
-        self._run("measure", len(slots), slots, len(slots), None, table.residual, table.norm)
+            self._run("measure", min(most, WARPS), long_rows, lengths, r, table.norm)
 
     def push(self, used: int, epsilon: float, limit: int, most: int) -> Pushed:
         """Pass on rows of R that are longer than ε, sweep by sweep; see `propagate.push`.

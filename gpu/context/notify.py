@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from ...bus.columns import Array
 from .graph import ContextGraph
 
 if TYPE_CHECKING:
@@ -14,14 +17,14 @@ class Notices(NamedTuple):
     """What is to be told.
 
     Attributes:
-        agents: (m,) int64.
-        vectors: (m, d) bf16, their blended contexts.
+        slots: (m,) int64, whose.
+        vectors: (m, d) float32, their blended contexts, rounded to bf16.
         moved: (m,) float32, how far those are from what they were told before.
     """
 
-    agents: Tensor
-    vectors: Tensor
-    moved: Tensor
+    slots: Array
+    vectors: Array
+    moved: Array
 
 
 def due(graph: ContextGraph, now_ms: int) -> Notices:
@@ -38,8 +41,7 @@ def due(graph: ContextGraph, now_ms: int) -> Notices:
     table, used = graph.table, graph.slots.used
     if graph.kernels is not None and used:
         slots, moved = graph.kernels.due(used, now_ms)
-        vectors = table.blended[slots].to(torch.bfloat16)
-        return _told(graph, slots, vectors, moved, now_ms)
+        return _told(graph, slots, table.blended[slots], moved, now_ms)
     may = table.stirred[:used] & (table.threshold[:used] < torch.inf)
     may &= now_ms - table.sent_ms[:used] >= table.interval_ms[:used]
     slots = may.nonzero().flatten()
@@ -47,11 +49,14 @@ def due(graph: ContextGraph, now_ms: int) -> Notices:
     blended = table.blended[slots]
     moved = torch.linalg.vector_norm(blended - table.sent[slots].float(), dim=1)
     far = moved > table.threshold[slots]
-    return _told(graph, slots[far], blended[far].to(torch.bfloat16), moved[far], now_ms)
+    return _told(graph, slots[far], blended[far], moved[far], now_ms)
 
 
-def _told(graph: ContextGraph, slots: Tensor, vectors: Tensor, moved: Tensor, now_ms: int) -> Notices:
+def _told(graph: ContextGraph, slots: Tensor, blended: Tensor, moved: Tensor, now_ms: int) -> Notices:
     """Those of slots, each once, who count as told of these vectors from now on."""
+    if not len(slots):
+        return Notices(np.empty(0, np.int64), np.empty((0, graph.dimension), np.float32), np.empty(0, np.float32))
+    vectors = blended.to(graph.table.sent.dtype)
     graph.table.sent[slots] = vectors
     graph.table.sent_ms[slots] = now_ms
-    return Notices(graph.slots.agents[slots], vectors, moved)
+    return Notices(slots.cpu().numpy(), vectors.float().cpu().numpy(), moved.cpu().numpy())

@@ -81,12 +81,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
-//   rows: (counted,) which.
-//   length: how many they are, where that is known to the device alone; null for `counted`.
+//   rows: which, as many as `length` says.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    measure(const i64* rows, u64 counted, const u64* length, const float* residual, float* norm) {
-    const u64 many = length ? *length : counted;
-    for (u64 which = warp_number(); which < many; which += warp_count()) {
+    measure(const i64* rows, const u64* length, const float* residual, float* norm) {
+    for (u64 which = warp_number(); which < *length; which += warp_count()) {
         const u64 row = rows[which];
         const float* left = residual + row * WIDTH;
         const float found = length_of(left);

@@ -20,11 +20,11 @@ class Routes(NamedTuple):
     """The k best agents of each query, the best first.
 
     Attributes:
-        agents: (b, k) int64; where there are fewer, what stands there means nothing.
+        slots: (b, k) int64, whose; where there are fewer, what stands there means nothing.
         scores: (b, k) float32, -inf there.
     """
 
-    agents: Tensor
+    slots: Tensor
     scores: Tensor
 
 
@@ -57,14 +57,14 @@ def route(
 
     table, used = graph.table, graph.slots.used
     if not used:
-        agents = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
-        return Routes(agents, torch.full_like(agents, -torch.inf, dtype=torch.float32))
+        slots = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
+        return Routes(slots, torch.full_like(slots, -torch.inf, dtype=torch.float32))
     vectors = (table.own if what == "own" else table.blended)[:used]
     burden = load_weight * table.load[:used]
     candidates = Agents(vectors, table.is_there[:used], table.capabilities[:used], burden, cosine=True)
     straight = torch.nn.functional.normalize(queries.float(), dim=1, eps=SHORTEST)
     found = shortlist(Tasks(straight, needs), candidates, k, checkpoint, TILE_BYTES)
-    return Routes(graph.slots.agents[found.agents], found.utilities)
+    return Routes(found.agents, found.utilities)
 
 
 def prepare(graph: ContextGraph) -> None:

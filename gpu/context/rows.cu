@@ -54,6 +54,7 @@ __device__ static inline Piece load_half(const u16* from) {
     return {{__uint_as_float(read.x << 16), __uint_as_float(read.x & 0xffff0000u), __uint_as_float(read.y << 16),
              __uint_as_float(read.y & 0xffff0000u)}};
 }
+__device__ static inline void copy_half(u16* to, const u16* from) { *(uint2*)to = *(const uint2*)from; }
 __device__ static inline void store(float* to, const Piece& what) {
     *(float4*)to = make_float4(what.at[0], what.at[1], what.at[2], what.at[3]);
 }
@@ -64,6 +65,7 @@ __device__ static inline void store_once(float* to, const Piece& what) {
 __device__ static inline Piece load(const float* from) { return {{*from}}; }
 __device__ static inline Piece load_fixed(const float* from) { return {{__ldg(from)}}; }
 __device__ static inline Piece load_half(const u16* from) { return {{__uint_as_float((u32)__ldcs(from) << 16)}}; }
+__device__ static inline void copy_half(u16* to, const u16* from) { *to = *from; }
 __device__ static inline void store(float* to, const Piece& what) { *to = what.at[0]; }
 __device__ static inline void store_once(float* to, const Piece& what) { __stcs(to, what.at[0]); }
 #endif

@@ -10,23 +10,24 @@ import msgspec
 import numpy as np
 
 from ...bus.columns import Array
-from ..device import Device, bits
+from ..device import Device, bits, tensor_of
 from .adjacency import Adjacency
-from .agents import AgentTable
+from .agents import AgentTable, LastWords
 from .deadlines import Ends
 from .graph import LEAST_SLOTS
 from .names import Names
+from .stamps import Stamps
 from .state import GraphState
 from .words import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 PART_BYTES = 512 << 10
 FETCHED_BYTES = 32 << 20  # from the device at once
 
-_AGENT = ("own", "version", "writer", "is_there", "capabilities", "load")
+_AGENT = ("own", "capabilities", "load")
 _EDGE = ("weight", "version", "writer")
 
 
@@ -85,12 +86,18 @@ def frozen(state: GraphState) -> Frozen:
 
     graph = state.graph
     table, heard, slots = graph.table, graph.edges.heard, graph.slots
-    taken = slots.taken().nonzero().flatten()
-    order = taken[slots.agents[taken].argsort()]
+    taken = slots.taken().nonzero()[0]
+    taken = taken[slots.agents[taken].argsort()]
+    numbers, order = slots.agents[taken], tensor_of(taken, state.device.place)
     rank = order.new_zeros(slots.used)
     rank[order] = torch.arange(len(order), device=order.device)
-    numbers = slots.agents[order].cpu().numpy()
-    columns: dict[str, Tensor | Array] = {"names": _bytes_of(state.names.of(numbers))}
+    stamps = graph.last.stamps[taken]
+    columns: dict[str, Tensor | Array] = {
+        "names": _bytes_of(state.names.of(numbers)),
+        "last.version": stamps.version,
+        "last.writer": stamps.writer,
+        "last.is_there": graph.last.is_there[taken],
+    }
     for name in _AGENT:
         columns[f"agent.{name}"] = getattr(table, name)[order]
     columns["scale"] = graph.edges.scale[order]
@@ -150,14 +157,16 @@ def restored(parts: Iterable[bytes], device: Device) -> GraphState:
     state, n = GraphState(Spec(*header.spec), device), header.agents
     state.epoch, state.now_ms, state.ended_ms = header.epoch, header.now_ms, header.ended_ms
     graph, place = state.graph, device.place
-    graph.slots.take(torch.arange(n, device=place))
+    graph.slots.take(np.arange(n))
     # Whoever works on the graph's rows has its table, which stays; to grow it would take them twice.
     rows = AgentTable.empty(max(n, LEAST_SLOTS), graph.dimension, place)
     for column in fields(rows):
         setattr(graph.table, column.name, getattr(rows, column.name))
+    graph.last = LastWords.none(len(graph.table))
     graph.edges.widen(len(graph.table))
     columns: dict[str, Tensor] = {}
     ends: dict[str, Array] = {}
+    said: dict[str, Array] = {}
     for section in header.sections:
         array = reader.array(section)
         group, _, name = section.name.partition(".")
@@ -165,12 +174,16 @@ def restored(parts: Iterable[bytes], device: Device) -> GraphState:
             state.names = Names(array.tobytes().decode().split("\n") if n else ())
         elif group.endswith("_ends"):
             ends[section.name] = array
+        elif group == "last":
+            said[name] = array
         elif group == "agent":
             kept: Tensor = getattr(graph.table, name)
             kept[:n] = torch.from_numpy(array).view(kept.dtype).to(place)
         else:
             columns[section.name] = torch.from_numpy(array).to(place)
     reader.end()
+    graph.last.stamps[:n], graph.last.is_there[:n] = Stamps(said["version"], said["writer"]), said["is_there"]
+    graph.table.is_there[:n] = torch.from_numpy(said["is_there"]).to(place)
     graph.edges.scale[:n] = columns.pop("scale")
     _lay_edges(state, columns, n)
     for kind, deadlines in (("agent_ends", state.agent_ends), ("edge_ends", state.edge_ends)):

@@ -11,7 +11,7 @@ from importlib.resources import files
 
 from ..compiled import NUMBERS
 
-FILES = ("rows.cu", "refresh.cu", "sweep.cu", "notify.cu")
+FILES = ("rows.cu", "say.cu", "refresh.cu", "sweep.cu", "notify.cu")
 
 THREADS = 256
 """Of a block."""

@@ -2,55 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import numpy as np
 
-SIGN = -(1 << 63)
-"""The stamp of what nobody has written: version and writer 0, in the order below."""
+from ...bus.columns import Array
 
 
 @dataclass(frozen=True)
 class Stamps:
-    """By whom, and in which of their versions, things were written.
-
-    Torch orders no unsigned numbers. What is kept here are u8 with the highest bit turned over, which int64 orders
-    alike.
+    """By whom, and in which of their versions, things were written; version and writer 0 for what nobody has written.
 
     Attributes:
-        version: (m,) int64.
-        writer: (m,) int64.
+        version: (m,) uint64, from 1 on.
+        writer: (m,) uint64.
     """
 
-    version: Tensor
-    writer: Tensor
+    version: Array
+    writer: Array
 
     @classmethod
-    def of(cls, versions: Tensor, writers: Tensor) -> Stamps:
-        """The stamps of u8 numbers, given as int64 of the same bits; versions begin at 1."""
-        return cls(versions ^ SIGN, writers ^ SIGN)
+    def none(cls, count: int) -> Stamps:
+        """Of what nobody has written."""
+        return cls(np.zeros(count, np.uint64), np.zeros(count, np.uint64))
 
-    def __getitem__(self, rows: Tensor) -> Stamps:
+    @classmethod
+    def joined(cls, parts: Sequence[Stamps]) -> Stamps:
+        """All of them, one part after the other."""
+        return cls(np.concatenate([part.version for part in parts]), np.concatenate([part.writer for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.version)
+
+    def __getitem__(self, rows: Array | slice) -> Stamps:
         return Stamps(self.version[rows], self.writer[rows])
 
-    def after(self, other: Stamps) -> Tensor:
-        """(m,) bool, which of them come later than those of the same place."""
-        return (self.version > other.version) | ((self.version == other.version) & (self.writer > other.writer))
+    def __setitem__(self, rows: Array | slice, stamps: Stamps) -> None:
+        self.version[rows], self.writer[rows] = stamps.version, stamps.writer
 
-    def last(self, keys: Tensor) -> Tensor:
+    def same(self, other: Stamps) -> Array:
+        """(m,) bool, which of them are those of the same place."""
+        same: Array = (self.version == other.version) & (self.writer == other.writer)
+        return same
+
+    def after(self, other: Stamps) -> Array:
+        """(m,) bool, which of them come later than those of the same place."""
+        later: Array = (self.version > other.version) | ((self.version == other.version) & (self.writer > other.writer))
+        return later
+
+    def last(self, keys: Array) -> Array:
         """(m,) bool, the latest of each key, and of equal ones the first.
 
         Args:
             keys: (m,) int64, what each is about.
         """
-        import torch
-
-        order = torch.argsort(self.writer, descending=True, stable=True)
-        order = order[torch.argsort(self.version[order], descending=True, stable=True)]
-        order = order[torch.argsort(keys[order], stable=True)]
-        sorted_keys = keys[order]
-        first = torch.ones_like(order, dtype=torch.bool)
-        first[1:] = sorted_keys[1:] != sorted_keys[:-1]
-        return torch.empty_like(first).scatter_(0, order, first)
+        order = keys.argsort(kind="stable")
+        if not (keys[order][1:] == keys[order][:-1]).any():
+            return np.ones(len(keys), bool)
+        backwards = -np.arange(len(keys))
+        order = np.lexsort((backwards, self.writer, self.version, keys))
+        latest = np.ones(len(keys), bool)
+        latest[order[:-1]] = keys[order][1:] != keys[order][:-1]
+        return latest

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from ...bus.columns import Array
-from ..device import Device
+from ..device import Device, tensor_of
 from . import notify
 from .deadlines import Deadlines, Ends
 from .graph import ContextGraph
 from .names import Names
 from .propagate import Settled, settle
 from .route import route
-from .stamps import SIGN
+from .stamps import Stamps
 from .words import LAST_WRITER, Links, Puts, Spec, Words
 
 if TYPE_CHECKING:
@@ -191,13 +191,10 @@ class GraphState:
 
     def read(self, agents: Sequence[str], what: What) -> Read:
         """What agents know themselves, or with what reaches them."""
-        import torch
-
-        slots, table = self._slots(self.names.find(agents)), self.graph.table
-        known, slots = slots >= 0, slots.clamp(min=0)
-        vectors = (table.own if what == "own" else table.blended)[slots].float()
-        vectors = torch.where(known[:, None], vectors, 0.0)
-        return Read(_array(vectors), self._versions(slots, known))
+        slots, table = self._slots(agents), self.graph.table
+        vectors = _array((table.own if what == "own" else table.blended)[self._tensor(slots)].float())
+        vectors[slots < 0] = 0.0
+        return Read(vectors, self.graph.last.versions(slots))
 
     def route(
         self,
@@ -221,8 +218,9 @@ class GraphState:
         found = route(self.graph, self._tensor(queries), self._tensor(needs), k, load_weight, what, checkpoint)
         scores = _array(found.scores)
         counts = (scores > -np.inf).sum(axis=1).tolist()
-        agents = _array(found.agents)
-        return Routed([self.names.of(row[:count]) for row, count in zip(agents, counts, strict=True)], scores)
+        best, agents = _array(found.slots), self.graph.slots.agents
+        names = [self.names.of(agents[row[:count]]) for row, count in zip(best, counts, strict=True)]
+        return Routed(names, scores)
 
     def watch(self, agents: Sequence[str], thresholds: Array, intervals_ms: Array) -> None:
         """Let `due` tell agents when their blended context has moved; who was told nothing knows zeros.
@@ -242,14 +240,13 @@ class GraphState:
                 self._watched.pop(name, None)
         numbers = self.names.find(agents)
         known = numbers >= 0
-        columns = (numbers[known], thresholds[known].astype(np.float32), intervals_ms[known].astype(np.int64))
-        self.graph.watch(*map(self._tensor, columns))
+        self.graph.watch(numbers[known], thresholds[known].astype(np.float32), intervals_ms[known].astype(np.int64))
 
     def tell(self, agents: Sequence[str]) -> Read:
         """What reaches agents, as `read` has it; from now on they count as told that."""
-        slots, table = self._slots(self.names.find(agents)), self.graph.table
-        slots = slots[slots >= 0]
-        table.sent[slots] = table.blended[slots].to(table.sent.dtype)
+        slots, table = self._slots(agents), self.graph.table
+        rows = self._tensor(slots[slots >= 0])
+        table.sent[rows] = table.blended[rows].to(table.sent.dtype)
         return self.read(agents, "blended")
 
     def due(self, now_ms: int) -> Due:
@@ -259,22 +256,21 @@ class GraphState:
             now_ms: on a clock that never goes back.
         """
         told = notify.due(self.graph, now_ms)
-        slots = self.graph.slots.find(told.agents)
-        versions = self._versions(slots, slots >= 0)
-        return Due(self.names.of(_array(told.agents)), _array(told.vectors.float()), versions, _array(told.moved))
+        agents, versions = self.graph.slots.agents[told.slots], self.graph.last.versions(told.slots)
+        return Due(self.names.of(agents), told.vectors, versions, told.moved)
 
     def links(self, agent: str) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
         """Whom an agent hears and who it, with weights, the heaviest first, `MOST_LINKS` of each at most."""
-        slot = self._slots(self.names.find([agent]))
+        slot = self._slots([agent])
         if slot[0] < 0:
             return [], []
         found = []
         for adjacency in (self.graph.edges.heard, self.graph.edges.hearers):
-            position = adjacency.entries(slot).position
+            position = adjacency.entries(self._tensor(slot)).position
             weight, order = adjacency.columns["weight"][position].sort(descending=True, stable=True)
             count = min(int((weight > 0).sum()), MOST_LINKS)
             other = adjacency.other[position[order[:count]]].long()
-            names = self.names.of(_array(self.graph.slots.agents[other]))
+            names = self.names.of(self.graph.slots.agents[_array(other)])
             found.append(list(zip(names, weight[:count].tolist(), strict=True)))
         return found[0], found[1]
 
@@ -282,10 +278,9 @@ class GraphState:
         """What it holds; reads all edges."""
         import torch
 
-        table, edges, slots = self.graph.table, self.graph.edges, self.graph.slots
-        taken = slots.taken()
-        there = table.is_there[: slots.used]
-        removed = taken & ~there & (table.version[: slots.used] != SIGN)
+        last, edges, slots = self.graph.last, self.graph.edges, self.graph.slots
+        there = last.is_there[: slots.used]
+        removed = slots.taken() & ~there & (last.stamps.version[: slots.used] > 0)
         heard = edges.heard
         alive = 0
         for first in range(0, slots.used, ROWS_COUNTED):
@@ -324,14 +319,13 @@ class GraphState:
         """End what has ended by now: after the word that ends, and before any of a later version."""
         ends = self.agent_ends.take(self.now_ms)
         if len(ends):
-            self.graph.remove(*self._tensors(ends.what[:, 0], ends.version, _last_writers(len(ends))))
+            self.graph.remove(ends.what[:, 0], ends.version, _last_writers(len(ends)))
             self.ended_ms = self.now_ms
         # Edges of those are ended already; a stamp of their own keeps them so.
         ends = self.edge_ends.take(self.now_ms)
         if len(ends):
             nothing = np.zeros(len(ends), np.float32)
-            columns = (ends.what[:, 0], ends.what[:, 1], nothing, ends.version, _last_writers(len(ends)))
-            self.graph.link(*self._tensors(*columns))
+            self.graph.link(ends.what[:, 0], ends.what[:, 1], nothing, ends.version, _last_writers(len(ends)))
             self.ended_ms = self.now_ms
 
     def _put(self, puts: Puts) -> Array:
@@ -339,11 +333,8 @@ class GraphState:
         agents = self.names.take(puts.agents)
         if not len(puts):
             return agents
-        numbers, versions, writers = self._tensors(agents, puts.versions, puts.writers)
-        applied = self.graph.put(numbers, self._vectors(puts.vectors), versions, writers)
-        held = _array(applied)
-        capabilities, load = self._tensors(puts.capabilities[held], puts.load[held])
-        self.graph.equip(numbers[applied], capabilities, load)
+        held = self.graph.put(agents, _vectors(puts.vectors), puts.versions, puts.writers)
+        self.graph.equip(agents[held], puts.capabilities[held], puts.load[held])
         self._keep(self.agent_ends, held, agents[:, None], puts)
         return agents
 
@@ -352,8 +343,7 @@ class GraphState:
         ends = np.stack([self.names.take(links.sources), self.names.take(links.targets)], axis=1)
         if not len(links):
             return ends
-        columns = (ends[:, 0], ends[:, 1], links.weights, links.versions, links.writers)
-        held = _array(self.graph.link(*self._tensors(*columns)))
+        held = self.graph.link(ends[:, 0], ends[:, 1], links.weights, links.versions, links.writers)
         self._keep(self.edge_ends, held, ends, links)
         if (links.weights[held] == 0).any():
             self.ended_ms = self.now_ms
@@ -361,37 +351,30 @@ class GraphState:
 
     def _keep(self, deadlines: Deadlines, held: Array, what: Array, said: Puts | Links) -> None:
         ending = held & (said.until_ms > 0)
-        versions, writers = said.versions[ending].view(np.int64), said.writers[ending].view(np.int64)
-        deadlines.add(Ends(said.until_ms[ending], what[ending], versions, writers))
+        deadlines.add(Ends(said.until_ms[ending], what[ending], said.versions[ending], said.writers[ending]))
 
     def _puts_hold(self, agents: Array, puts: Puts) -> tuple[Array, Array]:
-        slots, table = self._slots(agents), self.graph.table
-        versions = _array(table.version[slots] ^ SIGN).view(np.uint64)
-        writers = _array(table.writer[slots] ^ SIGN).view(np.uint64)
-        return (versions == puts.versions) & (writers == puts.writers), versions
+        held = self.graph.last.stamps[self.graph.slots.find(agents)]
+        return held.same(Stamps(puts.versions, puts.writers)), held.version
 
     def _links_hold(self, edges: Array, links: Links) -> Array:
-        position = self._positions(edges)
-        if not len(position):
+        if not len(links):
             return np.zeros(0, bool)
-        columns = self.graph.edges.heard.columns
-        weights, versions, writers = (_array(columns[name][position]) for name in ("weight", "version", "writer"))
-        same = ((versions ^ SIGN).view(np.uint64) == links.versions) & (weights == links.weights)
-        held: Array = same & ((writers ^ SIGN).view(np.uint64) == links.writers)
+        position, said = self._positions(edges), Stamps(links.versions, links.writers)
+        weights = _array(self.graph.edges.heard.columns["weight"][position])
+        held: Array = self.graph.edges.stamps(position).same(said) & (weights == links.weights)
         return held
 
     def _agents_hold(self, ends: Ends) -> Array:
-        slots, table = self._slots(ends.what[:, 0]), self.graph.table
-        version, writer = self._tensors(ends.version, ends.writer)
-        same = (table.version[slots] == version ^ SIGN) & (table.writer[slots] == writer ^ SIGN)
-        return _array((slots >= 0) & same)
+        slots = self.graph.slots.find(ends.what[:, 0])
+        held: Array = (slots >= 0) & self.graph.last.stamps[slots].same(Stamps(ends.version, ends.writer))
+        return held
 
     def _edges_hold(self, ends: Ends) -> Array:
-        position, columns = self._positions(ends.what), self.graph.edges.heard.columns
-        version, writer = self._tensors(ends.version, ends.writer)
+        position = self._positions(ends.what)
         # -1 reads the last entry, and does not count.
-        same = (columns["version"][position] == version ^ SIGN) & (columns["writer"][position] == writer ^ SIGN)
-        return _array((position >= 0) & same)
+        held: Array = self.graph.edges.stamps(position).same(Stamps(ends.version, ends.writer))
+        return held & _array(position >= 0)
 
     def _forget(self) -> None:
         """Drop what only keeps stamps, and the names of agents of whom nothing is left, watched or not."""
@@ -403,10 +386,10 @@ class GraphState:
         table.threshold[:used] = torch.inf
         graph.forget()
         after = graph.slots.taken()
-        table.threshold[:used] = torch.where(after, thresholds, torch.inf)
+        table.threshold[:used] = torch.where(self._tensor(after), thresholds, torch.inf)
         self.agent_ends.sift()
         self.edge_ends.sift()
-        self.names.drop(_array(graph.slots.agents[before & ~after]))
+        self.names.drop(graph.slots.agents[before & ~after])
         self.ended_ms = None
 
     def _unnamed(self, words: Words) -> list[str]:
@@ -416,39 +399,24 @@ class GraphState:
         said = [*words.puts.agents, *words.links.sources, *words.links.targets]
         return [name for name in dict.fromkeys(said) if name in self._watched and name not in self.names]
 
-    def _slots(self, agents: Array) -> Tensor:
-        """(m,) int64, -1 for a number without one."""
-        return self.graph.slots.find(self._tensor(agents))
+    def _slots(self, agents: Sequence[str]) -> Array:
+        """(m,) int64, -1 for who has none."""
+        return self.graph.slots.find(self.names.find(agents))
 
     def _positions(self, edges: Array) -> Tensor:
         """Where edges, (m, 2) numbers of sources and targets, lie among those heard; -1 for those that do not."""
         import torch
 
-        source, target = self._slots(edges[:, 0]), self._slots(edges[:, 1])
-        known = (source >= 0) & (target >= 0)
-        position = torch.full_like(source, -1)
-        position[known] = self.graph.edges.heard.find(target[known], source[known])
+        source, target = self.graph.slots.find(edges[:, 0]), self.graph.slots.find(edges[:, 1])
+        # No row -1 is asked for: it would be the last.
+        rows = ((source >= 0) & (target >= 0)).nonzero()[0]
+        position = torch.full((len(edges),), -1, device=self._place)
+        found = self.graph.edges.heard.find(self._tensor(target[rows]), self._tensor(source[rows]))
+        position[self._tensor(rows)] = found
         return position
 
-    def _versions(self, slots: Tensor, known: Tensor) -> Array:
-        table = self.graph.table
-        versions = (table.version[slots] ^ SIGN).mul_(known & table.is_there[slots])
-        return _array(versions).view(np.uint64)
-
-    def _vectors(self, bits: Array) -> Tensor:
-        import torch
-
-        return self._tensor(bits.view(np.int16)).view(torch.bfloat16)
-
-    def _tensors(self, *columns: Array) -> list[Tensor]:
-        return [self._tensor(column) for column in columns]
-
     def _tensor(self, column: Array) -> Tensor:
-        """Numbers on the device, u8 as the int64 of the same bits; a copy: a log's entry is read-only."""
-        import torch
-
-        signed = column.view(np.int64) if column.dtype == np.uint64 else column
-        return torch.from_numpy(signed.copy()).to(self._place)
+        return tensor_of(column, self._place)
 
 
 def wants_forget(state: GraphState, now_ms: int) -> bool:
@@ -475,6 +443,13 @@ def wants_forget(state: GraphState, now_ms: int) -> bool:
 
 def _last_writers(count: int) -> Array:
     return np.full(count, LAST_WRITER, np.uint64)
+
+
+def _vectors(bits: Array) -> Tensor:
+    """Of what is in the log, where it lies."""
+    import torch
+
+    return torch.from_numpy(bits.view(np.int16).copy()).view(torch.bfloat16)
 
 
 def _array(tensor: Tensor) -> Array:

@@ -41,13 +41,12 @@ class Case:
         """The case on a device, not settled."""
         place = device.place
         made = ContextGraph(self.own.shape[1], alpha, place)
-        ones = torch.ones(max(len(self.own), len(self.source)), dtype=torch.int64, device=place)
-        numbers = torch.arange(len(self.own), device=place)
-        assert made.put(
-            numbers, torch.tensor(self.own, device=place).float(), ones[: len(numbers)], ones[: len(numbers)]
-        ).all()
-        source, target, weight = (torch.tensor(x, device=place) for x in (self.source, self.target, self.weight))
-        assert made.link(source, target, weight, ones[: len(source)], ones[: len(source)]).all()
+        ones = np.ones(max(len(self.own), len(self.source)), np.uint64)
+        numbers = np.arange(len(self.own))
+        vectors = torch.tensor(self.own, device=place).float()
+        assert made.put(numbers, vectors, ones[: len(numbers)], ones[: len(numbers)]).all()
+        edges = len(self.source)
+        assert made.link(self.source, self.target, self.weight, ones[:edges], ones[:edges]).all()
         return made
 
     def blended(self, alpha: float) -> Array:
@@ -124,8 +123,8 @@ def test_the_same_calls_give_the_same_bits(device: Device) -> None:
 def test_a_small_change_is_pushed_and_a_large_one_is_not(device: Device) -> None:
     graph = Case.random(4, n=2000, degree=3).graph(device, 0.5)
     assert settle(graph, 1e-2).fulls > 0
-    one = torch.tensor([1234], device=device.place)
-    assert graph.put(one, torch.full((1, 7), 1.0, device=device.place), one, one).all()
+    stamp = np.array([2], np.uint64)
+    assert graph.put(np.array([1234]), torch.full((1, 7), 1.0, device=device.place), stamp, stamp).all()
     done = settle(graph, 1e-2)
     assert done.fulls == 0
     assert 0 < done.edges < len(graph.edges)

@@ -13,7 +13,7 @@ from aikoryu.gpu import shortlist  # noqa: E402 - only where torch is
 from aikoryu.gpu.context import route as routing  # noqa: E402
 from aikoryu.gpu.context.graph import ContextGraph  # noqa: E402
 from aikoryu.gpu.context.propagate import settle  # noqa: E402
-from aikoryu.gpu.context.route import prepare, route  # noqa: E402
+from aikoryu.gpu.context.route import Routes, prepare, route  # noqa: E402
 from aikoryu.gpu.device import Device  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton")  # what its own code is warned of is not ours to mend
@@ -38,6 +38,11 @@ def drawn(draw: np.random.Generator, count: int, place: Any) -> Any:
     return torch.tensor(found, device=place).float()
 
 
+def named_by(graph: ContextGraph, found: Routes) -> list[list[int]]:
+    agents: list[list[int]] = graph.slots.agents[found.slots.cpu().numpy()].tolist()
+    return agents
+
+
 @pytest.mark.parametrize("what", ["own", "blended"])
 @pytest.mark.parametrize("load_weight", [0.0, 0.5])
 def test_the_best_of_those_who_can(
@@ -47,23 +52,22 @@ def test_the_best_of_those_who_can(
     monkeypatch.setattr(shortlist, "LEAST_TASKS", 4)
     draw, n, place = np.random.default_rng(1), 900, device.place
     graph = ContextGraph(D, 0.3, place)
-    agents = torch.tensor(draw.permutation(10_000)[:n], device=place)
-    ones = torch.ones(n, dtype=torch.int64, device=place)
+    agents, ones, weights = draw.permutation(10_000)[:n], np.ones(n, np.uint64), np.ones(n, np.float32)
     graph.put(agents, drawn(draw, n, place), ones, ones)
-    graph.link(agents, agents.roll(1), ones.float(), ones, ones)
+    graph.link(agents, np.roll(agents, 1), weights, ones, ones)
     # Those that said nothing themselves, and those that were removed, are no candidates.
-    graph.link(agents[:50], agents[:50] + 10_000, ones[:50].float(), ones[:50], ones[:50])
+    graph.link(agents[:50], agents[:50] + 10_000, weights[:50], ones[:50], ones[:50])
     graph.remove(agents[:100], 2 * ones[:100], ones[:100])
     capabilities, load = draw.integers(0, 8, n), draw.uniform(0, 1, n)
     capabilities[::2] |= -(1 << 63)
-    graph.equip(agents, torch.tensor(capabilities, device=place), torch.tensor(load, device=place).float())
+    graph.equip(agents, capabilities.view(np.uint64), load.astype(np.float32))
     settle(graph, 1e-3)
 
     queries = drawn(draw, 9, place)
     needs = np.array([0, 1, 2, 3, 7, 0, 8, -(1 << 63), 4])
     found = route(graph, queries, torch.tensor(needs, device=place), 5, load_weight, what, nothing)
 
-    table, slots = graph.table, graph.slots.find(agents)
+    table, slots = graph.table, torch.tensor(graph.slots.find(agents), device=place)
     vectors = (table.own if what == "own" else table.blended)[slots]
     scores = cosines(queries, vectors).cpu().numpy() - load_weight * load
     scores[(capabilities & needs[:, None]) != needs[:, None]] = -np.inf
@@ -72,7 +76,7 @@ def test_the_best_of_those_who_can(
     np.testing.assert_allclose(found.scores.cpu(), best, atol=1e-6)
     assert np.isinf(best[6]).all(), "nobody can do that"
     numbers = agents.tolist()
-    for row, named in enumerate(found.agents.tolist()):
+    for row, named in enumerate(named_by(graph, found)):
         if row != 6:
             there = [scores[row, numbers.index(agent)] for agent in named]
             np.testing.assert_allclose(there, best[row], atol=1e-6)
@@ -84,41 +88,40 @@ def test_the_best_of_those_who_can(
 def test_many_agents_are_searched_exactly(device: Device, what: Literal["own", "blended"], b: int) -> None:
     draw, n, place = np.random.default_rng(3), shortlist.LEAST_AGENTS + 77, device.place
     graph = ContextGraph(D, 0.3, place)
-    agents = torch.arange(n, device=place)
-    ones = torch.ones_like(agents)
+    agents, ones = np.arange(n), np.ones(n, np.uint64)
     graph.put(agents, drawn(draw, n, place), ones, ones)
-    gone = agents[::2].contiguous()
-    graph.remove(gone, 2 * torch.ones_like(gone), torch.ones_like(gone))
+    graph.remove(agents[::2], 2 * ones[::2], ones[::2])
     settle(graph, 1e-3)
     prepare(graph)
     queries = drawn(draw, b + 1, place)[1:]
     found = route(graph, queries, torch.zeros(b, dtype=torch.int64, device=place), 16, 0.0, what, nothing)
-    vectors = (graph.table.own if what == "own" else graph.table.blended)[graph.slots.find(agents)]
+    vectors = (graph.table.own if what == "own" else graph.table.blended)[:n]
     scores = cosines(queries, vectors)
     scores[:, ::2] = -torch.inf
     best = scores.topk(16, 1)
     torch.testing.assert_close(found.scores.double(), best.values, rtol=0, atol=1e-6)
-    torch.testing.assert_close(scores.gather(1, found.agents), best.values, rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores.gather(1, found.slots), best.values, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("what", ["own", "blended"])
 def test_only_those_who_said_something_are_candidates(device: Device, what: Literal["own", "blended"]) -> None:
     place, graph = device.place, ContextGraph(D, 0.3, device.place)
-    one = torch.ones(1, dtype=torch.int64, device=place)
-    for agent in (5, 6):
-        graph.put(agent * one, torch.full((1, D), -1.0, device=place), one, one)
-    graph.link(5 * one, 7 * one, one.float(), one, one)
-    graph.remove(6 * one, 2 * one, one)
+    one, needs = np.ones(1, np.uint64), torch.zeros(1, dtype=torch.int64, device=place)
+    five, six, seven = np.array([[5], [6], [7]])
+    for agent in (five, six):
+        graph.put(agent, torch.full((1, D), -1.0, device=place), one, one)
+    graph.link(five, seven, np.ones(1, np.float32), one, one)
+    graph.remove(six, 2 * one, one)
     settle(graph, 1e-3)
-    found = route(graph, torch.ones((1, D), device=place), 0 * one, 3, 0.0, what, nothing)
-    assert found.agents[0, 0].item() == 5
+    found = route(graph, torch.ones((1, D), device=place), needs, 3, 0.0, what, nothing)
+    assert named_by(graph, found)[0][0] == 5
     assert torch.isfinite(found.scores).tolist() == [[True, False, False]]
 
 
 def test_who_says_nothing_is_found_by_what_reaches_it(device: Device) -> None:
     place, graph = device.place, ContextGraph(D, 0.3, device.place)
-    silent, talker, other = torch.arange(3, device=place)[:, None]
-    one = torch.ones_like(silent)
+    silent, talker, other = np.arange(3)[:, None]
+    one = np.ones(1, np.uint64)
     vectors = torch.eye(D, device=place)
     for agent, vector in (
         (silent, 0 * vectors[:1]),
@@ -126,29 +129,29 @@ def test_who_says_nothing_is_found_by_what_reaches_it(device: Device) -> None:
         (other, 5 * vectors[:1] + 9 * vectors[1:2]),
     ):
         graph.put(agent, vector, one, one)
-    graph.link(talker, silent, one.float(), one, one)
+    graph.link(talker, silent, np.ones(1, np.float32), one, one)
     settle(graph, 1e-6)
     needs = torch.zeros(2, dtype=torch.int64, device=place)
     queries = torch.stack([3 * vectors[0], 0 * vectors[0]])
     found = route(graph, queries, needs, 3, 0.0, "blended", nothing)
-    assert found.agents.tolist() == [[0, 1, 2], [0, 1, 2]], "of equals the first"
+    assert named_by(graph, found) == [[0, 1, 2], [0, 1, 2]], "of equals the first"
     expected = torch.tensor([[1, 1, 5 / 106**0.5], [0, 0, 0]], device=place)
     torch.testing.assert_close(found.scores, expected, rtol=0, atol=1e-2)  # own contexts are bf16
     assert found.scores[1].tolist() == [0, 0, 0]
-    assert route(graph, queries, needs, 3, 0.0, "own", nothing).agents[0].tolist() == [1, 2, 0]
+    assert named_by(graph, route(graph, queries, needs, 3, 0.0, "own", nothing))[0] == [1, 2, 0]
 
 
 def test_a_graph_without_agents_knows_nobody(device: Device) -> None:
     graph = ContextGraph(D, 0.3, device.place)
     needs = torch.zeros(2, dtype=torch.int64, device=device.place)
     found = route(graph, torch.ones((2, D), device=device.place), needs, 3, 0.0, "own", nothing)
-    assert found.agents.shape == (2, 3)
+    assert found.slots.shape == (2, 3)
     assert bool((found.scores == -torch.inf).all())
 
 
 def test_nothing_asked_is_answered_with_nothing(device: Device) -> None:
     place, graph = device.place, ContextGraph(D, 0.3, device.place)
-    one = torch.ones(1, dtype=torch.int64, device=place)
-    graph.put(one, torch.ones((1, D), device=place), one, one)
-    found = route(graph, torch.ones((0, D), device=place), one[:0], 3, 0.0, "blended", nothing)
-    assert found.agents.shape == found.scores.shape == (0, 3)
+    one, needs = np.ones(1, np.uint64), torch.zeros(0, dtype=torch.int64, device=place)
+    graph.put(np.array([1]), torch.ones((1, D), device=place), one, one)
+    found = route(graph, torch.ones((0, D), device=place), needs, 3, 0.0, "blended", nothing)
+    assert found.slots.shape == found.scores.shape == (0, 3)
