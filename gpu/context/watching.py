@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 FORGET_S = 120.0
 """An agent for which nobody has asked for so long is watched no more."""
+LEAST_SIFTED = 1024  # ends of questions, before those that were answered are looked for
 
 
 class Question(NamedTuple):
@@ -36,10 +37,11 @@ class Question(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Watcher:
-    """A question that waits; whoever accepted it keeps what answers it in `row`."""
+    """A question, which `waits` or was answered; whoever accepted it keeps what answers it in `row`."""
 
     question: Question
     row: object
+    waits: bool = True
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class Watching:
         self._ends: list[tuple[float, int, Watcher]] = []
         self._looks: list[float] = []
         self._number = 0
+        self._sift_at = LEAST_SIFTED
         self._forget_at = -inf
 
     def __len__(self) -> int:
@@ -95,6 +98,8 @@ class Watching:
         agent.watchers[watcher] = None
         self._number += 1
         heapq.heappush(self._ends, (question.until, self._number, watcher))
+        if len(self._ends) > self._sift_at:
+            self._sift()
         return watcher
 
     def limits(self, agent: str) -> tuple[float, float]:
@@ -118,22 +123,23 @@ class Watching:
                 heapq.heappush(self._looks, now + agent.interval_s)
             found.append(list(agent.watchers))
             agent.watchers.clear()
+            for watcher in found[-1]:
+                watcher.waits = False
         return found
 
     def withdraw(self, watcher: Watcher) -> None:
         """It waits no more, if it did."""
-        agent = self._agents.get(watcher.question.agent)
-        if agent is not None:
-            agent.watchers.pop(watcher, None)
+        if watcher.waits:
+            watcher.waits = False
+            del self._agents[watcher.question.agent].watchers[watcher]
 
     def ended(self, now: float) -> list[Watcher]:
         """Those that have waited long enough; they wait no more."""
         found = []
         while self._ends and self._ends[0][0] <= now:
             watcher = heapq.heappop(self._ends)[2]
-            agent = self._agents.get(watcher.question.agent)
-            if agent is not None and watcher in agent.watchers:
-                del agent.watchers[watcher]
+            if watcher.waits:
+                self.withdraw(watcher)
                 found.append(watcher)
         if now >= self._forget_at:
             self._forget_at = now + FORGET_S
@@ -151,7 +157,15 @@ class Watching:
     @property
     def next_at(self) -> float:
         """When `ended` or `is_look_due` has something to say; infinite for never."""
+        while self._ends and not self._ends[0][2].waits:
+            heapq.heappop(self._ends)
         return min(self._ends[0][0] if self._ends else inf, self._looks[0] if self._looks else inf)
+
+    def _sift(self) -> None:
+        """Let go of questions that were answered: who asks often would fill the time until they end with them."""
+        self._ends = [end for end in self._ends if end[2].waits]
+        heapq.heapify(self._ends)
+        self._sift_at = max(LEAST_SIFTED, 2 * len(self._ends))
 
     def _forget(self, before: float) -> None:
         for name in [name for name, agent in self._agents.items() if agent.asked_at < before and not agent.watchers]:

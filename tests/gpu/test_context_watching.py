@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from math import inf
+from weakref import WeakSet
 
-from aikoryu.gpu.context.watching import FORGET_S, Question, Watcher, Watching
+from aikoryu.gpu.context.watching import FORGET_S, LEAST_SIFTED, Question, Watcher, Watching
 
 
 def ask(
@@ -143,3 +145,24 @@ def test_memory_is_bounded_while_agents_and_watchers_come_and_go() -> None:
     watching.ended(1e6)
     assert len(watching) == 0
     assert watching.next_at == inf
+
+
+class Row:
+    """What answers a question; here only whether somebody holds it."""
+
+
+def test_questions_that_were_answered_are_let_go_long_before_they_would_have_ended() -> None:
+    watching, alive = Watching(), WeakSet[Row]()
+    waits(watching, "bo", wait_s=500.0)
+    told = 0
+    for second in range(10_000):
+        row = Row()
+        alive.add(row)
+        watching.ask(Question("ada", 0.5, 0.0, told, second + 1e6), row, 0.0)
+        told = second + 1
+        watching.told(["ada"], told, 0.0)
+    gc.collect()
+    assert len(alive) <= LEAST_SIFTED + 1
+    assert watching.next_at == 500.0
+    watching.ended(500.0)
+    assert watching.next_at == inf, "nobody is woken for what was answered"
