@@ -185,7 +185,7 @@ async def test_example_asks_over_the_bus(
     async with EmbeddedServer(ServerSettings(port=0)) as server:
         settings = load(flags={"nats.url": server.url})
         transport = await NatsConnection.open(ConnectOptions.of(settings.nats))
-        keepers = Keepers(transport, settings, "cpu", "worker")
+        keepers = Keepers(transport, settings, "cpu", "worker", on_loaded=lambda: None)
         await keepers.start()
         await example.main(server.url)
         await keepers.stop()

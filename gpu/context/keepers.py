@@ -58,13 +58,16 @@ class Keepers:
         settings: all groups.
         device: `cpu` or `cuda:0`; claimed when there is a graph, whosever.
         worker: what this process is called on the bus, one subject token.
+        on_loaded: as of `DeviceThreads`.
 
     Attributes:
         failed: gets `DeviceLost` when the device cannot be used any more: the process must end at once.
         graphs: those owned, by name.
     """
 
-    def __init__(self, transport: Transport, settings: Settings, device: str, worker: str) -> None:
+    def __init__(
+        self, transport: Transport, settings: Settings, device: str, worker: str, on_loaded: Callable[[], object]
+    ) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.graphs: dict[str, GraphKeeper] = {}
         bus = settings.bus
@@ -74,7 +77,7 @@ class Keepers:
         self._transport = transport
         self._device: Device = open_device(device, threads_of(settings.cpu))
         limit_s = settings.context.limit_s if self._device.is_cuda else None
-        self._threads = DeviceThreads(self._device, limit_s, self._fail)
+        self._threads = DeviceThreads(self._device, limit_s, self._fail, on_loaded)
         self._service = Service(transport, self._subjects, worker, reply_prefixes=bus.reply_prefixes)
         self._service.on_cancel = self._on_cancel
         self._client = Client(transport, self._subjects, timeout_s=bus.timeout_s, frame_bytes=bus.frame_bytes)

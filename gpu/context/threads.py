@@ -23,12 +23,20 @@ class DeviceThreads:
         device: claimed by each thread with the first that it runs.
         limit_s: longest that `use` may take, s; None for as long as it takes.
         on_lost: called when the device cannot be used any more, perhaps more than once.
+        on_loaded: called in a thread when what computes is loaded, and nothing made with it yet.
     """
 
-    def __init__(self, device: Device, limit_s: float | None, on_lost: Callable[[DeviceLost], None]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        limit_s: float | None,
+        on_lost: Callable[[DeviceLost], None],
+        on_loaded: Callable[[], object],
+    ) -> None:
         self._device = device
         self._limit_s = limit_s
         self._on_lost = on_lost
+        self._on_loaded = on_loaded
         self._serving = ThreadPoolExecutor(1, "aikoryu-context")
         self._opening = ThreadPoolExecutor(1, "aikoryu-context-opening")
         self._claimed: set[ThreadPoolExecutor] = set()
@@ -72,6 +80,8 @@ class DeviceThreads:
                 self._device.open()
             except Exception as error:  # whatever it is, another device may do better
                 raise DeviceLost(f"{self._device.name} cannot be used: {error}") from error
+            if not self._claimed:
+                self._on_loaded()
             self._claimed.add(thread)
         return work()
 

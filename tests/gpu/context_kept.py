@@ -66,7 +66,7 @@ class Kept:
         return connection
 
     async def keepers(self, name: str = "a", settings: Settings | None = None) -> Keepers:
-        keepers = Keepers(await self.connect(), settings or self.settings, "cpu", name)
+        keepers = Keepers(await self.connect(), settings or self.settings, "cpu", name, on_loaded=lambda: None)
         await keepers.start()
         self._lent.add(keepers)
         return keepers

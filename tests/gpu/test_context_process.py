@@ -26,7 +26,7 @@ import asyncio, pathlib, sys, threading, types
 HERE = pathlib.Path(__file__).parent
 
 class Keepers:
-    def __init__(self, transport, settings, device, worker):
+    def __init__(self, transport, settings, device, worker, on_loaded):
         self.failed = asyncio.get_running_loop().create_future()
         self.transport = transport
         (HERE / "made").write_text(f"{device} {worker} {transport.inbox_prefix} {'torch' in sys.modules}")
