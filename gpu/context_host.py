@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import structlog
@@ -16,6 +16,7 @@ import structlog
 from ..bus.discovery import instance_name
 from ..config import Settings
 from .child_process import RESTART_DELAYS_S, STEADY_S, ChildProcess
+from .context_figures import HostFigures, KeeperFigures
 from .device import threads_of
 
 MODULE = "aikoryu.gpu.context_process"
@@ -26,8 +27,6 @@ TRY_TIMEOUT_S = 120.0  # loading torch from a cold disk, and computing
 STOP_SLACK_S = 10.0  # beyond `worker.drain_s`
 
 _log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 
 class KeeperSpec(msgspec.Struct, frozen=True):
@@ -65,13 +64,22 @@ class ContextHost:
         self._started = 0
         self._attempt = 0
         self._serving: ChildProcess | None = None
-        self._leaving: set[asyncio.Task[int]] = set()
+        self._leaving: dict[asyncio.Task[int], ChildProcess] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def pid(self) -> int:
         """The process that keeps graphs; 0 while there is none."""
         return self._serving.pid if self._serving is not None else 0
+
+    @property
+    def figures(self) -> HostFigures:
+        """Whether a process serves, and what each has told of its graphs last; for any thread."""
+        serving = self._serving
+        up = {self._own_device: False} | {self.device: serving is not None}
+        processes = [*self._leaving.values()] + ([serving] if serving is not None else [])
+        told = [process.told for process in processes]
+        return HostFigures(up, [msgspec.json.decode(line, type=KeeperFigures) for line in told if line])
 
     async def start(self) -> None:
         """Return when the process serves, or could not be started: then it is tried again.
@@ -174,13 +182,12 @@ class ContextHost:
             left, self.device = self._serving, self._own_device
             self._serve(process)
             if left is not None:
-                self._keep(asyncio.create_task(left.end()), self._leaving)
+                leaving = asyncio.create_task(left.end())
+                self._leaving[leaving] = left
+                leaving.add_done_callback(self._leaving.pop)
             return
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._keep(asyncio.create_task(work), self._tasks)
-
-    @staticmethod
-    def _keep(task: asyncio.Task[T], among: set[asyncio.Task[T]]) -> None:
-        among.add(task)
-        task.add_done_callback(among.discard)
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
+import msgspec
 import structlog
 import uvloop
 
@@ -23,6 +24,7 @@ from ..bus.permissions import KEPT_APART
 from ..config import Settings, configure_logging
 from .child_process import Parent
 from .context.keepers import Keepers
+from .context_figures import TELL_S
 from .context_host import EXIT_DEVICE_LOST, KeeperSpec
 from .device import DeviceLost, open_device
 
@@ -68,10 +70,20 @@ async def _serve(parent: Parent[KeeperSpec]) -> int:
         except BusError as error:
             return _not_started(str(error))
         parent.ready()
-        await _unless_failed(ended, keepers)
-        return 0 if await _unless_failed(asyncio.create_task(keepers.stop()), keepers) else EXIT_NOT_DRAINED
+        telling = asyncio.create_task(_tell(parent, keepers))
+        try:
+            await _unless_failed(ended, keepers)
+            return 0 if await _unless_failed(asyncio.create_task(keepers.stop()), keepers) else EXIT_NOT_DRAINED
+        finally:
+            telling.cancel()
     finally:
         await transport.close()
+
+
+async def _tell(parent: Parent[KeeperSpec], keepers: Keepers) -> None:
+    """Tell the worker of the graphs, if anybody may ask it."""
+    if parent.spec.settings.worker.metrics_port:
+        await parent.keep_telling(lambda: msgspec.json.encode(keepers.figures) + b"\n", TELL_S)
 
 
 async def _unless_failed(task: asyncio.Task[T], keepers: Keepers) -> T:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from itertools import cycle
+from typing import NoReturn
 
 import msgspec
 import structlog
 
 from ..config import Settings
 from .child_process import RESTART_DELAYS_S, STEADY_S, ChildProcess
+from .context_figures import TELL_S, HostFigures
 from .directory import WorkerDirectory
 from .engines import catalogue_of, context_hosts, devices_of, engine_spec, slots_of, spare_specs
 from .host import EngineHost
@@ -68,6 +70,7 @@ class Fleet:
         self.operations: dict[str, Operation] = load(catalogue_of(settings))
         self.id = f"of {len(fronts)} fronts on {', '.join(devices)}"
         self._drain_s = settings.worker.drain_s
+        self._tells = settings.worker.metrics_port > 0
         self._directory = WorkerDirectory(settings.residents.directory)
         specs = [engine_spec(settings, device, self._directory) for device in devices]
         specs += spare_specs(settings, self._directory)
@@ -101,6 +104,8 @@ class Fleet:
             await self.stop()
             raise
         self._keepers = [asyncio.create_task(self._keep(number)) for number in range(len(self._specs))]
+        if self._contexts and self._tells:
+            self._keepers.append(asyncio.create_task(self._tell()))
 
     async def stop(self) -> bool:
         """Let every front answer what it has accepted, then end the engines.
@@ -160,6 +165,19 @@ class Fleet:
                 _log.error("front not restarted", front=number, attempt=attempt, error=str(error))
             else:
                 _log.info("front restarted", front=number, attempt=attempt)
+
+    async def _tell(self) -> NoReturn:
+        """Tell the fronts, which are asked for metrics, of context graphs."""
+        while True:
+            line = msgspec.json.encode([context.figures for context in self._contexts]) + b"\n"
+            for process in self._processes.values():
+                process.tell(line)
+            await asyncio.sleep(TELL_S)
+
+
+def contexts_of(line: bytes) -> list[HostFigures]:
+    """What a fleet told a front of context graphs; nothing of an empty line."""
+    return msgspec.json.decode(line, type=list[HostFigures]) if line else []
 
 
 def _front(settings: Settings, number: int) -> Settings:

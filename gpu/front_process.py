@@ -17,7 +17,7 @@ from ..config import configure_logging
 from .child_process import Parent
 from .engine import EngineLink
 from .engines import slab_bytes
-from .fleet import FrontSpec
+from .fleet import FrontSpec, contexts_of
 from .probes import why_not
 from .worker import Worker
 
@@ -42,6 +42,8 @@ async def _serve(parent: Parent[FrontSpec]) -> int:
         room = slab_bytes(settings, transport.max_payload)
         links = [EngineLink(each.address, each.name, each.slots, room) for each in spec.engines]
         worker = Worker(transport, settings, links)
+        if settings.context.enabled:
+            worker.telemetry.watch_contexts(lambda: contexts_of(parent.told))
         try:
             await worker.start()
         except BusError as error:

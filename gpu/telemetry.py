@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .context_figures import HostFigures
+from .context_metrics import ContextMetrics
 from .fallback import Fallback
 from .job import Done
 from .nvml import READINGS, Health
@@ -126,6 +128,14 @@ class Telemetry:
     def watch_jobs(self, runs: JobRuns) -> None:
         """Read what became of durable jobs whenever somebody asks."""
         self.registry.register(_Jobs(runs))
+
+    def watch_contexts(self, figures: Callable[[], Sequence[HostFigures]]) -> None:
+        """Read what is told of context graphs whenever somebody asks.
+
+        Args:
+            figures: of who keeps the worker's; called in a scrape's thread.
+        """
+        self.registry.register(ContextMetrics(figures))
 
     def on_start(self, operation: str, plan: Plan, now: float, staged: float) -> None:
         """A batch was handed to the engine at `staged`; its dispatch began at `now`."""

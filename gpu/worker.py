@@ -72,6 +72,8 @@ class Worker:
         self.telemetry.watch_jobs(self._jobs.runs)
         if isinstance(transport, NatsConnection):
             self.telemetry.watch_connection(lambda: transport.statistics()._asdict())
+        if self._contexts:
+            self.telemetry.watch_contexts(lambda: [context.figures for context in self._contexts])
         self._discovery = Discovery(transport, self._service, self.id, VERSION, self._details)
         may_answer = self._service.may_answer
         self._fault_control = FaultControl(

@@ -25,6 +25,7 @@ from ...bus.leases import Lease
 from ...bus.partition_log import PartitionLog
 from ...bus.service import Held, Service
 from ...bus.transport import Subscription
+from ..context_figures import Tally
 from .calls import OF_A_GRAPH, SYSTEM, Asked
 from .reads import Read
 from .recovery import SnapshotTaker
@@ -71,6 +72,7 @@ class GraphKeeper:
 
     Attributes:
         ended: set when it serves no more.
+        tally: what it has done.
         was_given_up: it ended because of a defect, or of its device.
     """
 
@@ -92,6 +94,7 @@ class GraphKeeper:
         self.state = state
         self.ended = asyncio.Event()
         self.was_given_up = False
+        self.tally = Tally()
         self._log = log
         self._lease = lease
         self._service = service
@@ -102,7 +105,6 @@ class GraphKeeper:
         self._now_ms = state.now_ms
         self._expiry_ms = state.next_expiry_ms
         self._applied_at = monotonic()
-        self._counts = {"windows": 0, "rows": 0}
         self._waiting = Waiting(window_rows, int(max_payload * (1 - ENTRY_SLACK)))
         self._writing: list[Piece] = []
         self._logged: deque[Window] = deque()
@@ -169,6 +171,16 @@ class GraphKeeper:
         """Of the last entry of the log."""
         return self._log.last
 
+    @property
+    def waiting_rows(self) -> int:
+        """What callers have said that is not in the log yet."""
+        return self._waiting.rows + sum(map(len, self._writing))
+
+    @property
+    def watcher_count(self) -> int:
+        """Rows that wait for a change."""
+        return len(self._watchers)
+
     def withdraw(self, held: Held, rows: list[int]) -> None:
         """A caller waits no more for some rows of a frame; none named: for all. What was said has been said."""
         if isinstance(held.ticket, Read):
@@ -233,6 +245,7 @@ class GraphKeeper:
 
     async def _append(self) -> None:
         """Append a window of what waits, which may be nothing."""
+        taken = monotonic()
         pieces = self._writing = self._waiting.take()
         self._now_ms = max(self._now_ms, _wall_ms())
         words = words_of(pieces, self._now_ms, self.state.spec.dimension, self._forgets)
@@ -249,7 +262,7 @@ class GraphKeeper:
         self._expiry_ms = None  # known again when it is applied
         self._forgets = False
         self._snapshots.count(len(data))
-        self._logged.append(Window(epoch, words, pieces))
+        self._logged.append(Window(epoch, words, pieces, taken))
         self._ahead += 1
         self._to_do.set()
 
@@ -279,7 +292,13 @@ class GraphKeeper:
         """What the device's thread is to do next."""
         windows = list(self._logged)
         self._logged.clear()
-        counts = {**self._counts, "watchers": len(self._watchers), "log_last": self.epoch, "device": self._device}
+        counts = {
+            "windows": self.tally.windows,
+            "rows": self.tally.rows,
+            "watchers": len(self._watchers),
+            "log_last": self.epoch,
+            "device": self._device,
+        }
         look = self._watchers.look(now, bool(windows))
         asks_forget = now >= self._forget_at
         if asks_forget:
@@ -309,10 +328,9 @@ class GraphKeeper:
         for window, applied in zip(work.windows, done.applied, strict=True):
             for held, runs, columns in window.answers(applied):
                 self._service.answer(held, runs, columns, [], by)
+            self.tally.add(len(window), applied.settled, now - window.taken)
         if work.windows:
             self._applied_at = now
-            self._counts["windows"] += len(work.windows)
-            self._counts["rows"] += rows
             self._expiry_ms = self.state.next_expiry_ms
             self._said.set()
         for read, columns in zip(work.reads, done.read, strict=True):

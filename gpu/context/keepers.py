@@ -29,6 +29,7 @@ from ...bus.snapshots import Snapshots
 from ...bus.subjects import Subjects
 from ...bus.transport import Message, Subscription, Transport
 from ...config import VERSION, Settings
+from ..context_figures import KeeperFigures, figures_of
 from ..device import Device, DeviceLost, open_device, threads_of
 from .calls import MOST_DIMENSIONS, OF_ANY_KEEPER, SYSTEM, Asked, is_graph
 from .keeper import GraphKeeper
@@ -149,6 +150,11 @@ class Keepers:
         await self._open.aclose()
         self._threads.stop(wait=drained)
         return drained
+
+    @property
+    def figures(self) -> KeeperFigures:
+        """What has become of the graphs, without asking the device."""
+        return figures_of(self._device.name, self.graphs.values())
 
     def _accept_open(self, held: Held) -> None:
         asked = Asked("open", held.request)

@@ -28,11 +28,13 @@ class Window:
         epoch: sequence of the log's entry.
         words: what was said.
         pieces: whose rows these are, in order; of puts and of links.
+        taken: when these were taken from those that wait, monotonic time, s.
     """
 
     epoch: int
     words: Words
     pieces: list[Piece]
+    taken: float
 
     def __len__(self) -> int:
         return sum(map(len, self.pieces))

@@ -13,6 +13,7 @@ import pytest
 
 from aikoryu.config import ContextSettings, LogSettings, Settings, WorkerSettings
 from aikoryu.gpu import context_host as module
+from aikoryu.gpu.context_figures import HostFigures, KeeperFigures
 from aikoryu.gpu.context_host import ContextHost
 
 WAIT_S = 30.0
@@ -41,6 +42,7 @@ if (fails := HERE / f"fails-{device}").exists():
     sys.exit(int(fails.read_text()))
 say("serves")
 print("ready", flush=True)
+print(json.dumps({"device": device, "graphs": 1, "told": []}), flush=True)
 sys.stdin.read()
 while (HERE / f"holds-{device}").exists():
     time.sleep(0.005)
@@ -154,6 +156,26 @@ async def test_a_lost_device_has_the_cpu_keep_graphs_until_it_computes(start: St
     await lose(host, tmp_path)
     (tmp_path / "hangs-cuda:0").unlink()
     await until(lambda: host.device == "cuda:0")
+
+
+async def test_what_keepers_tell_is_known_until_they_have_ended(start: Start, tmp_path: Path) -> None:
+    host = await start("cuda:0")
+    gpu, cpu = (KeeperFigures(device, 1, []) for device in ("cuda:0", "cpu"))
+    await until(lambda: host.figures == HostFigures({"cuda:0": True}, [gpu]))
+    (tmp_path / "hangs-cpu").touch()
+    (tmp_path / "hangs-cuda:0").touch()
+    os.kill(host.pid, signal.SIGUSR1)
+    await until(lambda: host.device == "cpu")
+    assert host.figures == HostFigures({"cuda:0": False, "cpu": False}, [])
+    (tmp_path / "hangs-cpu").unlink()
+    await until(lambda: host.figures == HostFigures({"cuda:0": False, "cpu": True}, [cpu]))
+    (tmp_path / "holds-cpu").touch()
+    (tmp_path / "hangs-cuda:0").unlink()
+    await until(lambda: host.figures == HostFigures({"cuda:0": True}, [cpu, gpu]))
+    (tmp_path / "holds-cpu").unlink()
+    await until(lambda: host.figures == HostFigures({"cuda:0": True}, [gpu]))
+    await host.stop()
+    assert host.figures == HostFigures({"cuda:0": False}, [])
 
 
 async def test_a_device_that_does_not_compute_leaves_the_cpu_in_charge(start: Start, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import gc
 import os
 import signal
 import socket
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,15 @@ class Who(Operation):
 who = Who()
 """
 
+# It says of itself that it has three graphs.
+KEEPER = """
+import sys
+sys.stdin.readline()
+print("ready", flush=True)
+print('{"device": "cpu", "graphs": 3, "told": []}', flush=True)
+sys.stdin.read()
+"""
+
 Start = Callable[..., Awaitable[Fleet]]
 
 
@@ -111,6 +121,16 @@ def children() -> list[str]:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         found += [word.decode() for word in words if word.startswith(b"aikoryu.gpu.")]
     return found
+
+
+def free_pair() -> int:
+    """A port that is free, as is the next."""
+    while True:
+        with socket.socket() as first, socket.socket() as second, suppress(OSError, OverflowError):
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            second.bind(("127.0.0.1", port + 1))
+            return port
 
 
 def front_pids(fleet: Fleet) -> dict[int, int]:
@@ -304,6 +324,35 @@ async def test_every_front_has_a_name_and_a_port_of_its_own(settings: Settings) 
     worker = [spec.settings.worker for spec in fleet._specs]
     assert [(each.name, each.metrics_port) for each in worker] == [("w-0", 9100), ("w-1", 9101), ("w-2", 9102)]
     await fleet.stop()
+
+
+async def test_every_front_tells_of_the_graphs(
+    start: Start, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "test_keeper.py").write_text(KEEPER)
+    monkeypatch.setattr(context_host, "MODULE", "test_keeper")
+    monkeypatch.setattr(fleets, "TELL_S", 0.05)
+    port = free_pair()
+    worker = replace(settings.worker, metrics_port=port)
+    fleet = await start(replace(settings, worker=worker, context=ContextSettings()))
+
+    def told(front: int) -> set[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port + front}/metrics") as response:
+            lines: list[str] = response.read().decode().splitlines()
+        return {line for line in lines if line.startswith("aikoryu_context_")}
+
+    async def until_told(front: int) -> None:
+        expected = {f'aikoryu_context_{name}{{device="cpu"}} {n}.0' for name, n in (("keeper_up", 1), ("graphs", 3))}
+        async with asyncio.timeout(WAIT_S):
+            while not await asyncio.to_thread(told, front) >= expected:  # noqa: ASYNC110 - it is asked
+                await asyncio.sleep(0.02)
+
+    await until_told(0)
+    await until_told(1)
+    os.kill(fleet._processes[1].pid, signal.SIGKILL)
+    await until(lambda: 1 not in fleet._processes)
+    await until(lambda: 1 in fleet._processes)
+    await until_told(1)
 
 
 async def test_fronts_are_dealt_to_the_devices(settings: Settings) -> None:

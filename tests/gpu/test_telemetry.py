@@ -184,6 +184,7 @@ async def test_jobs_are_counted_by_what_became_of_them(rig: Any) -> None:
 async def test_every_metric_is_documented_and_no_other(rig: Any) -> None:
     rig.telemetry.watch_connection(lambda: {"reconnects": 0})
     rig.telemetry.watch_jobs(JOBS)
+    rig.telemetry.watch_contexts(list)
     rig.engine.figures = dict.fromkeys(telemetries._OF_ENGINES, 0.0)
     exposed = {
         line.split()[2] for line in generate_latest(rig.telemetry.registry).decode().splitlines() if "# TYPE" in line
