@@ -33,8 +33,8 @@ from .said import said_by
 from .state import GraphState
 from .threads import InThread
 from .watchers import Watchers
-from .windows import Piece, Waiting, runs_of, words_of
-from .words import encode
+from .windows import Piece, Waiting, runs_of, sifted, words_of
+from .words import Words, encode
 from .work import Done, Window, Work
 
 MOST_WAITING_BYTES = 256 << 20
@@ -219,12 +219,9 @@ class GraphKeeper:
     def _accept_words(self, call: str, held: Held) -> None:
         if self._waiting.bytes > MOST_WAITING_BYTES:
             raise Busy(f"{self._waiting.bytes >> 20} MiB wait to be written: say less at once, or try again", 0.05)
-        rows, said, refused = said_by(call, Asked(call, held.request), self.state.spec, _wall_ms())
-        if refused:
-            self._service.answer(held, [], {}, refused)
-        if len(rows):
-            self._waiting.add(held, rows, said)
-            self._said.set()
+        said = said_by(call, Asked(call, held.request), self.state.spec, _wall_ms())
+        self._waiting.add(held, said)
+        self._said.set()
 
     async def _write(self) -> None:
         """Append window after window, when the device is about to be idle or one is full."""
@@ -246,9 +243,11 @@ class GraphKeeper:
     async def _append(self) -> None:
         """Append a window of what waits, which may be nothing."""
         taken = monotonic()
-        pieces = self._writing = self._waiting.take()
         self._now_ms = max(self._now_ms, _wall_ms())
-        words = words_of(pieces, self._now_ms, self.state.spec.dimension, self._forgets)
+        pieces, words, refused = self._window(self._waiting.take())
+        if refused and not pieces:
+            return
+        self._writing = pieces
         data = encode(words)
         try:
             epoch = await self._log.append(data, self._log.last)
@@ -265,6 +264,15 @@ class GraphKeeper:
         self._logged.append(Window(epoch, words, pieces, taken))
         self._ahead += 1
         self._to_do.set()
+
+    def _window(self, pieces: list[Piece]) -> tuple[list[Piece], Words, bool]:
+        """What they say, without what a graph cannot take, which is answered so; and whether anything is."""
+        spec = self.state.spec
+        words = words_of(pieces, self._now_ms, spec.dimension, self._forgets)
+        kept, words, refused = sifted(pieces, words, spec)
+        for held, errors in refused:
+            self._service.answer(held, [], {}, errors)
+        return kept, words, bool(refused)
 
     async def _apply(self) -> None:
         """Apply what is in the log, read what is asked for, and tell watchers: as much at once as there is."""

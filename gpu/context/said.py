@@ -1,19 +1,17 @@
-"""Frames of `put` and `link` as words: rows that a graph can take, and errors for the others. Pure."""
+"""Frames of `put` and `link` as words. Pure."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ...bus.columns import FIXED, Array
-from ...bus.errors import BadColumn, BadValue
-from ...bus.frames import RowError, row_error
+from ...bus.errors import BadColumn
 from .calls import Asked
-from .windows import rows_of
-from .words import Links, Puts, Spec, refused_links, refused_puts, rounded, until_ms
+from .words import Links, Puts, Spec, until_ms
 
 
-def said_by(call: str, asked: Asked, spec: Spec, now_ms: int) -> tuple[Array, Puts | Links, list[RowError]]:
-    """What a frame says.
+def said_by(call: str, asked: Asked, spec: Spec, now_ms: int) -> Puts | Links:
+    """What a frame says; vectors are as they came, and whether a graph can take them is seen window by window.
 
     Args:
         call: `put` or `link`.
@@ -21,20 +19,11 @@ def said_by(call: str, asked: Asked, spec: Spec, now_ms: int) -> tuple[Array, Pu
         spec: of the graph.
         now_ms: ms since 1970, from which times to live count.
 
-    Returns:
-        The rows that can be taken, (m,) int64 ascending, what these say, and errors of the others.
-
     Raises:
         BadColumn: vectors are of another dimension.
         BadValue: a name is not UTF-8.
     """
-    said: Puts | Links = _puts(asked, spec, now_ms) if call == "put" else _links(asked, now_ms)
-    refused = refused_puts(said, spec) if isinstance(said, Puts) else refused_links(said)
-    if not refused:
-        return np.arange(asked.rows), said, []
-    errors = [row_error(BadValue(reason), row, 1) for row, reason in sorted(refused.items())]
-    rows = np.delete(np.arange(asked.rows), list(refused))
-    return rows, rows_of(said, rows), errors
+    return _puts(asked, spec, now_ms) if call == "put" else _links(asked, now_ms)
 
 
 def vectors_of(asked: Asked, name: str, spec: Spec) -> Array:
@@ -55,7 +44,7 @@ def vectors_of(asked: Asked, name: str, spec: Spec) -> Array:
 def _puts(asked: Asked, spec: Spec, now_ms: int) -> Puts:
     return Puts(
         asked.texts("agent"),
-        rounded(vectors_of(asked, "vector", spec)),
+        vectors_of(asked, "vector", spec),
         asked.array("version"),
         asked.array("writer"),
         until_ms(asked.array("ttl_ms", "i8"), now_ms),

@@ -96,19 +96,21 @@ class Watchers:
             told = f"{self._count} rows wait for changes of {len(self._watching)} agents here"
             raise Busy(f"{told}: watch fewer, or ask again", 1.0)
         names = asked.texts("agent")
-        thresholds, cursors = asked.array("threshold"), asked.array("cursor")
-        intervals = asked.array("min_interval_ms")
+        thresholds, intervals, cursors = (
+            asked.array(name).tolist() for name in ("threshold", "min_interval_ms", "cursor")
+        )
         refused = refused_names(names)
-        refused |= {int(row): "a threshold is at least 0" for row in (~(thresholds >= 0)).nonzero()[0]}
+        refused |= {row: "a threshold is at least 0" for row, threshold in enumerate(thresholds) if not threshold >= 0}
         if refused:
             errors = [row_error(BadValue(reason), row, 1) for row, reason in sorted(refused.items())]
             self._service.answer(held, [], {}, errors)
         until = min(now + asked.parameters.wait_ms / 1000, held.deadline - ANSWERED_BEFORE_S)
-        for row, name in enumerate(names):
+        for row, (name, threshold, interval_ms, cursor) in enumerate(
+            zip(names, thresholds, intervals, cursors, strict=True)
+        ):
             if row in refused:
                 continue
-            cursor = int(cursors[row])
-            question = Question(name, float(thresholds[row]), float(intervals[row]) / 1000, cursor, until)
+            question = Question(name, threshold, interval_ms / 1000, cursor, until)
             asker = Row(held, row, cursor)
             watcher = self._watching.ask(question, asker, now)
             if watcher is None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ...bus.columns import Array
-from ...bus.frames import Run
+from ...bus.errors import BadValue
+from ...bus.frames import RowError, Run, row_error
 from ...bus.service import Held
-from .words import Links, Puts, Words
+from .words import Links, Puts, Spec, Words, refused_links, refused_puts, rounded
 
+BF16_BYTES = 2
 NUMBER_BYTES = 40  # of the numbers of a row, at most
 NAME_BYTES = 3  # before each name in the log, at most
 
@@ -26,7 +29,7 @@ class Piece:
     Attributes:
         held: the frame.
         rows: (m,) int64, ascending, which of its rows.
-        said: m of them.
+        said: m of them; vectors are in f4 or f2 yet, or bits of bf16 as uint16.
         bytes: in the log, at most.
     """
 
@@ -57,16 +60,9 @@ class Waiting:
         self._most_bytes = most_bytes
         self._pieces: deque[Piece] = deque()
 
-    def add(self, held: Held, rows: Array, said: Puts | Links) -> None:
-        """Let rows of a frame wait, cut into as many pieces as windows need."""
-        size = _bytes_of(said)
-        if len(rows) > 1 and (len(rows) > self._most_rows or size > self._most_bytes):
-            for half in np.array_split(np.arange(len(rows)), 2):
-                self.add(held, rows[half], rows_of(said, half))
-            return
-        self._pieces.append(Piece(held, rows, said, size))
-        self.rows += len(rows)
-        self.bytes += size
+    def add(self, held: Held, said: Puts | Links) -> None:
+        """Let the rows of a frame wait, cut into as many pieces as windows need."""
+        self._add(held, np.arange(len(said)), said)
 
     def take(self) -> list[Piece]:
         """The pieces of the next window, those that wait longest; none if none wait."""
@@ -96,6 +92,16 @@ class Waiting:
     def __bool__(self) -> bool:
         return bool(self._pieces)
 
+    def _add(self, held: Held, rows: Array, said: Puts | Links) -> None:
+        size = _bytes_of(said)
+        if len(rows) > 1 and (len(rows) > self._most_rows or size > self._most_bytes):
+            for half in np.array_split(np.arange(len(rows)), 2):
+                self._add(held, rows[half], rows_of(said, half))
+            return
+        self._pieces.append(Piece(held, rows, said, size))
+        self.rows += len(rows)
+        self.bytes += size
+
 
 def rows_of(said: Said, rows: Array) -> Said:
     """Some rows, (m,) int64, of what was said."""
@@ -107,7 +113,7 @@ def rows_of(said: Said, rows: Array) -> Said:
 
 
 def words_of(pieces: list[Piece], now_ms: int, dimension: int, forget: bool) -> Words:
-    """One window.
+    """One window, whose vectors are rounded to bf16, so that a few calls of NumPy do for all frames.
 
     Args:
         pieces: puts and links in the order they came; which of both came first does not matter to a graph.
@@ -115,9 +121,42 @@ def words_of(pieces: list[Piece], now_ms: int, dimension: int, forget: bool) -> 
         dimension: of the graph's vectors.
         forget: as of `Words`.
     """
-    puts = _joined([piece.said for piece in pieces if isinstance(piece.said, Puts)], Puts.none(dimension))
+    said = [piece.said for piece in pieces if isinstance(piece.said, Puts)]
+    if len({each.vectors.dtype for each in said}) > 1:
+        said = [replace(each, vectors=rounded(each.vectors)) for each in said]
+    puts = _joined(said, Puts.none(dimension))
     links = _joined([piece.said for piece in pieces if isinstance(piece.said, Links)], Links.none())
-    return Words(now_ms, puts, links, forget=forget)
+    return Words(now_ms, replace(puts, vectors=rounded(puts.vectors)), links, forget=forget)
+
+
+def sifted(
+    pieces: list[Piece], words: Words, spec: Spec
+) -> tuple[list[Piece], Words, list[tuple[Held, list[RowError]]]]:
+    """A window without the rows that a graph cannot take, and the errors of these by frame.
+
+    Args:
+        pieces: of the window.
+        words: made of them.
+        spec: of the graph.
+    """
+    bad = {Puts: refused_puts(words.puts, spec), Links: refused_links(words.links)}
+    if not any(bad.values()):
+        return pieces, words, []
+    ends: dict[type, int] = dict.fromkeys(bad, 0)
+    kept: list[Piece] = []
+    refused: list[tuple[Held, list[RowError]]] = []
+    for piece in pieces:
+        reasons, begin = bad[type(piece.said)], ends[type(piece.said)]
+        ends[type(piece.said)] += len(piece)
+        fit = np.array([begin + row not in reasons for row in range(len(piece))])
+        if not fit.all():
+            rows = (~fit).nonzero()[0].tolist()
+            errors = [row_error(BadValue(reasons[begin + row]), int(piece.rows[row]), 1) for row in rows]
+            refused.append((piece.held, errors))
+        if fit.any():
+            kept.append(replace(piece, rows=piece.rows[fit], said=rows_of(piece.said, fit.nonzero()[0])))
+    puts, links = _without(words.puts, bad[Puts]), _without(words.links, bad[Links])
+    return kept, replace(words, puts=puts, links=links), refused
 
 
 def runs_of(rows: Array) -> list[Run]:
@@ -129,10 +168,14 @@ def runs_of(rows: Array) -> list[Run]:
     return [(int(rows[first]), end - first) for first, end in zip(firsts, [*firsts[1:], len(rows)], strict=True)]
 
 
+def _without(said: Said, rows: Collection[int]) -> Said:
+    return rows_of(said, np.delete(np.arange(len(said)), list(rows)))
+
+
 def _bytes_of(said: Puts | Links) -> int:
     """What it takes in the log, at most."""
     names = said.agents if isinstance(said, Puts) else said.sources + said.targets
-    vectors = said.vectors.nbytes if isinstance(said, Puts) else 0
+    vectors = BF16_BYTES * said.vectors.size if isinstance(said, Puts) else 0
     return len("".join(names).encode()) + NAME_BYTES * len(names) + NUMBER_BYTES * len(said) + vectors
 
 

@@ -24,12 +24,14 @@ class Claimed(Device):
 
 async def test_what_is_loaded_is_told_once_and_before_anything_is_made_with_it() -> None:
     said: list[str] = []
-    threads = DeviceThreads(Claimed(said), None, pytest.fail, lambda: said.append("loaded"))
+    lost: list[DeviceLost] = []
+    threads = DeviceThreads(Claimed(said), None, lost.append, lambda: said.append("loaded"))
     await threads.make(lambda: said.append("made"))
     await threads.use(lambda: said.append("used"))
     await threads.use(lambda: said.append("used"))
     threads.stop(wait=True)
     assert said == ["claimed", "loaded", "made", "claimed", "used", "used"]
+    assert not lost
 
 
 async def test_a_device_that_cannot_be_claimed_is_lost() -> None:

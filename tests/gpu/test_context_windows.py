@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aikoryu.bus.columns import Array, Values, pack, widen_bf16
+from aikoryu.bus.columns import Values, pack, widen_bf16
 from aikoryu.bus.errors import BadColumn, BadParameter, BadValue
 from aikoryu.bus.frames import Request, decode_request, encode
 from aikoryu.gpu.context.calls import Asked, Routing, is_graph
 from aikoryu.gpu.context.said import said_by
-from aikoryu.gpu.context.windows import Waiting, rows_of, runs_of, words_of
-from aikoryu.gpu.context.words import Links, Puts, Spec, rounded
+from aikoryu.gpu.context.windows import Waiting, rows_of, runs_of, sifted, words_of
+from aikoryu.gpu.context.words import Links, Puts, Spec, Words, rounded
 from aikoryu.gpu.context.words import encode as written
 
 SPEC = Spec(3)
@@ -33,11 +33,23 @@ def put_columns(names: list[str], vectors: Any = None, **more: Values) -> dict[s
     return {"agent": names, "vector": found, "version": ones, "writer": ones} | more
 
 
-def puts(names: list[str], vectors: Any = None, now_ms: int = 0, **more: Values) -> tuple[Array, Puts, dict[int, str]]:
+def puts(names: list[str], vectors: Any = None, now_ms: int = 0, **more: Values) -> Puts:
     asked = Asked("put", frame(put_columns(names, vectors, **more)))
-    rows, said, errors = said_by("put", asked, SPEC, now_ms)
+    said = said_by("put", asked, SPEC, now_ms)
     assert isinstance(said, Puts)
-    return rows, said, {error.row: error.msg for error in errors}
+    return said
+
+
+def window(*said: Puts | Links) -> tuple[list[list[int]], Words, list[dict[int, str]]]:
+    """What is left of each frame, the window, and what is refused of each that something is refused of."""
+    waiting = Waiting(4096, 1 << 20)
+    for each in said:
+        waiting.add(HELD, each)
+    pieces = waiting.take()
+    kept, words, refused = sifted(pieces, words_of(pieces, 0, 3, forget=False), SPEC)
+    assert [(type(piece.said), len(piece)) for piece in kept] == [(type(piece.said), len(piece.said)) for piece in kept]
+    told = [{error.row: error.msg for error in errors} for held, errors in refused if held is HELD]
+    return [piece.rows.tolist() for piece in kept], words, told
 
 
 def links(pairs: list[tuple[str, str]], weights: list[float]) -> Links:
@@ -49,9 +61,8 @@ def links(pairs: list[tuple[str, str]], weights: list[float]) -> Links:
         "version": ones,
         "writer": ones,
     }
-    _, said, errors = said_by("link", Asked("link", frame(columns)), SPEC, 0)
+    said = said_by("link", Asked("link", frame(columns)), SPEC, 0)
     assert isinstance(said, Links)
-    assert not errors
     return said
 
 
@@ -59,13 +70,23 @@ def test_bad_rows_are_refused_alone() -> None:
     vectors = np.ones((5, 3), np.float32)
     vectors[3, 1] = np.nan
     versions = np.array([1, 2, 3, 4, 0], np.uint64)
-    rows, said, errors = puts(["ada", "", "bo", "cy", "di"], vectors, version=versions)
-    assert rows.tolist() == [0, 2]
-    assert (said.agents, said.versions.tolist()) == (["ada", "bo"], [1, 3])
-    assert sorted(errors) == [1, 3, 4]
-    assert "name" in errors[1]
-    assert "not finite" in errors[3]
-    assert "version 0" in errors[4]
+    bad = puts(["ada", "", "bo", "cy", "di"], vectors, version=versions)
+    pairs = [("ada", "bo"), ("bo", "bo")]
+    kept, words, errors = window(puts(["x"]), bad, links(pairs, [1.0, 1.0]), puts([""]), puts(["y", "z"]))
+    assert kept == [[0], [0, 2], [0], [0, 1]]
+    assert (words.puts.agents, words.puts.versions.tolist()) == (["x", "ada", "bo", "y", "z"], [1, 1, 3, 1, 1])
+    assert (words.links.sources, words.links.targets) == (["ada"], ["bo"])
+    assert [sorted(each) for each in errors] == [[1, 3, 4], [1], [0]]
+    assert "name" in errors[0][1]
+    assert "not finite" in errors[0][3]
+    assert "version 0" in errors[0][4]
+    assert "hears itself" in errors[1][1]
+
+
+def test_of_a_window_nothing_may_be_left() -> None:
+    kept, words, errors = window(puts([""]), puts(["a\n"]))
+    assert (kept, len(words.puts), len(words.links)) == ([], 0, 0)
+    assert [list(each) for each in errors] == [[0], [0]]
 
 
 @pytest.mark.parametrize("wire", ["f4", "f2", "bf16"])
@@ -74,20 +95,22 @@ def test_vectors_of_each_type_are_the_same_words(wire: str) -> None:
     vectors = rounded(given.astype(np.float32)) if wire == "bf16" else given.astype(wire)
     request = frame(put_columns(["ada", "bo"], vectors))
     request.cols["vector"].t = wire  # NumPy has no bf16, only its bits
-    rows, said, errors = said_by("put", Asked("put", request), SPEC, 0)
-    assert (rows.tolist(), errors) == ([0, 1], [])
-    assert isinstance(said, Puts)
-    np.testing.assert_array_equal(widen_bf16(said.vectors), given)
+    said = said_by("put", Asked("put", request), SPEC, 0)
+    others = np.array([[7, 8, 9]], np.float32)
+    for more, expected in (((), given), ((puts(["cy"], others),), np.concatenate([given, others]))):
+        kept, words, errors = window(said, *more)
+        assert (len(kept), errors) == (1 + len(more), [])
+        np.testing.assert_array_equal(widen_bf16(words.puts.vectors), expected)
 
 
 def test_what_is_left_out_is_zero_and_times_to_live_count_from_now() -> None:
-    _, said, _ = puts(["ada"], now_ms=1000)
+    said = puts(["ada"], now_ms=1000)
     assert (said.until_ms.tolist(), said.capabilities.tolist(), said.load.tolist()) == ([0], [0], [0.0])
     ttl: dict[str, Any] = {"ttl_ms": np.array([50, 0], np.int64), "load": np.ones(2, np.float32)}
-    _, said, _ = puts(["ada", "bo"], now_ms=1000, **ttl)
+    said = puts(["ada", "bo"], now_ms=1000, **ttl)
     assert (said.until_ms.tolist(), said.load.tolist()) == ([1050, 0], [1.0, 1.0])
-    _, _, errors = puts(["ada"], ttl_ms=np.array([-1], np.int64))
-    assert list(errors) == [0]
+    _, _, errors = window(puts(["ada"], ttl_ms=np.array([-1], np.int64)))
+    assert [list(each) for each in errors] == [[0]]
 
 
 def test_another_dimension_is_refused_whole() -> None:
@@ -131,16 +154,14 @@ def test_rows_wait_in_order_and_leave_together() -> None:
     waiting = Waiting(100, 1 << 20)
     assert not waiting
     assert waiting.take() == []
-    rows, first, _ = puts(["ada", "", "bo"])
-    waiting.add(HELD, rows, first)
+    waiting.add(HELD, puts(["ada", "bo"]))
     said = links([("ada", "bo")], [2.0])
-    waiting.add(HELD, np.arange(1), said)
-    _, last, _ = puts(["ada"])
-    waiting.add(HELD, np.arange(1), last)
+    waiting.add(HELD, said)
+    waiting.add(HELD, puts(["ada"]))
     assert waiting
     assert waiting.rows == 4
     pieces = waiting.take()
-    assert [piece.rows.tolist() for piece in pieces] == [[0, 2], [0], [0]]
+    assert [piece.rows.tolist() for piece in pieces] == [[0, 1], [0], [0]]
     assert (waiting.rows, waiting.bytes, bool(waiting)) == (0, 0, False)
     words = words_of(pieces, 7, 3, forget=True)
     assert (words.puts.agents, words.links.sources, words.now_ms, words.forget) == (
@@ -156,8 +177,7 @@ def test_rows_wait_in_order_and_leave_together() -> None:
 def test_windows_end_at_their_rows() -> None:
     waiting = Waiting(4, 1 << 20)
     for count in (3, 2, 9):
-        rows, said, _ = puts([f"a{number}" for number in range(count)])
-        waiting.add(HELD, rows, said)
+        waiting.add(HELD, puts([f"a{number}" for number in range(count)]))
     taken = []
     while waiting:
         taken.append([len(piece) for piece in waiting.take()])
@@ -169,8 +189,7 @@ def test_windows_end_at_their_rows() -> None:
 def test_a_frame_larger_than_a_window_goes_into_several() -> None:
     waiting = Waiting(4096, 1000)
     names = [f"agent {number}" for number in range(40)]
-    rows, said, _ = puts(names)
-    waiting.add(HELD, rows, said)
+    waiting.add(HELD, puts(names))
     seen: list[str] = []
     while waiting:
         words = words_of(waiting.take(), 0, 3, forget=False)
@@ -187,7 +206,7 @@ def test_windows_are_cut_by_bytes_of_names_and_not_their_letters() -> None:
         # The long names come last: no average says what a piece has.
         pairs = [(f"{number}", "b") for number in range(100)]
         pairs += [("語" * 80 + f"{number}", "話" * 80) for number in range(50 + frame_number)]
-        waiting.add(HELD, np.arange(len(pairs)), links(pairs, [1.0] * len(pairs)))
+        waiting.add(HELD, links(pairs, [1.0] * len(pairs)))
     rows = 0
     while waiting:
         words = words_of(waiting.take(), 0, 3, forget=False)
@@ -198,15 +217,13 @@ def test_windows_are_cut_by_bytes_of_names_and_not_their_letters() -> None:
 
 def test_a_row_larger_than_a_window_goes_alone() -> None:
     waiting = Waiting(4096, 10)
-    rows, said, _ = puts(["ada", "bo"])
-    waiting.add(HELD, rows, said)
+    waiting.add(HELD, puts(["ada", "bo"]))
     assert [[piece.rows.tolist() for piece in waiting.take()] for _ in range(2)] == [[[0]], [[1]]]
 
 
 def test_all_that_waits_can_be_taken_at_once() -> None:
     waiting = Waiting(1, 1 << 20)
-    rows, said, _ = puts(["ada", "bo"])
-    waiting.add(HELD, rows, said)
+    waiting.add(HELD, puts(["ada", "bo"]))
     assert [piece.said.versions.tolist() for piece in waiting.take_all()] == [[1], [1]]
     assert (bool(waiting), waiting.rows, waiting.bytes) == (False, 0, 0)
 
@@ -214,5 +231,4 @@ def test_all_that_waits_can_be_taken_at_once() -> None:
 def test_rows_as_runs() -> None:
     assert runs_of(np.array([], np.int64)) == []
     assert runs_of(np.array([0, 1, 2, 5, 7, 8])) == [(0, 3), (5, 1), (7, 2)]
-    _, said, _ = puts(["ada", "bo", "cy"])
-    assert rows_of(said, np.array([2, 0])).agents == ["cy", "ada"]
+    assert rows_of(puts(["ada", "bo", "cy"]), np.array([2, 0])).agents == ["cy", "ada"]
