@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 ARGS :=
 
+# Half of what a test takes is waiting for processes, so that three at a time keep two cores busy.
+TESTS_AT_ONCE := 3
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -24,8 +27,9 @@ run: $(VENV)/.run ## the demo: a NATS server, a worker and many agents, answers 
 demo-faults: $(VENV)/.plot ## the demo with every fault in turn; draws faults.svg
 	@$(BIN)/aikoryu demo --faults --picture faults.svg $(ARGS)
 
+# Hundreds of processes load the package: bytecode is kept, also where the environment says otherwise.
 test: $(VENV)/.dev ## the test suite
-	@$(BIN)/python -m pytest $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist worksteal --max-worker-restart 0 $(ARGS)
 
 check: lint types layers ## lint, format, types, import layers
 

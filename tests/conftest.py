@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 import structlog
+
+
+def pytest_configure() -> None:
+    """A test that shares its cores with others takes the time that they leave it: Hypothesis must not judge by that."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from hypothesis import settings
+
+        settings.register_profile("shared", settings(), deadline=None)
+        settings.load_profile("shared")
 
 
 @pytest.fixture(autouse=True)
