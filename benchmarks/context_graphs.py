@@ -85,7 +85,7 @@ def drawn(kind: str, agents: int, alpha: float, place: torch.device) -> ContextG
     draw = torch.Generator(place).manual_seed(1)
     graph = ContextGraph(DIMENSION, alpha, place)
     everybody = np.arange(agents)
-    graph.equip(everybody, np.zeros(agents, np.uint64), np.zeros(agents, np.float32))  # takes all slots at once
+    graph.watch(everybody, np.full(agents, np.inf, np.float32), np.zeros_like(everybody))  # takes all slots at once
     for begin in range(0, agents, PUT_ROWS):
         part = everybody[begin : begin + PUT_ROWS]
         ones = np.ones(len(part), np.uint64)

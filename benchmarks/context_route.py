@@ -128,9 +128,11 @@ class Crowd:
         for first in range(0, agents, PUT_AT_ONCE):
             numbers = np.arange(first, min(first + PUT_AT_ONCE, agents))
             ones = np.ones(len(numbers), np.uint64)
-            self.graph.put(numbers, self.vectors(len(numbers)), ones, ones)
-            capabilities = dice.integers(1 << NEEDS, size=len(numbers), dtype=np.uint64)
-            self.graph.equip(numbers, capabilities, dice.random(len(numbers), np.float32))
+            said = (
+                dice.integers(1 << NEEDS, size=len(numbers), dtype=np.uint64),
+                dice.random(len(numbers), np.float32),
+            )
+            self.graph.put(numbers, self.vectors(len(numbers)), ones, ones, said)
             # How they came to be blended does not matter here.
             self.graph.table.blended[first : first + len(numbers)] = self.vectors(len(numbers))
 

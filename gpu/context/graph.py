@@ -11,7 +11,7 @@ from ...bus.columns import Array
 from ..device import tensor_of
 from .agents import AgentTable, LastWords
 from .edges import Edges
-from .kernels import ContextKernels
+from .kernels import ContextKernels, Said
 from .slots import Slots
 from .stamps import Stamps
 
@@ -62,18 +62,19 @@ class ContextGraph:
         self.edges.widen(LEAST_SLOTS)
         self.kernels = ContextKernels.of(self.table, self.edges, alpha)
 
-    def put(self, agents: Array, vectors: Tensor, versions: Array, writers: Array) -> Array:
+    def put(self, agents: Array, vectors: Array | Tensor, versions: Array, writers: Array, said: Said = None) -> Array:
         """Say what agents know.
 
         Args:
             agents: (m,) int64; one may come more than once.
-            vectors: (m, d) float32 or bf16, on any device; kept as bf16.
+            vectors: (m, d), bits of bf16, an array, or a tensor in float32 or bf16 on any device; kept as bf16.
             versions, writers: (m,) uint64.
+            said: what they can do and how busy they are, as `route` asks for it; by default that stays.
 
         Returns:
             (m,) bool, those that hold now: not those for which there is a later word, also in the same call.
         """
-        return self._say(agents, vectors, Stamps(versions, writers), is_there=True)[0]
+        return self._say(agents, vectors, Stamps(versions, writers), said, is_there=True)[0]
 
     def remove(self, agents: Array, versions: Array, writers: Array) -> Array:
         """Take agents' contexts and edges away; their stamps stay until `forget`.
@@ -87,8 +88,8 @@ class ContextGraph:
         Returns:
             (m,) bool, those that hold now.
         """
-        nothing = self.table.own.new_zeros((len(agents), self.dimension))
-        applied, slots = self._say(agents, nothing, Stamps(versions, writers), is_there=False)
+        nothing = np.zeros((len(agents), self.dimension), np.uint16)
+        applied, slots = self._say(agents, nothing, Stamps(versions, writers), None, is_there=False)
         self.refresh(self.edges.isolate(self._tensor(slots)))
         return applied
 
@@ -108,17 +109,6 @@ class ContextGraph:
         self.refresh(self._tensor(np.unique(target[applied])))
         return applied
 
-    def equip(self, agents: Array, capabilities: Array, load: Array) -> None:
-        """Say what agents can do and how busy they are, as `route` asks for it; the last call counts.
-
-        Args:
-            agents: (m,) int64, each once.
-            capabilities: (m,) uint64, a bit for each.
-            load: (m,) float32.
-        """
-        slots, table = self._tensor(self._take(agents)), self.table
-        table.capabilities[slots], table.load[slots] = self._tensor(capabilities), self._tensor(load)
-
     def watch(self, agents: Array, thresholds: Array, intervals_ms: Array) -> None:
         """Let `notify.due` tell agents when their blended context has moved; who was told nothing knows zeros.
 
@@ -134,7 +124,7 @@ class ContextGraph:
     def forget(self) -> None:
         """Compact: drop the tombstones of edges, and give back the slots of agents of whom nothing is left.
 
-        Those are not there, have no edges and are not watched; what `equip` said of them is dropped, too. Words as old
+        Those are not there, have no edges and are not watched; what they can do is dropped, too. Words as old
         as what was dropped count again, should they come once more.
         """
         self.edges.forget()
@@ -170,25 +160,34 @@ class ContextGraph:
         for run in blocks(torch.cat([heard.start[:used], heard.count[:used].sum()[None]])):
             self._refresh_run(*run)
 
-    def _say(self, agents: Array, vectors: Tensor, stamps: Stamps, *, is_there: bool) -> tuple[Array, Array]:
+    def _say(
+        self, agents: Array, vectors: Array | Tensor, stamps: Stamps, said: Said, *, is_there: bool
+    ) -> tuple[Array, Array]:
         """What `put` says, and the slots of those that were applied."""
         import torch
 
-        slots, last = self._take(agents), self.last
+        slots, last, table = self._take(agents), self.last, self.table
         applied = stamps.after(last.stamps[slots]) & stamps.last(slots)
         if not applied.all():
             slots, stamps = slots[applied], stamps[applied]
-            vectors = vectors[tensor_of(applied.nonzero()[0], vectors.device)]
+            by = applied if isinstance(vectors, np.ndarray) else tensor_of(applied, vectors.device)
+            vectors = vectors[by]
+            said = None if said is None else (said[0][applied], said[1][applied])
         last.stamps[slots], last.is_there[slots] = stamps, is_there
-        table, rows = self.table, self._tensor(slots)
-        # Rounded before the difference is formed: R must be of what is kept.
-        vectors = vectors.to(table.own.device, torch.bfloat16)
+        if not isinstance(vectors, np.ndarray):
+            # Rounded before the difference is formed: R must be of what is kept.
+            vectors = vectors.to(table.own.device, torch.bfloat16).contiguous()
         if self.kernels is not None:
-            self.kernels.say(rows, vectors.contiguous(), is_there=is_there)
+            self.kernels.say(slots, vectors, said, is_there=is_there)
             return applied, slots
+        if isinstance(vectors, np.ndarray):
+            vectors = self._tensor(vectors.view(np.int16)).view(torch.bfloat16)
+        rows = self._tensor(slots)
         table.residual[rows] += self.alpha * (vectors.float() - table.own[rows].float())
         table.own[rows], table.is_there[rows] = vectors, is_there
         table.norm[rows] = torch.linalg.vector_norm(table.residual[rows], dim=1)
+        if said is not None:
+            table.capabilities[rows], table.load[rows] = map(self._tensor, said)
         return applied, slots
 
     def _take(self, agents: Array) -> Array:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ...bus.columns import Array, widen_bf16
 from ..compiled import compiled
 from ..device import DeviceLost
 from .source import LONG, LONG_PART, PART, THREADS, kernel_names, source
@@ -24,6 +26,8 @@ Launch = Callable[[str, int, Sequence[np.uint64]], None]
 
 It raises `DeviceLost` where the driver refuses.
 """
+Said = tuple[Array, Array] | None
+"""(m,) uint64, capabilities, and (m,) float32, loads; None if they stay."""
 
 WARP = 32
 WARPS = (
@@ -33,6 +37,7 @@ SWEEP = 6  # members of a struct Sweep, of which these are looked at
 REACHED, TAKEN, EDGES, RAN, LONGEST = 0, 1, 2, 3, 5
 SWEEPS = (4, 8)  # that are enqueued before the host looks: at first, and then
 LEAST_ROWS = 1 << 12
+ALIGNED = 16  # bytes, of what is loaded at once
 SHARE = 4  # of all rows, one in so many can be passed on in a sweep
 
 
@@ -80,13 +85,29 @@ class ContextKernels:
         launch = _compiled(table.own.shape[1]) if table.norm.is_cuda else None
         return None if launch is None else cls(table, edges, alpha, launch)
 
-    def say(self, slots: Tensor, vectors: Tensor, *, is_there: bool) -> None:
-        """Let X0 be these vectors, (m, d) bf16, and what follows of R, at slots, (m,) int64 and each once."""
+    def say(self, slots: Array, vectors: Array | Tensor, said: Said, *, is_there: bool) -> None:
+        """Let X0 be these vectors, and R what follows.
+
+        Args:
+            slots: (m,) int64, each once.
+            vectors: (m, d) bits of bf16, an array, or bf16 on the device.
+            said: what else they say.
+            is_there: whether they are there now.
+        """
         table = self._table
+        columns = {"slots": slots}
+        if isinstance(vectors, np.ndarray):
+            columns["vectors"] = vectors
+        if said is not None:
+            columns["capabilities"], columns["load"] = said
+        packed, at = self._sent(columns)
+        given = at["vectors"] if isinstance(vectors, np.ndarray) else vectors
         self._run(
-            *("say", min(len(slots), WARPS), slots, len(slots), vectors, int(is_there), self._alpha),
-            *(table.own, table.residual, table.norm, table.is_there),
+            *("say", min(len(slots), WARPS), at["slots"], len(slots), given, int(is_there)),
+            *(at.get("capabilities"), at.get("load"), self._alpha, table.own, table.residual, table.norm),
+            *(table.is_there, table.capabilities, table.load),
         )
+        del packed  # what comes next in the stream may have its memory
 
     def full_step(self, used: int, *, again: bool) -> None:
         """Z + R for Z, and R anew from that; see `propagate.full_step`.
@@ -191,7 +212,7 @@ class ContextKernels:
                 return Pushed(pushes, sum(one[EDGES] for one in found[:pushes]), float(longest), not left)
             begin = end
 
-    def due(self, used: int, now_ms: int) -> tuple[Tensor, Tensor]:
+    def due(self, used: int, now_ms: int) -> tuple[Array, Array, Array]:
         """Whose Z is further than its threshold from what it was told, and whose interval is over; see `notify.due`.
 
         Args:
@@ -199,20 +220,41 @@ class ContextKernels:
             now_ms: the time.
 
         Returns:
-            (m,) int64, slots in ascending order, and (m,) float32, how far each is.
+            As `Notices` has it: slots in ascending order, vectors, and how far each is.
         """
         import torch
 
-        table = self._table
-        far = torch.empty(used, dtype=torch.int64, device=table.norm.device)
-        moved = torch.empty(used, dtype=torch.float32, device=table.norm.device)
+        table, d = self._table, self._table.own.shape[1]
+        room = self._room = self._room.grown(len(table), self._edges.hearers.total, d)
         length = torch.zeros(1, dtype=torch.int64, device=table.norm.device)
         self._run(
             *("due", min(-(-used // WARP), WARPS), used, now_ms, table.blended, table.sent, table.stirred),
-            *(table.threshold, table.interval_ms, table.sent_ms, far, moved, length),
+            *(table.threshold, table.interval_ms, table.sent_ms, room.far, room.moved, length),
         )
-        slots = far[: int(length)].sort().values
-        return slots, moved[slots]
+        count = int(length)
+        ends = [8 * count, 12 * count, _aligned(12 * count), _aligned(12 * count) + 2 * d * count]
+        told = torch.empty(ends[-1], dtype=torch.uint8, device=table.norm.device)
+        at = told.data_ptr()
+        self._run(
+            *("tell", min(count, WARPS), room.far, count, now_ms, table.blended, room.moved, table.sent),
+            *(table.sent_ms, at, at + ends[0], at + ends[2]),
+        )
+        bytes_ = told.cpu().numpy()
+        slots, moved = bytes_[: ends[0]].view(np.int64), bytes_[ends[0] : ends[1]].view(np.float32)
+        order = slots.argsort()
+        vectors = bytes_[ends[2] :].view(np.uint16).reshape(count, d)
+        return slots[order], widen_bf16(vectors[order]), moved[order]
+
+    def _sent(self, columns: Mapping[str, Array]) -> tuple[Tensor, dict[str, int]]:
+        """Columns on the device, in one copy, and where each of them is: what is sent apart is waited for apart."""
+        import torch
+
+        ends = list(accumulate((_aligned(column.nbytes) for column in columns.values()), initial=0))
+        packed = np.empty(ends[-1], np.uint8)
+        for begin, column in zip(ends, columns.values(), strict=False):
+            packed[begin : begin + column.nbytes] = column.reshape(-1).view(np.uint8)
+        there = torch.from_numpy(packed).to(self._table.norm.device)
+        return there, {name: there.data_ptr() + begin for begin, name in zip(ends, columns, strict=False)}
 
     def _run(self, name: str, warps: int, *arguments: Tensor | np.uint64 | int | None) -> None:
         if warps:
@@ -229,6 +271,8 @@ class _Room(NamedTuple):
         place: (slots,) int32, where each of those is among them.
         passed: (rows, d) float32, what they have.
         parts: int64, their parts.
+        far: (slots,) int64, rows that are to be told.
+        moved: (slots,) float32, how far each of those has moved, by row.
     """
 
     reached: Tensor
@@ -237,6 +281,8 @@ class _Room(NamedTuple):
     place: Tensor
     passed: Tensor
     parts: Tensor
+    far: Tensor
+    moved: Tensor
 
     @classmethod
     def of(cls, slots: int, edges: int, dimension: int, place: torch.device) -> _Room:
@@ -250,6 +296,8 @@ class _Room(NamedTuple):
             place=torch.zeros(slots, dtype=torch.int32, device=place),
             passed=torch.empty((rows, dimension), dtype=torch.float32, device=place),
             parts=torch.empty(rows + edges // PART, dtype=torch.int64, device=place),
+            far=torch.empty(slots, dtype=torch.int64, device=place),
+            moved=torch.empty(slots, dtype=torch.float32, device=place),
         )
 
     @property
@@ -262,6 +310,11 @@ class _Room(NamedTuple):
         if slots <= len(self.reached) and self.rows + edges // PART <= len(self.parts):
             return self
         return _Room.of(slots, edges + edges // 4, dimension, self.reached.device)
+
+
+def _aligned(size: int) -> int:
+    """Bytes up to where the next column may begin."""
+    return -(-size // ALIGNED) * ALIGNED
 
 
 def bits(number: float, *, below: bool = False) -> np.uint64:

@@ -40,3 +40,26 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         append(is_far, (i64)mine, far, length);
     }
 }
+
+// Those who are listed are told: what reaches them is written down, for them and for the host.
+//   told_slots, told_moved: (counted,) the list, and how far.
+//   told: (counted, d)
+extern "C" __global__ void __launch_bounds__(THREADS)
+    tell(const i64* far, u64 counted, i64 now_ms, const float* blended, const float* moved, u16* sent, i64* sent_ms,
+         i64* told_slots, float* told_moved, u16* told) {
+    for (u64 which = warp_number(); which < counted; which += warp_count()) {
+        const u64 row = far[which];
+        EACH_PART(first) {
+            EACH_PIECE(first) {
+                const u64 column = first + piece * LANES * V;
+                const Piece blend = load_fixed(blended + row * WIDTH + column);
+                store_half(sent + row * WIDTH + column, blend);
+                store_half(told + which * WIDTH + column, blend);
+            }
+        }
+        if (lane_number()) continue;
+        sent_ms[row] = now_ms;
+        told_slots[which] = row;
+        told_moved[which] = moved[row];
+    }
+}

@@ -40,8 +40,7 @@ def due(graph: ContextGraph, now_ms: int) -> Notices:
 
     table, used = graph.table, graph.slots.used
     if graph.kernels is not None and used:
-        slots, moved = graph.kernels.due(used, now_ms)
-        return _told(graph, slots, table.blended[slots], moved, now_ms)
+        return Notices(*graph.kernels.due(used, now_ms))
     may = table.stirred[:used] & (table.threshold[:used] < torch.inf)
     may &= now_ms - table.sent_ms[:used] >= table.interval_ms[:used]
     slots = may.nonzero().flatten()

@@ -43,6 +43,12 @@ __device__ static inline void append(bool found, T what, T* list, u64* count) {
     if (found) list[begin + __popc(lanes & ((1u << lane) - 1))] = what;
 }
 
+// A finite number as the bits of bf16, rounded to the nearest, of two as near to the even one.
+__device__ static inline u32 half(float number) {
+    const u32 bits = __float_as_uint(number);
+    return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+
 #if V == 4
 __device__ static inline Piece unpacked(const float4& four) { return {{four.x, four.y, four.z, four.w}}; }
 __device__ static inline Piece load(const float* from) { return unpacked(*(const float4*)from); }
@@ -55,6 +61,9 @@ __device__ static inline Piece load_half(const u16* from) {
              __uint_as_float(read.y & 0xffff0000u)}};
 }
 __device__ static inline void copy_half(u16* to, const u16* from) { *(uint2*)to = *(const uint2*)from; }
+__device__ static inline void store_half(u16* to, const Piece& what) {
+    *(uint2*)to = make_uint2(half(what.at[0]) | half(what.at[1]) << 16, half(what.at[2]) | half(what.at[3]) << 16);
+}
 __device__ static inline void store(float* to, const Piece& what) {
     *(float4*)to = make_float4(what.at[0], what.at[1], what.at[2], what.at[3]);
 }
@@ -66,6 +75,7 @@ __device__ static inline Piece load(const float* from) { return {{*from}}; }
 __device__ static inline Piece load_fixed(const float* from) { return {{__ldg(from)}}; }
 __device__ static inline Piece load_half(const u16* from) { return {{__uint_as_float((u32)__ldcs(from) << 16)}}; }
 __device__ static inline void copy_half(u16* to, const u16* from) { *to = *from; }
+__device__ static inline void store_half(u16* to, const Piece& what) { *to = half(what.at[0]); }
 __device__ static inline void store(float* to, const Piece& what) { *to = what.at[0]; }
 __device__ static inline void store_once(float* to, const Piece& what) { __stcs(to, what.at[0]); }
 #endif

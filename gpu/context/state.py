@@ -333,8 +333,8 @@ class GraphState:
         agents = self.names.take(puts.agents)
         if not len(puts):
             return agents
-        held = self.graph.put(agents, _vectors(puts.vectors), puts.versions, puts.writers)
-        self.graph.equip(agents[held], puts.capabilities[held], puts.load[held])
+        said = (puts.capabilities, puts.load)
+        held = self.graph.put(agents, puts.vectors, puts.versions, puts.writers, said)
         self._keep(self.agent_ends, held, agents[:, None], puts)
         return agents
 
@@ -443,13 +443,6 @@ def wants_forget(state: GraphState, now_ms: int) -> bool:
 
 def _last_writers(count: int) -> Array:
     return np.full(count, LAST_WRITER, np.uint64)
-
-
-def _vectors(bits: Array) -> Tensor:
-    """Of what is in the log, where it lies."""
-    import torch
-
-    return torch.from_numpy(bits.view(np.int16).copy()).view(torch.bfloat16)
 
 
 def _array(tensor: Tensor) -> Array:

@@ -34,6 +34,7 @@ _HOST = """
 struct Dim { unsigned x; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
+static uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static Dim blockIdx, threadIdx, blockDim, gridDim;
 

@@ -23,6 +23,7 @@ from aikoryu.gpu.context.kernels import ContextKernels, bits, words  # noqa: E40
 from aikoryu.gpu.context.notify import due  # noqa: E402
 from aikoryu.gpu.context.propagate import settle  # noqa: E402
 from aikoryu.gpu.context.source import LONG, PART, THREADS, kernel_names  # noqa: E402
+from aikoryu.gpu.context.words import rounded  # noqa: E402
 from aikoryu.gpu.cuda import CudaDevice  # noqa: E402
 from aikoryu.gpu.device import Device, DeviceLost  # noqa: E402
 
@@ -97,7 +98,7 @@ def assert_alike(found: ContextGraph, expected: ContextGraph) -> None:
     for name in ("blended", "residual", "norm"):
         one, other = (getattr(graph.table, name)[:used] for graph in (found, expected))
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0, msg=name)
-    for name in ("own", "is_there", "stirred"):
+    for name in ("own", "is_there", "stirred", "capabilities", "load"):
         assert torch.equal(getattr(found.table, name), getattr(expected.table, name)), name
 
 
@@ -239,7 +240,10 @@ def test_room_grows_with_the_graph(device: Device) -> None:
         settle(graph, 1e-3, ALWAYS_PUSH)
         agents = np.arange(15, 600)
         ones = np.ones(len(agents), np.uint64)
-        graph.put(agents, torch.ones(len(agents), 7, device=device.place), 2 * ones, ones)
+        said = (ones << 63, np.linspace(0, 1, len(agents), dtype=np.float32))
+        graph.put(agents, torch.ones(len(agents), 7, device=device.place), 2 * ones, ones, said)
+        stays = rounded(np.full((3, 7), 0.3, np.float32))  # as the log has it, of agents of whom one said so before
+        assert graph.put(agents[:3], stays, np.array([3, 1, 3], np.uint64), ones[:3]).tolist() == [True, False, True]
         graph.link(agents, (7 * agents) % 600, ones.astype(np.float32), ones, ones)
         settle(graph, 1e-3, ALWAYS_PUSH)
     assert_alike(found, expected)
@@ -337,5 +341,5 @@ def test_numbers_are_passed_as_bits() -> None:
 
 
 def test_all_kernels_are_found() -> None:
-    found = {"say", "refresh", "refresh_parts", "measure", "select_rows", "take", "pass_on", "pull", "longest", "due"}
-    assert set(kernel_names()) == found
+    found = {"say", "refresh", "refresh_parts", "measure", "select_rows", "take", "pass_on", "pull", "longest"}
+    assert set(kernel_names()) == found | {"due", "tell"}

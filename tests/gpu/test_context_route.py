@@ -53,14 +53,13 @@ def test_the_best_of_those_who_can(
     draw, n, place = np.random.default_rng(1), 900, device.place
     graph = ContextGraph(D, 0.3, place)
     agents, ones, weights = draw.permutation(10_000)[:n], np.ones(n, np.uint64), np.ones(n, np.float32)
-    graph.put(agents, drawn(draw, n, place), ones, ones)
+    capabilities, load = draw.integers(0, 8, n), draw.uniform(0, 1, n).astype(np.float32)
+    capabilities[::2] |= -(1 << 63)
+    graph.put(agents, drawn(draw, n, place), ones, ones, (capabilities.view(np.uint64), load))
     graph.link(agents, np.roll(agents, 1), weights, ones, ones)
     # Those that said nothing themselves, and those that were removed, are no candidates.
     graph.link(agents[:50], agents[:50] + 10_000, weights[:50], ones[:50], ones[:50])
     graph.remove(agents[:100], 2 * ones[:100], ones[:100])
-    capabilities, load = draw.integers(0, 8, n), draw.uniform(0, 1, n)
-    capabilities[::2] |= -(1 << 63)
-    graph.equip(agents, capabilities.view(np.uint64), load.astype(np.float32))
     settle(graph, 1e-3)
 
     queries = drawn(draw, 9, place)
