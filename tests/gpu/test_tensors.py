@@ -28,6 +28,7 @@ from aikoryu.gpu.inline import InlineEngine
 from aikoryu.gpu.ops.tensors import check_shape
 from aikoryu.gpu.registry import load
 from aikoryu.gpu.worker import Worker
+from aikoryu.testing import clock as stopped
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -206,8 +207,11 @@ async def test_workers_keep_different_partitions() -> None:
         assert all(each.engine.jobs for each in halves)
         assert not without.engine.jobs
         await halves[0].worker.stop()
-        with pytest.raises(NoWorker):
-            await asyncio.gather(*(bus.matrix.get(handle) for handle in handles))
+        with stopped() as time:
+            asked = asyncio.gather(*(bus.matrix.get(handle) for handle in handles))
+            await time.advance(20.0)
+            with pytest.raises(NoWorker):
+                asked.result()
     for each in (halves[1], without):
         await each.worker.stop()
 
