@@ -18,6 +18,8 @@ STEP_BYTES = 18
 MEMORY = {"H100": 3.35, "H200": 4.8}
 """TB/s of a GPU's memory at the most. Source: the data sheets of the SXM modules."""
 
+LIMIT_MS = 20
+"""What 99 of 100 updates are to take at the most."""
 ALIKE = 0.8
 """Numbers of which one is so much of the other count as the same."""
 
@@ -56,6 +58,7 @@ def beside(results: Mapping[str, Result]) -> list[str]:
     """What has no goal, and belongs beside the figures that have."""
     found = [line for name, result in results.items() if "maths" in name for line in _windows(result)]
     found += [line for name, result in results.items() if "route" in name for line in _slower(result)]
+    found += [line for name, result in results.items() if "bus" in name for line in _stolen(result)]
     return found
 
 
@@ -164,6 +167,19 @@ def _windows(result: Result) -> Iterator[str]:
             f"An edge of a sweep over some rows costs {' and '.join(costs)} times one of a sweep over all; when one of "
             f"them is chosen, {reckoned} is reckoned with. A window of 4,096 puts takes {full} of one sweep over all, "
             "of which it would take several."
+        )
+
+
+def _stolen(result: Result) -> Iterator[str]:
+    """What a hypervisor took while updates were measured."""
+    rounds = [one for steps in result["steps"].values() for step in steps for one in step["rounds"]]
+    shares = [one["stolen"] for one in rounds]
+    if any(shares):
+        late = sum(one["put"].get("p99_ms", 0) > LIMIT_MS for one in rounds)
+        yield (
+            f"While updates were measured, the machine's hypervisor gave {100 * min(shares):.1f} to "
+            f"{100 * max(shares):.1f} % of the CPU time that they asked for to others, which p99 shows: {late} of "
+            f"{len(rounds)} rounds are beyond {LIMIT_MS:g} ms."
         )
 
 

@@ -217,7 +217,7 @@ def _check_offsets(column: Column, rows: int, name: str) -> None:
     if column.o is None or len(column.o) != (rows + 1) * OFFSET.itemsize:
         raise BadColumn(f"{label} is {column.t} and needs 'o', {rows + 1} u32 offsets for its {rows} rows")
     offsets = np.frombuffer(column.o, OFFSET)
-    if offsets[0] != 0 or offsets[-1] != len(column.d) or (rows > 1 and bool(np.any(offsets[1:] < offsets[:-1]))):
+    if offsets[0] != 0 or offsets[-1] != len(column.d) or (rows > 1 and (offsets[1:] < offsets[:-1]).any()):
         raise BadColumn(f"{label}: offsets must rise from 0 to the data's {len(column.d)} bytes")
 
 

@@ -33,7 +33,7 @@ EXIT_NOT_STARTED = 2
 EXIT_FAILED = 3
 SWITCH_S = 0.0002
 """After which the loop's thread lets the device's go on: this gives the interpreter away with each call of torch, and
-waits to have it back. With Python's 5 ms a put took 23 ms on an H100's host, with this 17."""
+waits to have it back. Of 128 at once on an H100's host a put took 12.8 ms with Python's 5 ms, with this 10.1."""
 
 _log = structlog.get_logger(__name__)
 
