@@ -9,6 +9,13 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+LONGEST = {"test_chaos.py", "test_benchmarks.py", "test_benchmarks_packets.py", "test_neighbours.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest begin first, one after the other: at the end the other processes would wait for them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 def pytest_configure() -> None:
     """A test that shares its cores with others takes the time that they leave it: Hypothesis must not judge by that."""
