@@ -244,10 +244,11 @@ class GraphKeeper:
         """Append a window of what waits, which may be nothing."""
         taken = monotonic()
         self._now_ms = max(self._now_ms, _wall_ms())
-        pieces, words, refused = self._window(self._waiting.take())
-        if refused and not pieces:
+        self._writing = self._waiting.take()
+        words, is_refused = self._window()
+        pieces = self._writing
+        if is_refused and not pieces:
             return
-        self._writing = pieces
         data = encode(words)
         try:
             epoch = await self._log.append(data, self._log.last)
@@ -265,14 +266,14 @@ class GraphKeeper:
         self._ahead += 1
         self._to_do.set()
 
-    def _window(self, pieces: list[Piece]) -> tuple[list[Piece], Words, bool]:
-        """What they say, without what a graph cannot take, which is answered so; and whether anything is."""
+    def _window(self) -> tuple[Words, bool]:
+        """What is being written, without what a graph cannot take, which is answered so; and whether anything is."""
         spec = self.state.spec
-        words = words_of(pieces, self._now_ms, spec.dimension, self._forgets)
-        kept, words, refused = sifted(pieces, words, spec)
+        words = words_of(self._writing, self._now_ms, spec.dimension, self._forgets)
+        self._writing, words, refused = sifted(self._writing, words, spec)
         for held, errors in refused:
             self._service.answer(held, [], {}, errors)
-        return kept, words, bool(refused)
+        return words, bool(refused)
 
     async def _apply(self) -> None:
         """Apply what is in the log, read what is asked for, and tell watchers: as much at once as there is."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ...bus.columns import Array, widen_bf16
+from ...bus.columns import Array
 from ..compiled import compiled
 from ..device import DeviceLost
 from .source import LONG, LONG_PART, PART, THREADS, kernel_names, source
@@ -212,7 +212,7 @@ class ContextKernels:
                 return Pushed(pushes, sum(one[EDGES] for one in found[:pushes]), float(longest), not left)
             begin = end
 
-    def due(self, used: int, now_ms: int) -> tuple[Array, Array, Array]:
+    def due(self, used: int, now_ms: int) -> tuple[Array, Tensor, Array]:
         """Whose Z is further than its threshold from what it was told, and whose interval is over; see `notify.due`.
 
         Args:
@@ -231,19 +231,16 @@ class ContextKernels:
             *("due", min(-(-used // WARP), WARPS), used, now_ms, table.blended, table.sent, table.stirred),
             *(table.threshold, table.interval_ms, table.sent_ms, room.far, room.moved, length),
         )
-        count = int(length)
-        ends = [8 * count, 12 * count, _aligned(12 * count), _aligned(12 * count) + 2 * d * count]
-        told = torch.empty(ends[-1], dtype=torch.uint8, device=table.norm.device)
-        at = told.data_ptr()
+        far = room.far[: int(length)].sort().values
+        many = len(far)
+        vectors = torch.empty((many, d), dtype=table.sent.dtype, device=far.device)
+        told = torch.empty(12 * many, dtype=torch.uint8, device=far.device)  # slots, and after them how far
         self._run(
-            *("tell", min(count, WARPS), room.far, count, now_ms, table.blended, room.moved, table.sent),
-            *(table.sent_ms, at, at + ends[0], at + ends[2]),
+            *("tell", min(many, WARPS), far, many, now_ms, table.blended, room.moved, table.sent, table.sent_ms),
+            *(told.data_ptr(), told.data_ptr() + 8 * many, vectors),
         )
-        bytes_ = told.cpu().numpy()
-        slots, moved = bytes_[: ends[0]].view(np.int64), bytes_[ends[0] : ends[1]].view(np.float32)
-        order = slots.argsort()
-        vectors = bytes_[ends[2] :].view(np.uint16).reshape(count, d)
-        return slots[order], widen_bf16(vectors[order]), moved[order]
+        there = told.cpu().numpy()
+        return there[: 8 * many].view(np.int64), vectors, there[8 * many :].view(np.float32)
 
     def _sent(self, columns: Mapping[str, Array]) -> tuple[Tensor, dict[str, int]]:
         """Columns on the device, in one copy, and where each of them is: what is sent apart is waited for apart."""

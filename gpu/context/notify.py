@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from ...bus.columns import Array
 from .graph import ContextGraph
 
@@ -18,12 +16,12 @@ class Notices(NamedTuple):
 
     Attributes:
         slots: (m,) int64, whose.
-        vectors: (m, d) float32, their blended contexts, rounded to bf16.
+        vectors: (m, d) bf16, their blended contexts, on the device.
         moved: (m,) float32, how far those are from what they were told before.
     """
 
     slots: Array
-    vectors: Array
+    vectors: Tensor
     moved: Array
 
 
@@ -53,9 +51,7 @@ def due(graph: ContextGraph, now_ms: int) -> Notices:
 
 def _told(graph: ContextGraph, slots: Tensor, blended: Tensor, moved: Tensor, now_ms: int) -> Notices:
     """Those of slots, each once, who count as told of these vectors from now on."""
-    if not len(slots):
-        return Notices(np.empty(0, np.int64), np.empty((0, graph.dimension), np.float32), np.empty(0, np.float32))
     vectors = blended.to(graph.table.sent.dtype)
     graph.table.sent[slots] = vectors
     graph.table.sent_ms[slots] = now_ms
-    return Notices(slots.cpu().numpy(), vectors.float().cpu().numpy(), moved.cpu().numpy())
+    return Notices(slots.cpu().numpy(), vectors, moved.cpu().numpy())

@@ -57,11 +57,11 @@ class Stamps:
         Args:
             keys: (m,) int64, what each is about.
         """
-        order = keys.argsort(kind="stable")
-        if not (keys[order][1:] == keys[order][:-1]).any():
-            return np.ones(len(keys), bool)
-        backwards = -np.arange(len(keys))
-        order = np.lexsort((backwards, self.writer, self.version, keys))
         latest = np.ones(len(keys), bool)
-        latest[order[:-1]] = keys[order][1:] != keys[order][:-1]
+        order = keys.argsort()
+        same = np.diff(keys[order]) == 0
+        if same.any():  # few are; only those are ordered
+            rows = order[np.append(same, False) | np.append(False, same)]
+            rows = rows[np.lexsort((-rows, self.writer[rows], self.version[rows], keys[rows]))]
+            latest[rows[:-1]] = np.diff(keys[rows]) != 0
         return latest

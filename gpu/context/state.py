@@ -257,7 +257,7 @@ class GraphState:
         """
         told = notify.due(self.graph, now_ms)
         agents, versions = self.graph.slots.agents[told.slots], self.graph.last.versions(told.slots)
-        return Due(self.names.of(agents), told.vectors, versions, told.moved)
+        return Due(self.names.of(agents), _array(told.vectors.float()), versions, told.moved)
 
     def links(self, agent: str) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
         """Whom an agent hears and who it, with weights, the heaviest first, `MOST_LINKS` of each at most."""

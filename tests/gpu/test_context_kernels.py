@@ -267,7 +267,7 @@ def test_who_is_due(device: Device, dimension: int) -> None:
         told.append((first, due(graph, 1050), due(graph, 1100), due(graph, 1101)))
     for one, other in zip(*told, strict=True):
         assert one.slots.tolist() == other.slots.tolist()
-        np.testing.assert_allclose(one.vectors, other.vectors, atol=1e-2, rtol=1e-2)
+        torch.testing.assert_close(one.vectors, other.vectors, atol=1e-2, rtol=1e-2)
         # What was sent is bf16, and rounded one way or the other where sums differ by a bit.
         np.testing.assert_allclose(one.moved, other.moved, atol=1e-2, rtol=1e-2)
     np.testing.assert_allclose(told[0][0].moved, told[1][0].moved, atol=1e-5, rtol=1e-5)
