@@ -15,7 +15,7 @@ import pytest
 
 from aikoryu.cli import main
 
-from .conftest import ROOT
+from .conftest import ROOT, WAIT_S
 
 TEXT = (ROOT / "docs/tutorial.md").read_text("utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -84,6 +84,7 @@ def test_tutorial_from_its_first_line_to_its_last(
                     typed += 1
         for agent in reader.agents:
             agent.terminate()  # all at once, which is quicker than one after the other
+        assert {agent.wait(WAIT_S) for agent in reader.agents} == {0}
     assert typed == TEXT.count("\n$ ") > 0
     assert {path.name for path in (tmp_path / "scout/auth").iterdir()} >= {"nats-server.conf", "scout.seed", "ada.seed"}
 
