@@ -346,6 +346,21 @@ async def test_a_defect_ends_the_ownership_and_answers_all(
     assert not keepers._is_failing
 
 
+async def test_a_defect_found_before_a_window_is_written_answers_it_too(
+    keepers: Keepers, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("made so by the test")
+
+    owner = keeper(keepers)
+    monkeypatch.setattr(keeper_module, "sifted", fail)
+    _, errors = await wire.ask("context.put.team", puts(["bo"], np.ones((1, D))))
+    assert errors == {0: "moved"}
+    await owner.ended.wait()
+    assert owner.was_given_up
+    assert keepers._service.held == {}
+
+
 @pytest.mark.parametrize("step", ["settle", "apply"])  # as it is opened, too; or only once it serves
 async def test_a_graph_that_fails_again_and_again_is_tried_ever_more_seldom(
     kept: Kept, team: Context, wire: Wire, monkeypatch: pytest.MonkeyPatch, step: str
