@@ -249,7 +249,7 @@ class _Reader:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"a snapshot begins with no header of a graph: {error}") from None
         if header.format != FORMAT:
-            raise ValueError(f"a snapshot has format {header.format}, known is {FORMAT}: use a newer aikoryu")
+            raise ValueError(f"a snapshot has format {header.format}, known is {FORMAT}: use the aikoryu that made it")
         return header
 
     def array(self, section: _Section) -> Array:

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `worker`")
 
 from aikoryu.gpu.context import snapshot  # noqa: E402 - only where torch is
-from aikoryu.gpu.context.snapshot import PART_BYTES, frozen, parts, restored  # noqa: E402
+from aikoryu.gpu.context.snapshot import FORMAT, PART_BYTES, frozen, parts, restored  # noqa: E402
 from aikoryu.gpu.context.state import GraphState  # noqa: E402
 from aikoryu.gpu.context.words import Links, Puts, Spec, Words, rounded  # noqa: E402
 from aikoryu.gpu.device import Device  # noqa: E402
@@ -187,13 +187,14 @@ def test_what_is_not_whole_is_told(pair: Pair, device: Device) -> None:
             restored(given, device)
 
 
-def test_a_later_form_is_told(pair: Pair, device: Device) -> None:
+@pytest.mark.parametrize("form", [FORMAT - 1, FORMAT + 1])
+def test_another_form_is_told(pair: Pair, device: Device, form: int) -> None:
     whole = b"".join(parts(frozen(pair.state)))
     length = int.from_bytes(whole[:4], "little")
     header = msgspec.msgpack.decode(whole[4 : 4 + length])
-    later = msgspec.msgpack.encode([3, *header[1:]])
-    with pytest.raises(ValueError, match="has format 3"):
-        restored([len(later).to_bytes(4, "little") + later + whole[4 + length :]], device)
+    other = msgspec.msgpack.encode([form, *header[1:]])
+    with pytest.raises(ValueError, match=f"has format {form}, known is {FORMAT}: use the aikoryu that made it"):
+        restored([len(other).to_bytes(4, "little") + other + whole[4 + length :]], device)
 
 
 @pytest.mark.gpu
