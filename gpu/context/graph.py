@@ -34,7 +34,7 @@ class ContextGraph:
 
     Agents are numbers from 0 on, best without many gaps. Versions and writers are u8, and versions begin at 1. The
     later word holds, by version and then by writer, whichever comes first; so a repeated one changes nothing. Whose
-    word counts is decided on the host, so what is said comes as arrays, and vectors as tensors. All numbers are finite.
+    word counts is decided on the host, so what is said comes as arrays. All numbers are finite.
 
     Args:
         dimension: d, of every vector.
