@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from ...bus.errors import BusError, Busy, Moved, NotWritten, TooLarge
+from ...bus.errors import BusError, Busy, Moved, NotWritten, OperationFailed, TooLarge
 from ...bus.frames import By, row_error
 from ...bus.jetstream import Refused, Unavailable
 from ...bus.leases import Lease
@@ -342,8 +342,11 @@ class GraphKeeper:
             self._applied_at = now
             self._expiry_ms = self.state.next_expiry_ms
             self._said.set()
-        for read, columns in zip(work.reads, done.read, strict=True):
-            self._service.answer(read.held, runs_of(read.rows), columns, [], by)
+        for read, found in zip(work.reads, done.read, strict=True):
+            if found is None:
+                self._refuse([read], OperationFailed("the worker could not answer; its log holds the reason"))
+            else:
+                self._service.answer(read.held, runs_of(read.rows), found, [], by)
         self._watchers.answer(work.look, done.due, done.seen, self.state.epoch, now)
         if done.is_time_to_forget:
             self._forgets = True

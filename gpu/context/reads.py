@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
 import msgspec
 import numpy as np
+import structlog
 
 from ...bus.columns import Array, Column, pack_array, pack_strings, widen_bf16
 from ...bus.errors import BadValue
 from ...bus.frames import RowError, row_error
 from ...bus.service import Held
+from ..device import Device
 from .calls import MOST_LINKS, Asked
 from .said import vectors_of
 from .state import GraphState
+from .threads import lost_by
 from .words import Spec, refused_vectors
 
 Columns = dict[str, Column]
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -81,8 +87,8 @@ class Read:
         return read, [row_error(BadValue(reason), row, 1) for row, reason in sorted(refused.items())]
 
 
-def answers(reads: Sequence[Read], state: GraphState, age_s: float, more: Mapping[str, Any]) -> list[Columns]:
-    """The columns of what each frame reads.
+def answers(reads: Sequence[Read], state: GraphState, age_s: float, more: Mapping[str, Any]) -> list[Columns | None]:
+    """The columns of what each frame reads; None for one that makes this fail, while the device is well.
 
     Args:
         reads: frames.
@@ -90,24 +96,45 @@ def answers(reads: Sequence[Read], state: GraphState, age_s: float, more: Mappin
         age_s: since the newest window was applied, s.
         more: what `stats` tells besides the state's own figures.
     """
-    found: dict[int, Columns] = {}
+    found: dict[int, Columns | None] = {}
     groups: dict[tuple[str, Any], list[int]] = {}
     for number, read in enumerate(reads):
         groups.setdefault((read.call, read.asked.parameters), []).append(number)
     for (call, parameters), numbers in groups.items():
-        together = [reads[number] for number in numbers]
-        match call:
-            case "get":
-                parts = _got(together, state, parameters, age_s)
-            case "route":
-                parts = _routed(together, state, parameters)
-            case "links":
-                parts = [_links(read, state) for read in together]
-            case _:
-                told = msgspec.json.encode({**state.figures(), **more}).decode()
-                parts = [{"stats": pack_strings([told] * len(read))} for read in together]
+        answer = partial(_answered, call, parameters, state, age_s, more)
+        parts = _those_that_can(answer, [reads[number] for number in numbers], state.device)
         found.update(zip(numbers, parts, strict=True))
     return [found[number] for number in range(len(reads))]
+
+
+def _those_that_can(
+    answer: Callable[[Sequence[Read]], list[Columns]], reads: Sequence[Read], device: Device
+) -> Sequence[Columns | None]:
+    """What frames that ask for the same are answered; each alone if that fails, because nothing was changed."""
+    try:
+        return answer(reads)
+    except Exception as error:
+        if lost_by(device, error) is not None:
+            raise
+        if len(reads) == 1:
+            _log.exception("graph not read", call=reads[0].call, error=str(error))
+            return [None]
+    return [part for read in reads for part in _those_that_can(answer, [read], device)]
+
+
+def _answered(
+    call: str, parameters: Any, state: GraphState, age_s: float, more: Mapping[str, Any], reads: Sequence[Read]
+) -> list[Columns]:
+    match call:
+        case "get":
+            return _got(reads, state, parameters, age_s)
+        case "route":
+            return _routed(reads, state, parameters)
+        case "links":
+            return [_links(read, state) for read in reads]
+        case _:
+            told = msgspec.json.encode({**state.figures(), **more}).decode()
+            return [{"stats": pack_strings([told] * len(read))} for read in reads]
 
 
 def _got(reads: Sequence[Read], state: GraphState, parameters: Any, age_s: float) -> list[Columns]:

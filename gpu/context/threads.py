@@ -88,7 +88,15 @@ class DeviceThreads:
     def _look_at(self, ran: asyncio.Future[Any]) -> None:
         """See if what a thread ran has failed because of the device."""
         error = None if ran.cancelled() else ran.exception()
-        if isinstance(error, (RuntimeError, MemoryError)):
-            explained = self._device.explain(error)
-            if isinstance(explained, (DeviceLost, OutOfMemory, MemoryError)):
-                self._on_lost(DeviceLost(str(explained)))
+        lost = None if error is None else lost_by(self._device, error)
+        if lost is not None:
+            self._on_lost(lost)
+
+
+def lost_by(device: Device, error: BaseException) -> DeviceLost | None:
+    """Why a device cannot be used any more, if an error of what ran on it says so."""
+    if isinstance(error, (RuntimeError, MemoryError)):
+        explained = device.explain(error)
+        if isinstance(explained, (DeviceLost, OutOfMemory, MemoryError)):
+            return DeviceLost(str(explained))
+    return None

@@ -62,7 +62,7 @@ class Done(NamedTuple):
         applied: of each window.
         due: whom to tell that what reaches them has moved.
         seen: what reaches those whose watchers are answered at once.
-        read: the answer of each read.
+        read: the answer of each read; None for one that fails.
         copy: of the state, if one was wanted.
         is_time_to_forget: whether the next window is to say `forget`; false unless that was asked.
     """
@@ -70,7 +70,7 @@ class Done(NamedTuple):
     applied: list[Applied]
     due: Due | None
     seen: Known | None
-    read: list[Columns]
+    read: list[Columns | None]
     copy: Frozen | None
     is_time_to_forget: bool
 

@@ -346,6 +346,32 @@ async def test_a_defect_ends_the_ownership_and_answers_all(
     assert not keepers._is_failing
 
 
+async def test_a_read_that_fails_fails_alone(
+    team: Context, keepers: Keepers, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = await team.put("bo", np.ones(D))
+    known = GraphState.read
+
+    def fail(self: GraphState, agents: list[str], what: Any) -> Any:
+        if "poison" in agents:
+            raise RuntimeError("made so by the test")
+        return known(self, agents, what)
+
+    monkeypatch.setattr(GraphState, "read", fail)
+    latch = Latch(keepers)
+    first = asyncio.create_task(team.get("ada"))  # the others wait together meanwhile
+    await until(lambda: len(keepers._service.held) == 1)
+    asked = [asyncio.create_task(wire.ask("context.get.team", {"agent": [name]})) for name in ("bo", "poison", "ada")]
+    await until(lambda: len(keepers._service.held) == 4)
+    latch.release()
+    await first
+    (bo, no), (nothing, failed), (ada, ok) = await asyncio.gather(*asked)
+    assert (no, failed, ok) == ({}, {0: "operation_failed"}, {})
+    assert bo[0] is not None
+    assert (bo[0]["version"], nothing, len(ada)) == (put.version, [None], 1)
+    assert not keeper(keepers).was_given_up
+
+
 async def test_a_defect_found_before_a_window_is_written_answers_it_too(
     keepers: Keepers, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
