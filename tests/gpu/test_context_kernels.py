@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -331,6 +331,18 @@ def test_without_a_compiler_torch_does_it(fresh: pytest.MonkeyPatch) -> None:
 
 def test_a_graph_on_a_cpu_has_no_kernels() -> None:
     assert ContextGraph(4, 0.3, torch.device("cpu")).kernels is None
+
+
+def test_what_crosses_together_lies_where_a_gpu_can_load_it() -> None:
+    launched: list[Sequence[np.uint64]] = []
+    graph = ContextGraph(7, 0.3, torch.device("cpu"))
+    graph.kernels = ContextKernels(
+        graph.table, graph.edges, 0.3, lambda name, warps, arguments: launched.append(arguments)
+    )
+    stamps = np.ones(3, np.uint64)
+    graph.put(np.arange(3), np.zeros((3, 7), np.uint16), stamps, stamps, (stamps, np.zeros(3, np.float32)))
+    slots, _, vectors, _, capabilities, load = map(int, launched[0][:6])
+    assert [at % 16 for at in (slots, vectors, capabilities, load)] == [0, 0, 0, 0]
 
 
 def test_numbers_are_passed_as_bits() -> None:
