@@ -1,7 +1,7 @@
 """One graph while this process owns it: what callers say goes into the log, then into the state, then it is answered.
 
-A window is appended while the one before is applied; reads see what has been applied. Whatever ends the ownership ends
-the keeper and its state: the log has all that was answered.
+A window is appended when the one before is applied, a full one while it is; reads see what has been applied. Whatever
+ends the ownership ends the keeper and its state: the log has all that was answered.
 """
 
 from __future__ import annotations
