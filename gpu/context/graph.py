@@ -11,7 +11,7 @@ from ...bus.columns import Array
 from ..device import tensor_of
 from .agents import AgentTable, LastWords
 from .edges import Edges
-from .kernels import ContextKernels, Said
+from .kernels import Abilities, ContextKernels
 from .slots import Slots
 from .stamps import Stamps
 
@@ -62,7 +62,9 @@ class ContextGraph:
         self.edges.widen(LEAST_SLOTS)
         self.kernels = ContextKernels.of(self.table, self.edges, alpha)
 
-    def put(self, agents: Array, vectors: Array | Tensor, versions: Array, writers: Array, said: Said = None) -> Array:
+    def put(
+        self, agents: Array, vectors: Array | Tensor, versions: Array, writers: Array, said: Abilities = None
+    ) -> Array:
         """Say what agents know.
 
         Args:
@@ -161,7 +163,7 @@ class ContextGraph:
             self._refresh_run(*run)
 
     def _say(
-        self, agents: Array, vectors: Array | Tensor, stamps: Stamps, said: Said, *, is_there: bool
+        self, agents: Array, vectors: Array | Tensor, stamps: Stamps, said: Abilities, *, is_there: bool
     ) -> tuple[Array, Array]:
         """What `put` says, and the slots of those that were applied."""
         import torch

@@ -248,6 +248,7 @@ class GraphKeeper:
         words, is_refused = self._window()
         pieces = self._writing
         if is_refused and not pieces:
+            await asyncio.sleep(0)  # others have their turn, however much is refused
             return
         data = encode(words)
         try:

@@ -26,7 +26,7 @@ Launch = Callable[[str, int, Sequence[np.uint64]], None]
 
 It raises `DeviceLost` where the driver refuses.
 """
-Said = tuple[Array, Array] | None
+Abilities = tuple[Array, Array] | None
 """(m,) uint64, capabilities, and (m,) float32, loads; None if they stay."""
 
 WARP = 32
@@ -85,7 +85,7 @@ class ContextKernels:
         launch = _compiled(table.own.shape[1]) if table.norm.is_cuda else None
         return None if launch is None else cls(table, edges, alpha, launch)
 
-    def say(self, slots: Array, vectors: Array | Tensor, said: Said, *, is_there: bool) -> None:
+    def say(self, slots: Array, vectors: Array | Tensor, said: Abilities, *, is_there: bool) -> None:
         """Let X0 be these vectors, and R what follows.
 
         Args:
@@ -249,7 +249,7 @@ class ContextKernels:
         ends = list(accumulate((_aligned(column.nbytes) for column in columns.values()), initial=0))
         packed = np.empty(ends[-1], np.uint8)
         for begin, column in zip(ends, columns.values(), strict=False):
-            packed[begin : begin + column.nbytes] = column.reshape(-1).view(np.uint8)
+            packed[begin : begin + column.nbytes] = np.ascontiguousarray(column).reshape(-1).view(np.uint8)
         there = torch.from_numpy(packed).to(self._table.norm.device)
         return there, {name: there.data_ptr() + begin for begin, name in zip(ends, columns, strict=False)}
 

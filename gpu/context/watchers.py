@@ -143,7 +143,7 @@ class Watchers:
             is_due,
             names,
             np.array([threshold for threshold, _ in limits], np.float32),
-            np.array([1000 * interval for _, interval in limits], np.int64),
+            np.rint([1000 * interval for _, interval in limits]).astype(np.int64),
             [name for name, _ in fresh],
             [row for _, row in fresh],
         )
