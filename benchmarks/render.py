@@ -1,6 +1,6 @@
-"""README's figures, docs/figures.md and the page of all results, from `benchmarks/results/*.json`.
+"""README's figures, docs/figures.md, a table of docs/agents-state.md and the page of all results.
 
-python -m benchmarks.render
+They come from `benchmarks/results/*.json`: `python -m benchmarks.render`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ from benchmarks import (
     packets_plot,
     packets_table,
     render_device,
+    state,
 )
 from benchmarks.processes import ROOT
 from benchmarks.record import FAULTS, RESULTS
 
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "figures.md"
+STATE_PAGE = ROOT / "docs" / "agents-state.md"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 PACKETS_BEGIN, PACKETS_END = "<!-- packets -->", "<!-- /packets -->"
 CONTEXT_BEGIN, CONTEXT_END = "<!-- context -->", "<!-- /context -->"
-NAMES = ("bus", "embed", "memory", "break_even", "agents", "coordination")
+STATE_BEGIN, STATE_END = "<!-- state -->", "<!-- /state -->"
+NAMES = ("bus", "embed", "memory", "break_even", "agents", "coordination", "state")
 PLOT = "figures.png"
 ABSENT = "Not measured yet; `python -m benchmarks.figures` measures, and writes this section."
 
@@ -107,7 +110,12 @@ def _parts(results: Results) -> list[str]:
     return parts
 
 
-_TITLES = {"bus": "Echo of 384 floats", "embed": "Sentence embeddings", "agents": "Handlers of agents"}
+_TITLES = {
+    "bus": "Echo of 384 floats",
+    "embed": "Sentence embeddings",
+    "agents": "Handlers of agents",
+    "state": "Keys with state",
+}
 _LEGEND = (
     "Goal: what has to be reached; aim: what is wanted beyond. Where several peers fit, the one that leaves the worst "
     "ratio counts, and is named."
@@ -195,7 +203,7 @@ def with_section(readme: str, text: str, begin: str = BEGIN, end: str = END) -> 
 
 
 def main() -> None:
-    """Write both files and the plot, or see whether they are what would be written."""
+    """Write all files and the plots, or see whether they are what would be written."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail with the difference if there is one")
     options = parser.parse_args()
@@ -206,9 +214,11 @@ def main() -> None:
     readme = with_section(README.read_text(), headlines.section(records))
     readme = with_section(readme, headlines.packets(records), PACKETS_BEGIN, PACKETS_END)
     figures = section(results, on_gpu, kpi, failing, packets, context).replace("(benchmarks/", "(../benchmarks/")
+    changes = state.section(results["state"]) if "state" in results else ABSENT
     texts = {
         README: with_section(readme, headlines.context(records), CONTEXT_BEGIN, CONTEXT_END),
         PAGE: with_section(PAGE.read_text(), figures),
+        STATE_PAGE: with_section(STATE_PAGE.read_text(), changes, STATE_BEGIN, STATE_END),
         RESULTS / "README.md": page(results, on_gpu, kpi, failing, packets, assign, context),
     }
     if options.check:

@@ -22,7 +22,7 @@ class Shape:
         connections: connections (agents) in each process.
         callers: concurrent callers on each connection.
         rows_per_call: rows in one call; 1 means `call`, more means `call_many`.
-        workload: "floats" (random 384-float rows) or the path of a text pool (`workloads.save_texts`).
+        workload: "floats" (random 384-float rows), "keys" or the path of a text pool (`workloads.save_texts`).
         load: how they ask: "callers" in a closed loop, or "hang_up" (they ask and leave, and one probe follows).
         ramp_s: seconds of load before the measured window opens; longer than the slowest answer, so that the window
             sees the steady state and not the wait for the first batch.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,6 +106,39 @@ class Texts:
         return int((~(np.einsum("ij,ij->i", answers, expected) >= self.COSINE)).sum())
 
 
+class Keys:
+    """Keys of which each is changed by one, none twice at the same time, and whose totals come back.
+
+    The names are those of one process: servers stand while load processes come and go, and keep the totals.
+    """
+
+    def __init__(self) -> None:
+        self._free: deque[str] = deque()
+        self._totals: dict[str, int] = {}
+
+    def one(self) -> tuple[str, str]:
+        """A key of which no change is in flight; a new one if there is none."""
+        key = self._free.popleft() if self._free else f"{os.getpid()}-{len(self._totals)}"
+        self._totals[key] = self._totals.get(key, 0) + 1
+        return key, key
+
+    def many(self, count: int) -> tuple[list[str], list[str]]:
+        """`count` keys, and the same again."""
+        keys = [self.one()[0] for _ in range(count)]
+        return keys, keys
+
+    def wrong(self, answer: int, token: str) -> int:
+        """1 unless the answer is the number of the key's changes; the next change of it may come."""
+        self._free.append(token)
+        return int(answer != self._totals[token])
+
+    def wrong_many(self, answers: Sequence[int], token: Sequence[str]) -> int:
+        """Keys with another total; all of them when the answer has another length."""
+        if len(answers) != len(token):
+            return len(token)
+        return sum(map(self.wrong, answers, token))
+
+
 def save_texts(path: Path, texts: list[str], expected: NDArray[np.float32]) -> None:
     """Write a text pool: `path` (JSON list of sentences) and beside it the (n, d) float32 embeddings as `.npy`."""
     path.write_text(json.dumps(texts))
@@ -111,4 +147,6 @@ def save_texts(path: Path, texts: list[str], expected: NDArray[np.float32]) -> N
 
 def load_workload(name: str, seed: int) -> Workload:
     """The workload that a shape names."""
+    if name == "keys":
+        return Keys()
     return FloatRows(seed) if name == "floats" else Texts(Path(name), seed)
