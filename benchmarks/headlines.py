@@ -70,7 +70,9 @@ CONTEXT = {
     "context-bus-cuda": (
         "updates/s with p99 ≤ 20 ms, put to told",
         "the same ÷ on the CPU, there at any p99 if it never keeps that",
+        "updates/s with a p99 no longer than the CPU's at its least load ÷ the CPU's there",
         "recovery from a snapshot, with the process's start, s",
+        "hand-over under load: longest time without an update, s",
     ),
 }
 """The same of the section of contexts, which shows whatever falls short, too."""

@@ -321,10 +321,13 @@ def bits(number: float, *, below: bool = False) -> np.uint64:
         number: at least 0.
         below: where there is no such float32, the next smaller one, not the nearest.
     """
+    return np.uint64(np.float32(no_more(number) if below else number).view(np.uint32))
+
+
+def no_more(number: float) -> float:
+    """The largest number of float32 that is no more than one, which is at least 0."""
     near = np.float32(number)
-    if below and float(near) > number:
-        near = np.nextafter(near, np.float32(0))
-    return np.uint64(near.view(np.uint32))
+    return float(np.nextafter(near, np.float32(0)) if float(near) > number else near)
 
 
 def words(*arguments: Tensor | np.uint64 | int | None) -> tuple[np.uint64, ...]:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from .graph import ContextGraph, blocks, weighted_sums
-from .kernels import Pushed
+from .kernels import Pushed, no_more
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,10 +85,10 @@ def push(graph: ContextGraph, epsilon: float, limit: int, most: int) -> Pushed:
     used, hearers = graph.slots.used, graph.edges.hearers
     if graph.kernels is not None:
         return graph.kernels.push(used, epsilon, limit, most)
-    norm = graph.table.norm[:used]
+    norm, over = graph.table.norm[:used], no_more(epsilon)
     pushes = gone = 0
     while True:
-        frontier = (norm > epsilon).nonzero().flatten()
+        frontier = (norm > over).nonzero().flatten()
         edges = int(hearers.count[frontier].sum())
         if not len(frontier) or pushes == most or edges + len(frontier) >= limit:
             return Pushed(pushes, gone, float(norm.max()), not len(frontier))

@@ -137,5 +137,17 @@ def test_less_than_float32_allows_ends_all_the_same(device: Device) -> None:
     assert 1e-12 < done.residual < 1e-5
 
 
+def test_a_row_is_no_longer_than_epsilon_though_float32_has_no_such_number(device: Device) -> None:
+    graph = Case.random(6, n=2, d=1, degree=1).graph(device, 0.3)
+    settle(graph, 1e-3)
+    nearest = float(np.float32(1e-3))
+    assert nearest > 1e-3
+    graph.table.residual[0] = nearest
+    graph.table.norm[0] = nearest
+    done = settle(graph, 1e-3, ALWAYS_PUSH)
+    assert done.pushes == 1
+    assert done.residual <= 1e-3
+
+
 def test_a_graph_without_agents_is_settled(device: Device) -> None:
     assert settle(ContextGraph(3, 0.3, device.place), 1e-3)[:4] == (0, 0, 0, 0.0)
