@@ -178,8 +178,8 @@ def _stolen(result: Result) -> Iterator[str]:
         late = sum(one["put"].get("p99_ms", 0) > LIMIT_MS for one in rounds)
         yield (
             f"While updates were measured, the machine's hypervisor gave {100 * min(shares):.1f} to "
-            f"{100 * max(shares):.1f} % of the CPU time that was asked for to others. Of {len(rounds)} rounds {late} had "
-            f"a p99 beyond {LIMIT_MS:g} ms until answered."
+            f"{100 * max(shares):.1f} % of the CPU time that was asked for to others. Of {len(rounds)} rounds {late} "
+            f"had a p99 beyond {LIMIT_MS:g} ms until answered."
         )
 
 
