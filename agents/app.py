@@ -275,7 +275,11 @@ class App:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal)
         await self.__aenter__()
-        await asked.wait()
+        try:
+            await asked.wait()
+        except asyncio.CancelledError:  # asked twice before the first was heard
+            await self._open.aclose()
+            raise
         return await self._stop()
 
     def _load(self) -> Settings:

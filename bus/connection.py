@@ -163,16 +163,19 @@ class NatsConnection:
             raise ConnectionFailed(f"{self._options.address} does not let this user subscribe to {named}: {remedy}")
 
     async def close(self) -> None:
-        """Flush what was published, then close. Idempotent."""
+        """Flush what was published, then close; cancelled, close at once. Idempotent."""
         if self._closed:
             return
         self._closed = True
         self._supervisor.cancel()
-        await asyncio.wait({self._supervisor})
-        with suppress(errors.Error, OSError):
-            await self._client.flush()
-        await self._client.abandon()
-        self._subscriptions.clear()
+        try:
+            await asyncio.wait({self._supervisor})
+            with suppress(errors.Error, OSError):
+                await self._client.flush()
+        finally:
+            # Left open, the socket has uvloop's loop wait for ever as it closes, where warnings are errors.
+            await self._client.abandon()
+            self._subscriptions.clear()
 
     @property
     def lost(self) -> bool:

@@ -657,6 +657,24 @@ async def test_flush_and_close_end_where_the_peer_takes_nothing(
             await flooding
 
 
+@pytest.mark.parametrize("turns", [1, 9], ids=["the supervisor ends", "the server is asked"])
+async def test_close_that_is_cancelled_closes_the_socket(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    async with fake_server() as server:
+        connection = await connect(server.url)
+        monkeypatch.setattr(connection._client, "flush", asyncio.Event().wait)
+        streams: Any = connection._client._transport
+        closing = asyncio.create_task(connection.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+        assert streams._io_writer.is_closing()
+
+
 @pytest.mark.parametrize(
     ("message", "outcome"),
     [
