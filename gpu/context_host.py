@@ -111,7 +111,8 @@ class ContextHost:
         """End what there is, without waiting for what it has accepted. Idempotent."""
         tasks = [*self._tasks, *self._leaving]
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():  # cancelled twice, it would not see a process to its end
+                task.cancel()
         if self._serving is not None:
             await self._serving.kill()
             self._serving = None

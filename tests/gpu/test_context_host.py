@@ -268,6 +268,25 @@ async def test_a_stop_while_a_keeper_starts_leaves_no_process(start: Start, tmp_
     assert asyncio.all_tasks() == others, "it would be started again"
 
 
+async def test_a_stop_lets_what_it_cancels_come_to_its_end(start: Start) -> None:
+    """As of the second keeper, which is not wanted any more and ends just then."""
+    host = await start()
+    ended = False
+
+    async def end() -> None:
+        nonlocal ended
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.02)
+            ended = True
+
+    host._spawn(end())
+    await asyncio.sleep(0)
+    assert await host.stop()
+    assert ended
+
+
 async def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
     (tmp_path / "hangs-cpu").touch()
     host = made("cpu")
