@@ -232,7 +232,7 @@ class Run:
                 f"{kind}, windows of {size:,} put{'s' * (size > 1)}",
                 {NAME: [mine.window(size)]},
             )
-        self.more["push_cost"][kind] = {"used": PUSH_COST[graph.table.norm.device.type], "measured": mine.push_cost()}
+        self.more["push_cost"][kind] = {"used": PUSH_COST, "measured": mine.push_cost()}
         self._lap(f"{kind} measured")
         if self._device.is_cuda:
             self._beside_cpu(kind, mine)

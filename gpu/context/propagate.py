@@ -11,11 +11,11 @@ from .kernels import Pushed, no_more
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What an edge costs that is pushed, in such of a sweep over all rows, by kind of device; `benchmarks.context_maths`
-# measures it. On two cores, n = 1e5 and d = 384, it is sorted, and its row of R read and written: 0.16 µs for each
-# beyond those that reach every row, and 0.07 in a sweep over all. On an H100, n = 1e6, whoever is reached adds up all
-# that it hears: 5.0 in a uniform graph, and 18.8 in a clustered one, where sweeps over all rows find most in caches.
-PUSH_COST = {"cpu": 2.2, "cuda": 5.0}
+# What an edge costs that is pushed, in such of a sweep over all rows. Measured (`benchmarks.context_maths`) on an H100,
+# n = 1e6, where whoever is reached adds up all that it hears: 5 in a uniform graph, 19 in a clustered one, where sweeps
+# over all rows find most in caches. On two cores, d = 384, 2,000 to 100,000 agents and windows of 8 to 2,048 puts, by 5
+# it took as long as by anything from 2 to 8 or less: at 2,000, 8 puts took 8.4 ms, and by 2.2 15.6.
+PUSH_COST = 5.0
 MOST_PUSHES = 256  # of a call; sweeps of all rows then, each of which takes off a part of at least alpha
 NO_LIMIT = 1 << 62  # edges
 
@@ -38,7 +38,7 @@ class Settled(NamedTuple):
     push_cost: float
 
 
-def settle(graph: ContextGraph, epsilon: float, push_cost: float | None = None) -> Settled:
+def settle(graph: ContextGraph, epsilon: float, push_cost: float = PUSH_COST) -> Settled:
     """Make every row of R at most ε long; each row of Z is then at most ε over alpha from what is sought.
 
     A sweep takes all rows that are longer, adds them to Z, and passes them on to who hears them. Where that costs more
@@ -51,11 +51,10 @@ def settle(graph: ContextGraph, epsilon: float, push_cost: float | None = None) 
         epsilon: ε, above 0.
         push_cost: of an edge in a sweep over some rows, in such of a sweep over all; by default as measured.
     """
-    cost = PUSH_COST[graph.table.norm.device.type] if push_cost is None else push_cost
     used, all_edges = graph.slots.used, len(graph.edges)
     pushes = fulls = gone = 0
     longest, again = 0.0, False
-    limit = math.ceil((all_edges + used) / cost) if cost else NO_LIMIT
+    limit = math.ceil((all_edges + used) / push_cost) if push_cost else NO_LIMIT
     while used:
         done = push(graph, epsilon, limit if pushes < MOST_PUSHES else 0, max(MOST_PUSHES - pushes, 1))
         pushes, gone, longest = pushes + done.pushes, gone + done.edges, done.longest
@@ -70,7 +69,7 @@ def settle(graph: ContextGraph, epsilon: float, push_cost: float | None = None) 
             break  # rounding is all that is left
     if graph.kernels is not None:
         graph.kernels.rest()
-    return Settled(pushes, fulls, gone, longest, cost)
+    return Settled(pushes, fulls, gone, longest, push_cost)
 
 
 def push(graph: ContextGraph, epsilon: float, limit: int, most: int) -> Pushed:

@@ -21,7 +21,7 @@ from aikoryu.gpu.context.edges import Edges  # noqa: E402
 from aikoryu.gpu.context.graph import ContextGraph  # noqa: E402
 from aikoryu.gpu.context.kernels import ContextKernels, bits, words  # noqa: E402
 from aikoryu.gpu.context.notify import due  # noqa: E402
-from aikoryu.gpu.context.propagate import settle  # noqa: E402
+from aikoryu.gpu.context.propagate import PUSH_COST, settle  # noqa: E402
 from aikoryu.gpu.context.source import LONG, PART, THREADS, kernel_names  # noqa: E402
 from aikoryu.gpu.context.words import rounded  # noqa: E402
 from aikoryu.gpu.cuda import CudaDevice  # noqa: E402
@@ -169,7 +169,7 @@ def test_warps_that_meet_lose_nothing(device: Device) -> None:
         stamps = np.full(500, version, np.uint64)
         for graph in (found, expected):
             graph.put(agents.cpu().numpy(), vectors, stamps, stamps)
-            assert settle(graph, 1e-3, ALWAYS_PUSH if version % 2 else None).residual <= 1e-3
+            assert settle(graph, 1e-3, ALWAYS_PUSH if version % 2 else PUSH_COST).residual <= 1e-3
     used = found.slots.used
     residual, norm = found.table.residual[:used].clone(), found.table.norm[:used].clone()
     apart = torch.linalg.vector_norm(found.table.blended[:used] - expected.table.blended[:used], dim=1)
