@@ -167,6 +167,17 @@ def widen_bf16(bits: Array) -> Array:
     return (bits.astype("<u4") << 16).view("<f4")
 
 
+def narrow_bf16(values: Array) -> Array:
+    """bfloat16 bits, uint16, of float32 values in C order, rounded to the nearest, of two as near to the even one."""
+    bits = values.view(np.uint32)
+    # The upper half and whether what is lost is above a half of its last place, or half of it and that place odd.
+    made: Array = ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1)))) >> 16).astype(np.uint16)
+    unknown = np.isnan(values)
+    if unknown.any():
+        made[unknown] = 0x7FC0
+    return made
+
+
 def check(column: Column, rows: int, name: str = "") -> Field:
     """The type of a column of `rows` rows.
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import numpy as np
 
-from .columns import FIXED, VARIABLE, Array, Column, cut, pack_strings, unpack
+from .columns import FIXED, VARIABLE, Array, Column, cut, narrow_bf16, pack_strings, unpack
 from .errors import BadColumn, BadFrame, BadVersion, BusError, Busy
 
 VERSION = 1
@@ -383,17 +383,11 @@ def _numbers(array: Array, kind: str) -> Array:
             raise ValueError("write a complex number as [re, im]")
         array = np.ascontiguousarray(array, np.float64).view(np.complex128)[..., 0]
     if kind == "bf16":
-        return _round_to_bf16(array.astype(np.float32))
+        return narrow_bf16(array.astype(np.float32))
     made = np.ascontiguousarray(array, FIXED[kind])
     if made.dtype.kind in "biu" and not np.array_equal(made, array):
         raise ValueError(f"not every value is one of {kind}")
     return made
-
-
-def _round_to_bf16(values: Array) -> Array:
-    """bfloat16 bits of float32 values, rounded to nearest even."""
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def _json_column(column: Column, rows: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # What an edge costs that is pushed, in such of a sweep over all rows. Measured (`benchmarks.context_maths`) on an H100,
 # n = 1e6, where whoever is reached adds up all that it hears: 5 in a uniform graph, 19 in a clustered one, where sweeps
 # over all rows find most in caches. On two cores, d = 384, 2,000 to 100,000 agents and windows of 8 to 2,048 puts, by 5
-# it took as long as by anything from 2 to 8 or less: at 2,000, 8 puts took 8.4 ms, and by 2.2 15.6.
+# it took as long as by anything from 2 to 8 or less: at 2,000, 8 puts took 8.8 ms, and by 2.2 14.7.
 PUSH_COST = 5.0
 MOST_PUSHES = 256  # of a call; sweeps of all rows then, each of which takes off a part of at least alpha
 NO_LIMIT = 1 << 62  # edges

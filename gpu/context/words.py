@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ...bus.columns import Array, widen_bf16
+from ...bus.columns import Array, narrow_bf16, widen_bf16
 from ..shortlist import LONGEST
 
 FORMAT = 1
@@ -192,14 +192,7 @@ def rounded(vectors: Array) -> Array:
     """Bits of bf16, uint16, of vectors in f4, f2 or bf16 already (its bits as uint16), rounded to nearest even."""
     if vectors.dtype == np.uint16:
         return np.ascontiguousarray(vectors)
-    values = np.ascontiguousarray(vectors, np.float32)
-    bits = values.view(np.uint32)
-    # The upper half and whether what is lost is above a half of its last place, or half of it and that place odd.
-    made = ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1)))) >> 16).astype(np.uint16)
-    unknown = np.isnan(values)
-    if unknown.any():
-        made[unknown] = 0x7FC0
-    return made
+    return narrow_bf16(np.ascontiguousarray(vectors, np.float32))
 
 
 def until_ms(ttl_ms: Array, now_ms: int) -> Array:

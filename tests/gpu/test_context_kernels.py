@@ -12,9 +12,7 @@ from structlog.testing import capture_logs
 
 torch = pytest.importorskip("torch", reason="needs the extra `worker`")
 
-from torch import Tensor  # noqa: E402 - only where torch is
-
-from aikoryu.gpu.context import kernels as kernels_module  # noqa: E402
+from aikoryu.gpu.context import kernels as kernels_module  # noqa: E402 - only where torch is
 from aikoryu.gpu.context import propagate  # noqa: E402
 from aikoryu.gpu.context.agents import AgentTable  # noqa: E402
 from aikoryu.gpu.context.edges import Edges  # noqa: E402
@@ -102,11 +100,6 @@ def assert_alike(found: ContextGraph, expected: ContextGraph) -> None:
         assert torch.equal(getattr(found.table, name), getattr(expected.table, name)), name
 
 
-def numbers(values: Any, device: Device, dtype: Any = torch.int64) -> Tensor:
-    made: Tensor = torch.tensor(values, dtype=dtype, device=device.place)
-    return made
-
-
 @pytest.mark.parametrize("push_cost", [ALWAYS_PUSH, BY_COST, ALWAYS_FULL])
 @pytest.mark.parametrize("dimension", [1, 7, 130, 256, 384, 396, 1000])
 def test_rows_of_every_width(device: Device, dimension: int, push_cost: float) -> None:
@@ -130,7 +123,7 @@ def test_one_that_hears_many_and_is_heard_by_many(device: Device, many: int, dim
     found, expected = pair(case, device)
     assert_alike(found, expected)
     for graph in (found, expected):
-        graph.refresh(numbers([0, many], device))
+        graph.refresh(torch.tensor([0, many], device=device.place))
         graph.refresh()
     assert_alike(found, expected)
     done, wanted = (settle(graph, 1e-2, ALWAYS_PUSH) for graph in (found, expected))
